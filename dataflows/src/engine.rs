@@ -1,0 +1,200 @@
+//! The engine: workers that turn the wheel, and the handle by which the server feeds them.
+//!
+//! ```text
+//!  records ──exchange on own id──┐
+//!                                ▼
+//!  links ──▶ Identity ──ids──▶ Route ──exchange on person──▶ Profiles ──▶ totals (arranged)
+//!            one worker        raw id → person               keyed histories
+//!                                                            ▲      │ histories that move
+//!                                                            └──────┘ to another person
+//! ```
+//! A step has two beats. In the first, records reach their person, and histories whose person changed are sent to
+//! their new place; in the second, when all of that has arrived on every worker, each history that changed or has
+//! something due is stepped once, and questions are answered. Outputs belong to the second beat, so nobody ever sees a
+//! person twice or not at all.
+
+mod assemble;
+mod profiles;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use differential_dataflow::trace::cursor::cursor_list;
+use differential_dataflow::trace::{Cursor, TraceReader};
+use timely::progress::frontier::{Antichain, AntichainRef};
+use timely::worker::Worker;
+
+use crate::plan::Plan;
+use crate::protocol::{Answer, Command, Question, Response, Step};
+use crate::time::Millis;
+use crate::total::Total;
+
+use assemble::{Outputs, Totals};
+
+/// Logical time: the clock in the high half; the step's number and, last, its beat in the low half.
+pub type Time = u128;
+
+/// The first beat of a step.
+fn time_of(step: &Step) -> Time {
+    (step.clock as u128) << 64 | u128::from(step.number) << 1
+}
+
+/// The clock of a time, ms.
+fn clock_of(time: Time) -> Millis {
+    (time >> 64) as Millis
+}
+
+/// How the engine runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Worker threads.
+    pub workers: usize,
+    /// The definitions that hold at the start.
+    pub plan: Arc<Plan>,
+}
+
+/// The running engine. Dropping it stops the workers after what they were given.
+#[derive(Debug)]
+pub struct Engine {
+    doors: Vec<Sender<Command>>,
+    workers: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts the workers. `respond` is called from their threads with everything they say, in the order of steps
+    /// for each worker.
+    pub fn start(config: Config, respond: impl Fn(Response) + Send + Sync + 'static) -> Engine {
+        let (doors, inboxes): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| channel()).unzip();
+        let inboxes: Vec<_> = inboxes.into_iter().map(|inbox| Mutex::new(Some(inbox))).collect();
+        let plan = config.plan;
+        let workers = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let respond = Arc::new(respond);
+            let guards = timely::execute(timely::Config::process(config.workers), move |worker| {
+                let inbox = inboxes[worker.index()].lock().expect("no worker holds this lock twice").take();
+                run(worker, inbox.expect("each worker takes its own"), Arc::clone(&plan), &*respond);
+            });
+            drop(guards.expect("threads of one process need no network"));
+        });
+        Engine { doors, workers: Some(workers.expect("the system gives a thread")) }
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.doors.len()
+    }
+
+    /// Closes a step. Its records are shared out among the workers; where they come in does not matter.
+    pub fn step(&self, step: Step) {
+        let Step { number, clock, records, links, plan, questions } = step;
+        let share = records.len().div_ceil(self.doors.len()).max(1);
+        let mut records = records.into_iter();
+        let mut links = Some(links);
+        for door in &self.doors {
+            let step = Step {
+                number,
+                clock,
+                records: records.by_ref().take(share).collect(),
+                links: links.take().unwrap_or_default(),
+                plan: plan.clone(),
+                questions: questions.clone(),
+            };
+            // A worker that is gone has taken the process with it.
+            let _ = door.send(Command::Step(step));
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for door in &self.doors {
+            let _ = door.send(Command::Stop);
+        }
+        if let Some(workers) = self.workers.take() {
+            let _ = workers.join();
+        }
+    }
+}
+
+/// Steps that a worker lets be under way at once: enough to overlap, too few to add delay.
+const STEPS_OPEN_MAX: usize = 4;
+
+/// One worker's life.
+fn run(worker: &mut Worker, inbox: Receiver<Command>, plan: Arc<Plan>, respond: &(dyn Fn(Response) + Send + Sync)) {
+    let (mut inputs, mut outputs) = assemble::assemble(worker, plan);
+    let mut open: BTreeMap<Time, (u64, Vec<(u64, Question)>)> = BTreeMap::new();
+    let mut stopping = false;
+    loop {
+        while open.len() < STEPS_OPEN_MAX && !stopping {
+            // With nothing under way there is nothing to do but wait for a command.
+            let command = if open.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() };
+            match command {
+                Some(Command::Step(step)) => {
+                    let time = time_of(&step);
+                    open.insert(time, (step.number, step.questions.clone()));
+                    inputs.give(worker.index(), time, step);
+                }
+                Some(Command::Stop) => stopping = true,
+                None if open.is_empty() => stopping = true,
+                None => break,
+            }
+        }
+        if stopping && open.is_empty() {
+            break;
+        }
+        if !worker.step() {
+            std::thread::yield_now();
+        }
+        while let Some(first) = open.first_entry().filter(|first| outputs.is_closed(*first.key())) {
+            let (time, (number, questions)) = first.remove_entry();
+            close(worker.index(), time, number, questions, &mut outputs, respond);
+        }
+    }
+    drop(inputs);
+    while worker.step() {}
+}
+
+/// A step is closed: tells what it brought, answers what was asked at it, and lets the totals forget its time.
+fn close(
+    worker: usize,
+    time: Time,
+    number: u64,
+    questions: Vec<(u64, Question)>,
+    outputs: &mut Outputs,
+    respond: &(dyn Fn(Response) + Send + Sync),
+) {
+    let said = outputs.take(time);
+    let mut answers: BTreeMap<u64, Answer> = said.answers.into_iter().collect();
+    for (number, question) in questions {
+        let part = match question {
+            Question::Totals => Answer::Totals(totals_at(&mut outputs.totals, time + 1)),
+            _ => answers.remove(&number).unwrap_or(Answer::Nothing),
+        };
+        respond(Response::Answer { worker, question: number, part });
+    }
+    let frontier = Antichain::from_elem(time + 1);
+    outputs.totals.set_logical_compaction(frontier.borrow());
+    outputs.totals.set_physical_compaction(frontier.borrow());
+    respond(Response::Closed { worker, number, intents: said.intents, refused: said.refused });
+}
+
+/// The totals that this worker keeps, as of a time.
+fn totals_at(totals: &mut Totals, time: Time) -> Vec<(Total, i128)> {
+    let batches = totals.batches_through(AntichainRef::new(&[])).expect("nothing reads beyond the whole");
+    let (mut cursor, storage) = cursor_list(batches);
+    let mut found = Vec::new();
+    while cursor.key_valid(&storage) {
+        let mut sum = 0;
+        cursor.map_times(&storage, |at, change| {
+            if *at <= time {
+                sum += *change;
+            }
+        });
+        if sum != 0 {
+            found.push((cursor.key(&storage).clone(), sum));
+        }
+        cursor.step_key(&storage);
+    }
+    found
+}

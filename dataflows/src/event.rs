@@ -1,0 +1,673 @@
+//! What happened: one call of the Segment tracking API as plain data.
+//!
+//! [`Call`] is a call as it was written, checked and with its parts found; [`Event`] is the compact record that the
+//! dataflow keeps: its ids, its place in time, and only those values that some definition names. The body stays in the
+//! log. Nothing here knows why an event matters.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use compact_str::{CompactString, ToCompactString};
+use hashbrown::HashSet;
+use serde::{Deserialize, Serialize};
+
+use crate::json::{Fault, Next, Reader};
+use crate::number::Number;
+use crate::time::{self, Millis};
+use crate::value::Value;
+use crate::vocabulary::{NameId, Slot, Vocabulary};
+
+/// The longest id, in bytes.
+pub const ID_BYTES_MAX: usize = 255;
+/// Integers below this are seconds by mistake, not milliseconds.
+const MILLIS_MIN: i64 = 100_000_000_000;
+
+/// The six calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Something a user did, by name.
+    Track,
+    /// A page was seen: the event `page_view`.
+    Page,
+    /// A screen was seen: the event `screen_view`.
+    Screen,
+    /// Who a user is, and what was told of them.
+    Identify,
+    /// The group a user belongs to.
+    Group,
+    /// Two ids are one person.
+    Alias,
+}
+
+impl Kind {
+    /// All of them, in the order of the tracking API's documentation.
+    pub const ALL: [Kind; 6] = [Kind::Track, Kind::Page, Kind::Screen, Kind::Identify, Kind::Group, Kind::Alias];
+
+    /// The call's name in a body's `type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Track => "track",
+            Kind::Page => "page",
+            Kind::Screen => "screen",
+            Kind::Identify => "identify",
+            Kind::Group => "group",
+            Kind::Alias => "alias",
+        }
+    }
+
+    /// The kind that a body's `type` names.
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether the call is something a user did: only these make sessions and are seen by rules.
+    pub fn is_activity(self) -> bool {
+        matches!(self, Kind::Track | Kind::Page | Kind::Screen)
+    }
+}
+
+/// Why a call is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Not a call that can be understood.
+    Invalid,
+    /// No usable id.
+    NoId,
+    /// No usable time.
+    BadTimestamp,
+    /// Against the schema of its event.
+    Schema,
+    /// Larger than an event may be.
+    TooLarge,
+    /// Older than the lateness allows.
+    TooLate,
+    /// The id of another event, with other content.
+    Conflict,
+    /// Of a person who was erased.
+    Erased,
+    /// Accepted, but its link would make a person of too many ids.
+    RefusedEdge,
+}
+
+impl Reason {
+    /// The word used in answers, dead letters and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Invalid => "invalid",
+            Reason::NoId => "no_id",
+            Reason::BadTimestamp => "bad_timestamp",
+            Reason::Schema => "schema",
+            Reason::TooLarge => "too_large",
+            Reason::TooLate => "too_late",
+            Reason::Conflict => "conflict",
+            Reason::Erased => "erased",
+            Reason::RefusedEdge => "refused_edge",
+        }
+    }
+}
+
+/// A call that is not taken: why, and a sentence that says where and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The kind of fault.
+    pub reason: Reason,
+    /// For the person who sent it.
+    pub detail: String,
+}
+
+impl Rejection {
+    /// A rejection with its sentence.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Rejection { reason, detail: detail.into() }
+    }
+}
+
+impl From<Fault> for Rejection {
+    fn from(fault: Fault) -> Self {
+        Rejection::new(Reason::Invalid, format!("not JSON that can be read: {fault}"))
+    }
+}
+
+/// Where and on what an activity took place, and the consent told with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Context {
+    /// The page: `properties.page`, `properties.path`, `context.page.path` or `name`, the first present.
+    pub page: Option<CompactString>,
+    /// `context.device.type`
+    pub device: Option<CompactString>,
+    /// `context.os.name`
+    pub os: Option<CompactString>,
+    /// The browser's name.
+    pub browser: Option<CompactString>,
+    /// Channel and campaign by UTM fields, when `context.campaign` names either.
+    pub utm: Option<(Option<CompactString>, Option<CompactString>)>,
+    /// `context.timezone`
+    pub timezone: Option<CompactString>,
+    /// `context.consent.categoryPreferences`: purpose and answer.
+    pub consent: Vec<(CompactString, bool)>,
+}
+
+/// A record of the dataflow: one accepted call.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// When it happened, ms.
+    pub timestamp: Millis,
+    /// Its place in the log, where the body is.
+    pub position: u64,
+    /// The call.
+    pub kind: Kind,
+    /// Its name, if a definition names it.
+    pub name: NameId,
+    /// Whether `own` came from `userId`.
+    pub known: bool,
+    /// The id it belongs to.
+    pub own: CompactString,
+    /// Its id for deduplication, and the second key of the order.
+    pub message_id: CompactString,
+    /// Values that definitions name, by slot.
+    pub values: Box<[(Slot, Value)]>,
+    /// Its surroundings, shared among equal ones.
+    pub context: Option<Arc<Context>>,
+    /// The traits told by an identify call: top-level key, JSON text.
+    pub told: Option<Arc<[(CompactString, Box<str>)]>>,
+}
+
+impl Event {
+    /// The order inside a profile: time, then message id, then own id, by bytes.
+    pub fn order(&self, other: &Event) -> Ordering {
+        self.timestamp
+            .cmp(&other.timestamp)
+            .then_with(|| self.message_id.as_bytes().cmp(other.message_id.as_bytes()))
+            .then_with(|| self.own.as_bytes().cmp(other.own.as_bytes()))
+    }
+}
+
+/// The links between ids that a call states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The log position of the call: decides the order of acceptance.
+    pub position: u64,
+    /// When it happened, ms.
+    pub timestamp: Millis,
+    /// The call's message id.
+    pub message_id: CompactString,
+    /// The call's `userId`.
+    pub user: CompactString,
+    /// The call's `anonymousId`, if it is another: it may link to this user, and to no other.
+    pub anonymous: Option<CompactString>,
+    /// An alias call's `previousId`, if it is another: the two are one.
+    pub previous: Option<CompactString>,
+}
+
+/// A call as it was written: checked, its parts found, its values not yet read.
+#[derive(Clone, Debug)]
+pub struct Call<'a> {
+    /// The call.
+    pub kind: Kind,
+    /// The event's name: `event` of a track, `page_view`, `screen_view`; empty for others.
+    pub event: Cow<'a, str>,
+    /// `userId`
+    pub user: Option<CompactString>,
+    /// `anonymousId`
+    pub anonymous: Option<CompactString>,
+    /// `previousId`
+    pub previous: Option<CompactString>,
+    /// `messageId`
+    pub message_id: Option<CompactString>,
+    /// `timestamp`, else `originalTimestamp`, ms.
+    pub timestamp: Option<Millis>,
+    /// `originalTimestamp`, ms.
+    pub original: Option<Millis>,
+    /// `sentAt`, ms.
+    pub sent_at: Option<Millis>,
+    /// A fingerprint of everything that makes two calls with one message id the same call.
+    pub content: u64,
+    page_name: Option<CompactString>,
+    properties: Option<&'a str>,
+    traits: Option<&'a str>,
+    context: Option<&'a str>,
+}
+
+impl<'a> Call<'a> {
+    /// Reads one call. `route` is the kind that its door names; a body's own `type` must agree with it when it has one.
+    pub fn parse(text: &'a str, route: Option<Kind>) -> Result<Call<'a>, Rejection> {
+        let mut parts = Parts::default();
+        let mut reader = Reader::new(text);
+        if reader.next()? != Next::Object {
+            return Err(Rejection::new(Reason::Invalid, "a call is a JSON object"));
+        }
+        let mut wrong = None;
+        reader.object(|reader, key| parts.read(reader, &key).map(|problem| wrong = wrong.take().or(problem)))?;
+        reader.end()?;
+        match wrong {
+            Some(rejection) => Err(rejection),
+            None => parts.finish(route),
+        }
+    }
+
+    /// The id the call belongs to.
+    pub fn own(&self) -> &CompactString {
+        self.user.as_ref().or(self.anonymous.as_ref()).expect("a call without ids was refused by `parse`")
+    }
+
+    /// The links that the call states, if any; `position` is filled in when the log has given one.
+    pub fn link(&self, timestamp: Millis, message_id: &CompactString) -> Option<Link> {
+        let user = self.user.as_ref()?;
+        let other = |id: &Option<CompactString>| id.clone().filter(|id| id != user);
+        let anonymous = other(&self.anonymous);
+        let previous = other(&self.previous).filter(|_| self.kind == Kind::Alias);
+        (anonymous.is_some() || previous.is_some()).then(|| Link {
+            position: 0,
+            timestamp,
+            message_id: message_id.clone(),
+            user: user.clone(),
+            anonymous,
+            previous,
+        })
+    }
+}
+
+/// The parts of a call while its members are read.
+#[derive(Default)]
+struct Parts<'a> {
+    kind: Option<Cow<'a, str>>,
+    event: Option<Cow<'a, str>>,
+    name: Option<Cow<'a, str>>,
+    user: Option<CompactString>,
+    anonymous: Option<CompactString>,
+    previous: Option<CompactString>,
+    group: Option<CompactString>,
+    message_id: Option<CompactString>,
+    timestamp: Option<(Millis, u64)>,
+    original: Option<(Millis, u64)>,
+    sent_at: Option<Millis>,
+    properties: Option<&'a str>,
+    traits: Option<&'a str>,
+    context: Option<&'a str>,
+    content: u64,
+}
+
+impl<'a> Parts<'a> {
+    /// Reads the value of one member. What is wrong with a value does not stop the reading, so that the whole text is
+    /// checked first and its first fault told.
+    fn read(&mut self, reader: &mut Reader<'a>, key: &str) -> Result<Option<Rejection>, Fault> {
+        match key {
+            "type" => self.kind = text(reader)?,
+            "event" => self.event = text(reader)?,
+            "name" => self.name = text(reader)?,
+            "userId" => return id(reader, key, &mut self.user),
+            "anonymousId" => return id(reader, key, &mut self.anonymous),
+            "previousId" => return id(reader, key, &mut self.previous),
+            "groupId" => return id(reader, key, &mut self.group),
+            "messageId" => return message_id(reader, &mut self.message_id),
+            "timestamp" => return instant(reader, key, &mut self.timestamp),
+            "originalTimestamp" => return instant(reader, key, &mut self.original),
+            "sentAt" => {
+                let mut sent_at = None;
+                // A clock that cannot be read only means that the skew is not known.
+                instant(reader, key, &mut sent_at)?;
+                self.sent_at = sent_at.map(|(sent_at, _)| sent_at);
+            }
+            "properties" | "traits" => {
+                let mut at = reader.clone();
+                let (value, wrong) = object(reader, key)?;
+                if value.is_some() {
+                    self.mix(key, at.fingerprint()?);
+                }
+                let part = if key == "traits" { &mut self.traits } else { &mut self.properties };
+                *part = value;
+                return Ok(wrong);
+            }
+            "context" => {
+                let (value, wrong) = object(reader, key)?;
+                self.context = value;
+                return Ok(wrong);
+            }
+            _ => {
+                reader.skip()?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn mix(&mut self, key: &str, value: u64) {
+        // A sum: the order of members does not count. The key's length and first byte tell the few keys apart.
+        let salt = (key.len() as u64) << 8 | u64::from(key.as_bytes()[0]);
+        self.content = self.content.wrapping_add(value.wrapping_mul(salt.wrapping_mul(2) + 1).rotate_left(23));
+    }
+
+    fn mix_text(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.mix(key, crate::json::fingerprint_of(b's', value.as_bytes()));
+        }
+    }
+
+    fn finish(mut self, route: Option<Kind>) -> Result<Call<'a>, Rejection> {
+        let kind = match (self.kind.as_deref().map(|name| (name, Kind::named(name))), route) {
+            (None, Some(kind)) => kind,
+            (Some((_, Some(kind))), None) => kind,
+            (Some((_, Some(kind))), Some(route)) if kind == route => kind,
+            (Some((name, _)), None) => return Err(invalid(format!("unknown type {name:?}: it is one of track, page, screen, identify, group, alias"))),
+            (Some((name, _)), Some(route)) => return Err(invalid(format!("type {name:?} was sent to the door of {}", route.name()))),
+            (None, None) => return Err(invalid("`type` is missing: it is one of track, page, screen, identify, group, alias")),
+        };
+        let event = match kind {
+            Kind::Track => match self.event.take() {
+                Some(event) if !event.is_empty() => event,
+                _ => return Err(invalid("a track call needs `event`, a name that is not empty")),
+            },
+            Kind::Page => Cow::Borrowed("page_view"),
+            Kind::Screen => Cow::Borrowed("screen_view"),
+            _ => Cow::Borrowed(""),
+        };
+        if self.user.is_none() && self.anonymous.is_none() {
+            return Err(Rejection::new(Reason::NoId, "neither `userId` nor `anonymousId` is a non-empty string"));
+        }
+        self.mix_text("type", Some(kind.name()));
+        self.mix_text("event", Some(&event));
+        let name = self.name.take();
+        self.mix_text("name", name.as_deref());
+        for (key, id) in [("userId", self.user.clone()), ("anonymousId", self.anonymous.clone()),
+            ("previousId", self.previous.clone()), ("groupId", self.group.clone())] {
+            self.mix_text(key, id.as_deref());
+        }
+        if let Some((_, fingerprint)) = self.original.or(self.timestamp) {
+            self.mix("originalTimestamp", fingerprint);
+        }
+        Ok(Call {
+            kind,
+            event,
+            page_name: name.map(|name| name.to_compact_string()),
+            user: self.user,
+            anonymous: self.anonymous,
+            previous: self.previous,
+            message_id: self.message_id,
+            timestamp: self.timestamp.or(self.original).map(|(timestamp, _)| timestamp),
+            original: self.original.map(|(timestamp, _)| timestamp),
+            sent_at: self.sent_at,
+            content: self.content,
+            properties: self.properties,
+            traits: self.traits,
+            context: self.context,
+        })
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Rejection {
+    Rejection::new(Reason::Invalid, detail)
+}
+
+/// A string; anything else counts as absent.
+fn text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
+    if reader.next()? == Next::Text { reader.text().map(Some) } else { reader.skip().map(|_| None) }
+}
+
+fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<CompactString>) -> Result<Option<Rejection>, Fault> {
+    *into = match reader.next()? {
+        Next::Null => reader.null().map(|()| None)?,
+        Next::Text => Some(reader.text()?.to_compact_string()).filter(|id| !id.is_empty()),
+        Next::Number => {
+            let number = reader.number()?;
+            if number.contains(['.', 'e', 'E']) {
+                return Ok(Some(Rejection::new(Reason::NoId, format!("`{key}` is neither a string nor an integer"))));
+            }
+            Some(number.to_compact_string())
+        }
+        _ => {
+            reader.skip()?;
+            return Ok(Some(Rejection::new(Reason::NoId, format!("`{key}` is neither a string nor an integer"))));
+        }
+    };
+    let long = into.as_ref().is_some_and(|id| id.len() > ID_BYTES_MAX);
+    Ok(long.then(|| Rejection::new(Reason::NoId, format!("`{key}` is longer than {ID_BYTES_MAX} bytes"))))
+}
+
+fn message_id(reader: &mut Reader<'_>, into: &mut Option<CompactString>) -> Result<Option<Rejection>, Fault> {
+    match reader.next()? {
+        Next::Null => reader.null()?,
+        Next::Text => *into = Some(reader.text()?.to_compact_string()).filter(|id| !id.is_empty()),
+        _ => {
+            reader.skip()?;
+            return Ok(Some(invalid("`messageId` is not a string")));
+        }
+    }
+    let long = into.as_ref().is_some_and(|id| id.len() > ID_BYTES_MAX);
+    Ok(long.then(|| invalid(format!("`messageId` is longer than {ID_BYTES_MAX} bytes"))))
+}
+
+/// An instant, and the fingerprint of how it was written.
+fn instant(reader: &mut Reader<'_>, key: &str, into: &mut Option<(Millis, u64)>) -> Result<Option<Rejection>, Fault> {
+    let mut written = reader.clone();
+    let read = match reader.next()? {
+        Next::Null => return reader.null().map(|()| None),
+        Next::Text => time::parse_instant(&reader.text()?),
+        Next::Number => reader.number()?.parse::<i64>().ok().filter(|ms| *ms >= MILLIS_MIN),
+        _ => reader.skip().map(|_| None)?,
+    };
+    *into = read.filter(|ms| time::in_range(*ms)).map(|ms| written.fingerprint().map(|written| (ms, written))).transpose()?;
+    Ok(into.is_none().then(|| {
+        let detail = format!("`{key}` is no RFC 3339 instant or integer of milliseconds in the years 2000 to 2099");
+        Rejection::new(Reason::BadTimestamp, detail)
+    }))
+}
+
+fn object<'a>(reader: &mut Reader<'a>, key: &str) -> Result<(Option<&'a str>, Option<Rejection>), Fault> {
+    match reader.next()? {
+        Next::Null => reader.null().map(|()| (None, None)),
+        Next::Object => reader.skip().map(|text| (Some(text), None)),
+        _ => reader.skip().map(|_| (None, Some(invalid(format!("`{key}` is not an object"))))),
+    }
+}
+
+/// Makes events of calls. It keeps equal surroundings once, so each thread that decodes has its own.
+#[derive(Debug)]
+pub struct Decoder {
+    vocabulary: Arc<Vocabulary>,
+    contexts: HashSet<Arc<Context>>,
+    values: Vec<(Slot, Value)>,
+}
+
+/// Surroundings kept for sharing; past it the table is begun anew.
+const CONTEXTS_MAX: usize = 1 << 16;
+
+impl Decoder {
+    /// A decoder that keeps what `vocabulary` names.
+    pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
+        Decoder { vocabulary, contexts: HashSet::new(), values: Vec::new() }
+    }
+
+    /// The compact record of a call at its time; `position` is filled in when the log has given one.
+    pub fn event(&mut self, call: &Call<'_>, timestamp: Millis, message_id: &CompactString) -> Result<Event, Rejection> {
+        let name = if call.kind.is_activity() { self.vocabulary.name(&call.event) } else { NameId::NONE };
+        let mut context = Context::default();
+        self.values.clear();
+        if let Some(properties) = call.properties {
+            let wants = self.vocabulary.property_wants(name);
+            let mut reader = Reader::new(properties);
+            read_properties(&mut reader, wants, &mut self.values, call.kind.is_activity().then_some(&mut context))?;
+        }
+        if let Some(text) = call.context {
+            let wants = self.vocabulary.context_wants(name);
+            if !wants.is_empty() {
+                extract(&mut Reader::new(text), wants, 0, &mut self.values)?;
+            }
+            read_context(&mut Reader::new(text), &mut context)?;
+        }
+        if call.kind.is_activity() && context.page.is_none() {
+            context.page = call.page_name.clone();
+        }
+        self.vocabulary.check_schema(&call.event, call.properties.unwrap_or("{}"))?;
+        self.values.sort_unstable_by_key(|(slot, _)| *slot);
+        Ok(Event {
+            timestamp,
+            position: 0,
+            kind: call.kind,
+            name,
+            known: call.user.is_some(),
+            own: call.own().clone(),
+            message_id: message_id.clone(),
+            values: self.values.as_slice().into(),
+            context: self.share(context),
+            told: if call.kind == Kind::Identify { told(call.traits)? } else { None },
+        })
+    }
+
+    fn share(&mut self, context: Context) -> Option<Arc<Context>> {
+        if context == Context::default() {
+            return None;
+        }
+        if self.contexts.len() >= CONTEXTS_MAX {
+            self.contexts.clear();
+        }
+        Some(Arc::clone(self.contexts.get_or_insert_with(&context, |context| Arc::new(context.clone()))))
+    }
+}
+
+/// A path that some definition names, below `properties` or `context`.
+pub type Want = (Box<[CompactString]>, Slot);
+
+fn read_properties<'a>(
+    reader: &mut Reader<'a>,
+    wants: &[Want],
+    values: &mut Vec<(Slot, Value)>,
+    page: Option<&mut Context>,
+) -> Result<(), Fault> {
+    let mut pages: [Option<CompactString>; 2] = [None, None];
+    reader.object(|reader, key| {
+        match &*key {
+            "page" if page.is_some() => pages[0] = text(&mut reader.clone())?.map(|page| page.to_compact_string()),
+            "path" if page.is_some() => pages[1] = text(&mut reader.clone())?.map(|page| page.to_compact_string()),
+            _ => {}
+        }
+        extract_member(reader, &key, wants, 0, values)
+    })?;
+    if let Some(context) = page {
+        context.page = pages.into_iter().flatten().next();
+    }
+    Ok(())
+}
+
+fn extract(reader: &mut Reader<'_>, wants: &[Want], depth: usize, values: &mut Vec<(Slot, Value)>) -> Result<(), Fault> {
+    reader.object(|reader, key| extract_member(reader, &key, wants, depth, values))
+}
+
+fn extract_member(
+    reader: &mut Reader<'_>,
+    key: &str,
+    wants: &[Want],
+    depth: usize,
+    values: &mut Vec<(Slot, Value)>,
+) -> Result<(), Fault> {
+    let mut deeper = false;
+    for (path, slot) in wants {
+        if path.get(depth).is_some_and(|wanted| wanted == key) && path.len() == depth + 1 {
+            let value = value(&mut reader.clone())?;
+            values.retain(|(other, _)| other != slot);
+            values.push((*slot, value));
+        }
+        deeper |= path.len() > depth + 1 && path[depth] == key;
+    }
+    if deeper && reader.next()? == Next::Object {
+        let inner: Vec<Want> = wants.iter().filter(|(path, _)| path.len() > depth + 1 && path[depth] == key).cloned().collect();
+        return extract(reader, &inner, depth + 1, values);
+    }
+    reader.skip().map(|_| ())
+}
+
+/// A value as rules see it: lists keep their scalars, an object is only known to be there.
+pub fn value(reader: &mut Reader<'_>) -> Result<Value, Fault> {
+    Ok(match reader.next()? {
+        Next::Null => reader.null().map(|()| Value::Null)?,
+        Next::Bool => Value::Bool(reader.bool()?),
+        Next::Text => Value::Text(reader.text()?.to_compact_string()),
+        Next::Object => reader.skip().map(|_| Value::Object)?,
+        Next::Number => {
+            let number = reader.number()?;
+            Number::parse(number).map_or_else(|| Value::Huge(number.to_compact_string()), Value::Number)
+        }
+        Next::List => {
+            let mut items = Vec::new();
+            reader.list(|reader| {
+                items.push(value(reader)?);
+                Ok(())
+            })?;
+            Value::List(items.into())
+        }
+    })
+}
+
+fn read_context(reader: &mut Reader<'_>, context: &mut Context) -> Result<(), Fault> {
+    let mut campaign: [Option<CompactString>; 3] = [None, None, None];
+    reader.object(|reader, key| {
+        match &*key {
+            "timezone" => context.timezone = text(reader)?.map(|zone| zone.to_compact_string()),
+            "page" => members(reader, &["path"], |_, page| context.page = context.page.take().or(Some(page)))?,
+            "device" => members(reader, &["type"], |_, device| context.device = Some(device))?,
+            "os" => members(reader, &["name"], |_, os| context.os = Some(os))?,
+            "campaign" => members(reader, &["name", "source", "medium"], |which, part| campaign[which] = Some(part))?,
+            "consent" => read_consent(reader, &mut context.consent)?,
+            _ => {
+                reader.skip()?;
+            }
+        }
+        Ok(())
+    })?;
+    let [name, source, medium] = campaign;
+    let channel = medium.or(source);
+    if name.is_some() || channel.is_some() {
+        context.utm = Some((channel, name));
+    }
+    Ok(())
+}
+
+/// The string members of an object that `keys` name, by their place in it.
+fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, CompactString)) -> Result<(), Fault> {
+    if reader.next()? != Next::Object {
+        return reader.skip().map(|_| ());
+    }
+    reader.object(|reader, key| {
+        match keys.iter().position(|wanted| *wanted == key) {
+            Some(which) => {
+                if let Some(text) = text(reader)?.filter(|text| !text.is_empty()) {
+                    found(which, text.to_compact_string());
+                }
+            }
+            None => {
+                reader.skip()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<(CompactString, bool)>) -> Result<(), Fault> {
+    if reader.next()? != Next::Object {
+        return reader.skip().map(|_| ());
+    }
+    reader.object(|reader, key| {
+        if key != "categoryPreferences" || reader.next()? != Next::Object {
+            return reader.skip().map(|_| ());
+        }
+        reader.object(|reader, purpose| {
+            if reader.next()? == Next::Bool {
+                consent.push((purpose.to_compact_string(), reader.bool()?));
+                return Ok(());
+            }
+            reader.skip().map(|_| ())
+        })
+    })
+}
+
+fn told(traits: Option<&str>) -> Result<Option<Arc<[(CompactString, Box<str>)]>>, Fault> {
+    let mut all = Vec::new();
+    if let Some(traits) = traits {
+        Reader::new(traits).object(|reader, key| {
+            all.push((key.to_compact_string(), reader.skip()?.into()));
+            Ok(())
+        })?;
+    }
+    Ok(if all.is_empty() { None } else { Some(all.into()) })
+}

@@ -1,0 +1,277 @@
+//! A key's history: its entries in order, and what they fold to, one instant after another.
+//!
+//! This is the one mechanism under everything that is true of a person, and it knows nothing of marketing. A [`Fold`]
+//! says what an instant does to a state; [`History`] keeps entries in order, steps forward as the clock allows, and
+//! when an entry comes late or is taken away, goes back to the last mark before it and steps forward again. A step
+//! adds its consequences to the fold's `Effects`; going back takes them off. So after any sequence of changes the sum
+//! of effects is that of a plain run over the entries that remain: arrival order cannot be seen.
+//!
+//! Marks are dense near the end and ever sparser before it: O(log n) of them, and a change at distance d from the end
+//! costs O(d).
+
+use std::cmp::Ordering;
+use std::ops::Range;
+
+use crate::time::Millis;
+
+/// Entries between two marks, at the dense end.
+const MARK_EVERY: usize = 16;
+
+/// What a history folds to.
+pub trait Fold {
+    /// One entry of a history.
+    type Entry;
+    /// Everything that is true at one place in a history.
+    type State;
+    /// Enough to take a state back to where it was; small, since many are kept.
+    type Mark;
+    /// Where consequences are added up, and taken off again.
+    type Effects;
+
+    /// The instant of an entry.
+    fn instant(entry: &Self::Entry) -> Millis;
+    /// The order of entries, finer than their instants.
+    fn order(a: &Self::Entry, b: &Self::Entry) -> Ordering;
+    /// The state before the first entry; it has no effects.
+    fn start(&self) -> Self::State;
+    /// No instant before this one does anything without an entry. May be early, never late.
+    fn due(&self, state: &Self::State) -> Millis;
+    /// Applies one instant whole: what is due at it, and `present`, the entries of that instant.
+    fn step(
+        &self,
+        state: &mut Self::State,
+        at: Millis,
+        entries: &[Self::Entry],
+        present: Range<usize>,
+        effects: &mut Self::Effects,
+    );
+    /// What `back` needs to return here.
+    fn mark(&self, state: &Self::State) -> Self::Mark;
+    /// Returns to `mark`, taking off all effects since. `entries` are still those that were folded.
+    fn back(&self, state: &mut Self::State, mark: &Self::Mark, entries: &[Self::Entry], effects: &mut Self::Effects);
+}
+
+/// A place to return to: after `folded` entries and the instant `at`.
+struct Place<M> {
+    folded: usize,
+    at: Millis,
+    mark: M,
+}
+
+/// The history of one key.
+pub struct History<F: Fold> {
+    entries: Vec<F::Entry>,
+    folded: usize,
+    at: Millis,
+    state: F::State,
+    places: Vec<Place<F::Mark>>,
+}
+
+impl<F: Fold> History<F> {
+    /// A history without entries.
+    pub fn new(fold: &F) -> Self {
+        History { entries: Vec::new(), folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new() }
+    }
+
+    /// What is true after the last instant folded.
+    pub fn state(&self) -> &F::State {
+        &self.state
+    }
+
+    /// All entries, in order, those of the future too.
+    pub fn entries(&self) -> &[F::Entry] {
+        &self.entries
+    }
+
+    /// The entries that have been folded: those up to the clock.
+    pub fn past(&self) -> &[F::Entry] {
+        &self.entries[..self.folded]
+    }
+
+    /// The next instant at which something happens if no entry comes. May be early, never late.
+    pub fn due(&self, fold: &F) -> Millis {
+        let next = self.entries.get(self.folded).map_or(Millis::MAX, F::instant);
+        if self.folded == 0 { next } else { next.min(fold.due(&self.state)) }
+    }
+
+    /// Puts an entry in its place.
+    pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects) {
+        let place = match self.entries.last() {
+            Some(last) if F::order(last, &entry).is_ge() => {
+                self.entries.partition_point(|other| F::order(other, &entry).is_lt())
+            }
+            _ => self.entries.len(),
+        };
+        // An instant is stepped whole, so an entry at the last instant is late too.
+        if F::instant(&entry) <= self.at {
+            self.back(place, F::instant(&entry), fold, effects);
+        }
+        self.entries.insert(place, entry);
+    }
+
+    /// Takes all entries out that `leaves` names, in order.
+    pub fn extract(&mut self, leaves: impl Fn(&F::Entry) -> bool, fold: &F, effects: &mut F::Effects) -> Vec<F::Entry> {
+        let Some(first) = self.entries.iter().position(&leaves) else { return Vec::new() };
+        let instant = F::instant(&self.entries[first]);
+        if instant <= self.at {
+            self.back(first, instant, fold, effects);
+        }
+        self.entries.extract_if(first.., |entry| leaves(entry)).collect()
+    }
+
+    /// Steps through all instants up to and including `clock`.
+    pub fn advance(&mut self, clock: Millis, fold: &F, effects: &mut F::Effects) {
+        loop {
+            let at = self.due(fold);
+            if at > clock || at == Millis::MAX {
+                return;
+            }
+            let start = self.folded;
+            while self.entries.get(self.folded).is_some_and(|entry| F::instant(entry) == at) {
+                self.folded += 1;
+            }
+            fold.step(&mut self.state, at, &self.entries, start..self.folded, effects);
+            self.at = at;
+            if self.folded >= self.places.last().map_or(0, |place| place.folded) + MARK_EVERY {
+                self.places.push(Place { folded: self.folded, at, mark: fold.mark(&self.state) });
+                self.thin();
+            }
+        }
+    }
+
+    /// Goes back to the beginning, taking all effects off, to go on under another fold.
+    pub fn restart(&mut self, old: &F, new: &F, effects: &mut F::Effects) {
+        self.back(0, Millis::MIN, old, effects);
+        self.state = new.start();
+    }
+
+    /// Goes back to a place before entry `place` and before the instant `instant`.
+    fn back(&mut self, place: usize, instant: Millis, fold: &F, effects: &mut F::Effects) {
+        while self.places.last().is_some_and(|last| last.folded > place || last.at >= instant) {
+            self.places.pop();
+        }
+        match self.places.last() {
+            Some(last) => {
+                fold.back(&mut self.state, &last.mark, &self.entries, effects);
+                (self.folded, self.at) = (last.folded, last.at);
+            }
+            None => {
+                fold.back(&mut self.state, &fold.mark(&fold.start()), &self.entries, effects);
+                (self.folded, self.at) = (0, Millis::MIN);
+            }
+        }
+    }
+
+    /// Drops marks so that the gap around a distance is at most about half that distance.
+    fn thin(&mut self) {
+        let mut index = self.places.len().saturating_sub(2);
+        while index > 0 {
+            let gap = self.places[index + 1].folded - self.places[index - 1].folded;
+            if gap * 2 <= self.folded - self.places[index + 1].folded {
+                self.places.remove(index);
+            }
+            index -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds numbers; each number leaves again ten later. Its effect is the sum of all that the sum ever was.
+    struct Rolling;
+
+    #[derive(Clone, Default)]
+    struct Sum {
+        total: i64,
+        head: usize,
+        seen: Vec<(Millis, i64)>,
+    }
+
+    impl Fold for Rolling {
+        type Entry = (Millis, i64);
+        type State = Sum;
+        type Mark = (i64, usize, usize, i64);
+        type Effects = i64;
+
+        fn instant(entry: &Self::Entry) -> Millis {
+            entry.0
+        }
+        fn order(a: &Self::Entry, b: &Self::Entry) -> Ordering {
+            a.cmp(b)
+        }
+        fn start(&self) -> Sum {
+            Sum::default()
+        }
+        fn due(&self, state: &Sum) -> Millis {
+            state.seen.get(state.head).map_or(Millis::MAX, |(at, _)| at + 10)
+        }
+        fn step(&self, state: &mut Sum, at: Millis, entries: &[Self::Entry], present: Range<usize>, effects: &mut i64) {
+            let before = state.total;
+            while state.seen.get(state.head).is_some_and(|(seen, _)| seen + 10 <= at) {
+                state.total -= state.seen[state.head].1;
+                state.head += 1;
+            }
+            for (at, number) in &entries[present] {
+                state.seen.push((*at, *number));
+                state.total += number;
+            }
+            *effects += state.total - before;
+        }
+        fn mark(&self, state: &Sum) -> Self::Mark {
+            (state.total, state.head, state.seen.len(), state.total)
+        }
+        fn back(&self, state: &mut Sum, mark: &Self::Mark, _: &[Self::Entry], effects: &mut i64) {
+            *effects += mark.0 - state.total;
+            (state.total, state.head) = (mark.0, mark.1);
+            state.seen.truncate(mark.2);
+        }
+    }
+
+    fn plain(entries: &[(Millis, i64)], clock: Millis) -> i64 {
+        entries.iter().filter(|(at, _)| *at <= clock && clock < at + 10).map(|(_, number)| number).sum()
+    }
+
+    #[test]
+    fn any_order_of_arrival_gives_the_plain_sum() {
+        let mut seed = 1u64;
+        let mut random = move |below: u64| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) % below
+        };
+        for _ in 0..200 {
+            let (mut history, mut effects, mut clock) = (History::new(&Rolling), 0, 0);
+            let mut entries = Vec::new();
+            for _ in 0..150 {
+                match random(8) {
+                    0 if !entries.is_empty() => {
+                        let gone = entries.swap_remove(random(entries.len() as u64) as usize);
+                        let mut left = history.extract(|entry| *entry == gone, &Rolling, &mut effects);
+                        left.drain(1..).for_each(|again| history.insert(again, &Rolling, &mut effects));
+                    }
+                    1 => clock += random(7) as Millis,
+                    2 => history.restart(&Rolling, &Rolling, &mut effects),
+                    _ => {
+                        let entry = (clock - 20 + random(25) as Millis, random(100) as i64);
+                        entries.push(entry);
+                        history.insert(entry, &Rolling, &mut effects);
+                    }
+                }
+                history.advance(clock, &Rolling, &mut effects);
+                assert_eq!(effects, plain(&entries, clock));
+                assert!(history.due(&Rolling) > clock);
+            }
+        }
+    }
+
+    #[test]
+    fn marks_stay_few() {
+        let (mut history, mut effects) = (History::new(&Rolling), 0);
+        for at in 0..100_000 {
+            history.insert((at, 1), &Rolling, &mut effects);
+            history.advance(at, &Rolling, &mut effects);
+        }
+        assert!(history.places.len() < 80, "{} marks", history.places.len());
+    }
+}

@@ -1,0 +1,299 @@
+//! Identity: which ids are one person.
+//!
+//! An anonymous id links to one user, that of its earliest event bearing both; an alias joins two ids; an unlink strikes
+//! an edge for good. A person is a connected component of what remains. All of it is a minimum and a union over sets,
+//! so it does not depend on the order of arrival, and anything can be taken back: components are few ids each, and the
+//! ones touched are walked anew. Only refusal looks at the order of the log: an edge that would make too large a
+//! component is refused when it comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use compact_str::CompactString;
+use hashbrown::{HashMap, HashSet};
+use serde::{Deserialize, Serialize};
+
+use crate::event::Link;
+use crate::time::Millis;
+
+/// An id, as it was written.
+pub type Id = CompactString;
+
+/// Something that changes who is whom.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Change {
+    /// A call stated links.
+    Link(Link),
+    /// The edge between two ids is struck, now and for later events.
+    Unlink(Id, Id),
+    /// An event was taken back: own id, message id.
+    Retract(Id, CompactString),
+    /// From now on no component grows beyond so many ids by an edge that is accepted.
+    Limit(usize),
+}
+
+/// A person's ids, where they changed: the least of them by bytes is the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Where the person's history is kept.
+    pub key: Id,
+    /// All ids, in order.
+    pub ids: Vec<Id>,
+}
+
+/// What a time's changes did.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Components that are new or other than before. An id of an old one stands in exactly one of them.
+    pub components: Vec<Component>,
+    /// Log positions of the calls whose edges were refused.
+    pub refused: Vec<u64>,
+}
+
+/// What an event says of an anonymous id: ordered as events are, so that the least one counts.
+type Claim = (Millis, CompactString, Id);
+
+/// Who is whom.
+#[derive(Debug)]
+pub struct Identity {
+    ids_max: usize,
+    /// By anonymous id, all that claim it.
+    claims: HashMap<Id, BTreeSet<Claim>>,
+    /// By ordered pair of ids, the aliases that join them, by event.
+    aliases: HashMap<(Id, Id), BTreeSet<(Id, CompactString)>>,
+    /// The links of an event, by its own id and message id, to take them back.
+    links: HashMap<(Id, CompactString), Link>,
+    struck: HashSet<(Id, Id)>,
+    neighbours: HashMap<Id, BTreeMap<Id, u32>>,
+    keys: HashMap<Id, Id>,
+    /// Accepted, but dated after the clock: they take part in nothing yet.
+    future: BTreeMap<(Millis, u64), Link>,
+    touched: BTreeSet<Id>,
+}
+
+impl Identity {
+    /// Nobody is linked. No component grows beyond `ids_max` by an edge that is accepted.
+    pub fn new(ids_max: usize) -> Self {
+        Identity {
+            ids_max,
+            claims: HashMap::new(),
+            aliases: HashMap::new(),
+            links: HashMap::new(),
+            struck: HashSet::new(),
+            neighbours: HashMap::new(),
+            keys: HashMap::new(),
+            future: BTreeMap::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+
+    /// Applies changes in log order, up to `clock`.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>, clock: Millis) -> Outcome {
+        let mut refused = Vec::new();
+        for change in changes {
+            match change {
+                Change::Link(link) if link.timestamp > clock => {
+                    self.future.insert((link.timestamp, link.position), link);
+                }
+                Change::Link(link) => {
+                    if !self.accept(&link) {
+                        refused.push(link.position);
+                    }
+                }
+                Change::Unlink(a, b) => self.unlink(&a, &b),
+                Change::Limit(ids_max) => self.ids_max = ids_max,
+                Change::Retract(own, message_id) => self.retract(own, message_id),
+            }
+        }
+        while let Some(next) = self.future.first_entry().filter(|next| next.key().0 <= clock) {
+            let link = next.remove();
+            if !self.accept(&link) {
+                refused.push(link.position);
+            }
+        }
+        Outcome { components: self.components(), refused }
+    }
+
+    /// The key of the person an id belongs to, if it is linked to any other.
+    pub fn key(&self, id: &str) -> Option<&Id> {
+        self.keys.get(id)
+    }
+
+    /// Takes a link in, unless that would make too large a component.
+    fn accept(&mut self, link: &Link) -> bool {
+        let others = || link.anonymous.iter().chain(&link.previous);
+        let known = self.component_of(&link.user);
+        self.state(link, true);
+        // An edge that joins nothing new makes nothing larger; nor does a call that makes none, since another claims
+        // the id or the pair was struck.
+        let person = self.component_of(&link.user);
+        let joins = |other: &Id| !known.contains(other) && self.neighbours.get(other).is_some_and(|near| near.contains_key(&link.user));
+        if person.len() > self.ids_max && others().any(joins) {
+            self.state(link, false);
+            return false;
+        }
+        self.links.insert((link.user.clone(), link.message_id.clone()), link.clone());
+        true
+    }
+
+    fn retract(&mut self, own: Id, message_id: CompactString) {
+        self.future.retain(|_, link| link.user != own || link.message_id != message_id);
+        if let Some(link) = self.links.remove(&(own, message_id)) {
+            self.state(&link, false);
+        }
+    }
+
+    /// States or takes back what one call says.
+    fn state(&mut self, link: &Link, stated: bool) {
+        if let Some(previous) = &link.previous {
+            let pair = ordered(&link.user, previous);
+            let events = self.aliases.entry(pair.clone()).or_default();
+            let event = (link.user.clone(), link.message_id.clone());
+            let before = !events.is_empty();
+            if stated { events.insert(event) } else { events.remove(&event) };
+            let after = !events.is_empty();
+            if before != after && !self.struck.contains(&pair) {
+                self.edge(&link.user, previous, after);
+            }
+        }
+        if let Some(anonymous) = &link.anonymous {
+            let before = self.user_of(anonymous);
+            let claims = self.claims.entry(anonymous.clone()).or_default();
+            let claim = (link.timestamp, link.message_id.clone(), link.user.clone());
+            if stated { claims.insert(claim) } else { claims.remove(&claim) };
+            self.reclaim(anonymous, before);
+        }
+    }
+
+    fn unlink(&mut self, a: &Id, b: &Id) {
+        let pair = ordered(a, b);
+        let before = [self.user_of(a), self.user_of(b)];
+        if !self.struck.insert(pair.clone()) {
+            return;
+        }
+        if self.aliases.get(&pair).is_some_and(|events| !events.is_empty()) {
+            self.edge(a, b, false);
+        }
+        for (anonymous, before) in [a, b].into_iter().zip(before) {
+            self.reclaim(anonymous, before);
+        }
+    }
+
+    /// The one user an anonymous id links to: that of the earliest event bearing both, struck pairs aside.
+    fn user_of(&self, anonymous: &Id) -> Option<Id> {
+        let claims = self.claims.get(anonymous)?.iter();
+        claims.map(|(_, _, user)| user).find(|user| !self.struck.contains(&ordered(anonymous, user))).cloned()
+    }
+
+    fn reclaim(&mut self, anonymous: &Id, before: Option<Id>) {
+        let after = self.user_of(anonymous);
+        if before == after {
+            return;
+        }
+        if let Some(user) = before {
+            self.edge(anonymous, &user, false);
+        }
+        if let Some(user) = after {
+            self.edge(anonymous, &user, true);
+        }
+    }
+
+    fn edge(&mut self, a: &Id, b: &Id, there: bool) {
+        for (from, to) in [(a, b), (b, a)] {
+            let neighbours = self.neighbours.entry(from.clone()).or_default();
+            let times = neighbours.entry(to.clone()).or_insert(0);
+            if there {
+                *times += 1;
+            } else {
+                *times -= 1;
+                if *times == 0 {
+                    neighbours.remove(to);
+                }
+            }
+            if neighbours.is_empty() {
+                self.neighbours.remove(from);
+            }
+            self.touched.insert(from.clone());
+        }
+    }
+
+    /// All ids that an id is connected to, itself included, in order.
+    fn component_of(&self, id: &Id) -> BTreeSet<Id> {
+        let mut found = BTreeSet::from([id.clone()]);
+        let mut open = vec![id];
+        while let Some(id) = open.pop() {
+            for (next, _) in self.neighbours.get(id).into_iter().flatten() {
+                if found.insert(next.clone()) {
+                    open.push(next);
+                }
+            }
+        }
+        found
+    }
+
+    /// The components that the ids touched are in now, as far as they are other than before.
+    fn components(&mut self) -> Vec<Component> {
+        let mut components = Vec::new();
+        let mut open = std::mem::take(&mut self.touched);
+        while let Some(id) = open.pop_first() {
+            let ids = self.component_of(&id);
+            let key = ids.first().expect("it holds the id itself").clone();
+            for id in &ids {
+                open.remove(id);
+                if ids.len() == 1 {
+                    self.keys.remove(id);
+                } else {
+                    self.keys.insert(id.clone(), key.clone());
+                }
+            }
+            components.push(Component { key, ids: ids.into_iter().collect() });
+        }
+        components
+    }
+}
+
+fn ordered(a: &Id, b: &Id) -> (Id, Id) {
+    if a <= b { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(position: u64, timestamp: Millis, user: &str, other: &str, alias: bool) -> Change {
+        let message_id = format!("m{position}").into();
+        let (anonymous, previous) = if alias { (None, Some(other.into())) } else { (Some(other.into()), None) };
+        Change::Link(Link { position, timestamp, message_id, user: user.into(), anonymous, previous })
+    }
+
+    fn key<'a>(identity: &'a Identity, id: &'a str) -> &'a str {
+        identity.key(id).map_or(id, |key| key)
+    }
+
+    #[test]
+    fn the_earliest_event_claims_whatever_comes_first() {
+        let mut identity = Identity::new(100);
+        identity.apply([link(1, 20, "bob", "phone", false)], 100);
+        assert_eq!(key(&identity, "phone"), "bob");
+        identity.apply([link(2, 10, "ada", "phone", false)], 100);
+        assert_eq!((key(&identity, "phone"), key(&identity, "bob")), ("ada", "bob"));
+        identity.apply([Change::Retract("ada".into(), "m2".into())], 100);
+        assert_eq!((key(&identity, "phone"), key(&identity, "ada")), ("bob", "ada"));
+        identity.apply([Change::Unlink("phone".into(), "bob".into())], 100);
+        assert_eq!(key(&identity, "phone"), "phone");
+    }
+
+    #[test]
+    fn too_large_a_component_is_refused_in_log_order() {
+        let mut identity = Identity::new(2);
+        let outcome = identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9);
+        assert_eq!(outcome.refused, [2]);
+        assert_eq!((key(&identity, "b"), key(&identity, "d")), ("a", "c"));
+    }
+
+    #[test]
+    fn the_future_waits() {
+        let mut identity = Identity::new(9);
+        assert!(identity.apply([link(1, 50, "a", "b", true)], 49).components.is_empty());
+        assert_eq!(identity.apply([], 50).components, [Component { key: "a".into(), ids: vec!["a".into(), "b".into()] }]);
+    }
+}

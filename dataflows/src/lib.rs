@@ -1,0 +1,26 @@
+//! What Thalweg keeps true of the events: the library under the server.
+//!
+//! Every answer is a pure function of the accepted records, the corrections, the definitions and the clock. The
+//! modules are listed from the ground up, in reading order; each names only those before it. Nothing here reads a
+//! clock, a file, a socket or the environment: time comes in with each step.
+
+#![deny(missing_docs)]
+
+pub mod time; // instants and spans, in ms
+pub mod number; // exact decimals
+pub mod value; // what events carry
+pub mod json; // how it is read
+pub mod condition; // what is asked of it
+pub mod definitions; // what the marketer wrote
+pub mod vocabulary; // what of an event that makes worth keeping
+pub mod event; // what happened
+pub mod admission; // what becomes of a record
+pub mod identity; // who is whom
+pub mod total; // what is counted over people
+pub mod plan; // the definitions, ready to run
+pub mod history; // the one mechanism: a history and what it folds to
+pub mod profile; // everything that is true of one person
+pub mod keyed; // histories by key
+pub mod protocol; // what may be asked of the engine, and what it says
+pub mod intake; // from lines to steps
+pub mod engine; // who turns the wheel

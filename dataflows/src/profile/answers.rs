@@ -1,0 +1,535 @@
+//! Answers: what is true of a profile, as rows in the shape in which they are told.
+//!
+//! Everything here is read off a state and its history; nothing is kept for the sake of being asked.
+
+use std::collections::BTreeMap;
+
+use compact_str::{CompactString, ToCompactString};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::aggregates::Figure;
+use super::campaigns::{Intent, Meant, Status, intent_id};
+use super::people::Consent;
+use super::segments::{Change, NOT_A_MEMBER};
+use super::sessions::Session;
+use super::{Root, State};
+use crate::definitions::Visitor;
+use crate::event::{Context, Event};
+use crate::number::{print_billionths, print_millionths};
+use crate::plan::{Cause, Plan};
+use crate::time::Millis;
+use crate::value::Value;
+
+/// A view whose rows can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum View {
+    /// The profile itself.
+    Profiles,
+    /// Its events: log positions.
+    Events,
+    /// Its sessions.
+    Sessions,
+    /// Its touches.
+    Touches,
+    /// Its conversions.
+    Conversions,
+    /// Its intents.
+    Intents,
+    /// Its entries to and exits from segments.
+    Changes,
+    /// The credit of its conversions, by model and touch.
+    Credit,
+}
+
+/// A part of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// Rows to pass over.
+    pub skip: usize,
+    /// Rows to give, at most.
+    pub limit: usize,
+}
+
+/// Rows of one view.
+#[derive(Clone, Debug)]
+pub enum Rows {
+    /// Profiles.
+    Profiles(Vec<ProfileRow>),
+    /// Log positions of events.
+    Events(Vec<(CompactString, u64)>),
+    /// Sessions.
+    Sessions(Vec<SessionRow>),
+    /// Touches.
+    Touches(Vec<TouchRow>),
+    /// Conversions.
+    Conversions(Vec<ConversionRow>),
+    /// Intents.
+    Intents(Vec<IntentRow>),
+    /// Changes of segments.
+    Changes(Vec<ChangeRow>),
+    /// Credit.
+    Credit(Vec<CreditRow>),
+}
+
+impl Rows {
+    /// These rows and others of the same view.
+    pub fn and(mut self, other: Rows) -> Rows {
+        match (&mut self, other) {
+            (Rows::Profiles(all), Rows::Profiles(more)) => all.extend(more),
+            (Rows::Events(all), Rows::Events(more)) => all.extend(more),
+            (Rows::Sessions(all), Rows::Sessions(more)) => all.extend(more),
+            (Rows::Touches(all), Rows::Touches(more)) => all.extend(more),
+            (Rows::Conversions(all), Rows::Conversions(more)) => all.extend(more),
+            (Rows::Intents(all), Rows::Intents(more)) => all.extend(more),
+            (Rows::Changes(all), Rows::Changes(more)) => all.extend(more),
+            (Rows::Credit(all), Rows::Credit(more)) => all.extend(more),
+            _ => unreachable!("rows of one question are of one view"),
+        }
+        self
+    }
+}
+
+/// An event by its ids.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RootRow {
+    /// Its own id.
+    pub id: CompactString,
+    /// Its message id.
+    #[serde(rename = "messageId")]
+    pub message_id: CompactString,
+}
+
+/// An event by its ids, and when it was.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct EventRef {
+    id: CompactString,
+    #[serde(rename = "messageId")]
+    message_id: CompactString,
+    at: Millis,
+}
+
+/// A profile.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProfileRow {
+    /// Its public id.
+    pub id: CompactString,
+    ids: Vec<IdRow>,
+    visitor: Vec<&'static str>,
+    first_seen: Millis,
+    last_seen: Millis,
+    traits: BTreeMap<CompactString, Box<RawValue>>,
+    computed: BTreeMap<CompactString, Printed>,
+    segments: Vec<MemberRow>,
+    journeys: BTreeMap<CompactString, StandingRow>,
+    consent: BTreeMap<CompactString, ConsentRow>,
+    session: Option<SessionRow>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct IdRow {
+    id: CompactString,
+    known: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct MemberRow {
+    name: CompactString,
+    since: Millis,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct StandingRow {
+    state: CompactString,
+    since: Millis,
+    deadlines: Vec<DeadlineRow>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct DeadlineRow {
+    at: Millis,
+    emit: Option<CompactString>,
+    to: Option<CompactString>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ConsentRow {
+    granted: bool,
+    since: Millis,
+}
+
+/// A session.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionRow {
+    profile: CompactString,
+    id: Millis,
+    start: Millis,
+    end: Millis,
+    events: u32,
+    entry_page: Option<CompactString>,
+    exit_page: Option<CompactString>,
+    device: DeviceRow,
+    channel: Option<CompactString>,
+    campaign: Option<CompactString>,
+    conversions: u64,
+    value: String,
+    purpose: &'static str,
+    closed: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct DeviceRow {
+    r#type: Option<CompactString>,
+    os: Option<CompactString>,
+    browser: Option<CompactString>,
+}
+
+/// A touch.
+#[derive(Clone, Debug, Serialize)]
+pub struct TouchRow {
+    profile: CompactString,
+    at: Millis,
+    channel: CompactString,
+    campaign: CompactString,
+    root: RootRow,
+}
+
+/// A conversion, with what refunds leave of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConversionRow {
+    profile: CompactString,
+    name: CompactString,
+    id: Printed,
+    at: Millis,
+    value: String,
+    net: String,
+    refunded: bool,
+    root: RootRow,
+}
+
+/// An entry to or an exit from a segment.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChangeRow {
+    profile: CompactString,
+    segment: CompactString,
+    change: &'static str,
+    at: Millis,
+    root: RootRow,
+}
+
+/// An intent, by the law; what became of it in the world is the server's to say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IntentRow {
+    /// Its id.
+    pub id: String,
+    /// The campaign.
+    pub campaign: CompactString,
+    /// The profile's public id.
+    pub profile: CompactString,
+    /// When it came about, ms.
+    pub at: Millis,
+    /// Not to be sent sooner, ms.
+    pub not_before: Millis,
+    /// What kind of thing caused it.
+    pub kind: &'static str,
+    /// The event it goes back to.
+    pub root: RootRow,
+    /// The log position of the event that matched, where one did.
+    pub event: Option<u64>,
+    /// What the gates say.
+    pub status: Status,
+}
+
+/// One touch's part of a conversion in one model.
+#[derive(Clone, Debug, Serialize)]
+pub struct CreditRow {
+    model: &'static str,
+    profile: CompactString,
+    conversion: NamedRef,
+    touch: Option<EventRef>,
+    channel: CompactString,
+    campaign: CompactString,
+    conversions: String,
+    value: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct NamedRef {
+    name: CompactString,
+    id: CompactString,
+    #[serde(rename = "messageId")]
+    message_id: CompactString,
+    at: Millis,
+}
+
+/// A value as JSON: numbers are printed as exact decimals.
+#[derive(Clone, Debug)]
+pub struct Printed(Figure);
+
+impl Serialize for Printed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Figure::Number(number) => raw(print_millionths(*number)).serialize(serializer),
+            Figure::Value(Value::Bool(bool)) => serializer.serialize_bool(*bool),
+            Figure::Value(Value::Text(text)) => serializer.serialize_str(text),
+            Figure::Value(Value::Huge(text)) => raw(text.to_string()).serialize(serializer),
+            Figure::Value(Value::Number(number)) => raw(print_millionths(i128::from(number.0))).serialize(serializer),
+            Figure::Value(Value::List(items)) => {
+                serializer.collect_seq(items.iter().map(|item| Printed(Figure::Value(item.clone()))))
+            }
+            Figure::Value(Value::Null | Value::Object) => serializer.serialize_none(),
+        }
+    }
+}
+
+fn raw(json: String) -> Box<RawValue> {
+    RawValue::from_string(json).expect("it was read or printed as JSON")
+}
+
+/// A profile as it is asked: its plan, its state, its history, the ids that share it, the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The definitions.
+    pub plan: &'a Plan,
+    /// What is true of it.
+    pub state: &'a State,
+    /// Its events up to the clock.
+    pub past: &'a [Event],
+    /// All its ids, in order.
+    pub ids: &'a [CompactString],
+    /// The clock, ms.
+    pub clock: Millis,
+}
+
+/// The least known id, else the least: the one by which a profile is told.
+pub fn public_id<'a>(state: &State, ids: &'a [CompactString]) -> &'a CompactString {
+    let known = ids.iter().find(|id| state.core.person.is_known(id));
+    known.or(ids.first()).expect("a profile has ids")
+}
+
+/// The event that an item goes back to.
+pub fn root_of(past: &[Event], root: Root, public: &CompactString) -> RootRow {
+    match past.get(root.0 as usize) {
+        Some(event) => RootRow { id: event.own.clone(), message_id: event.message_id.clone() },
+        None => RootRow { id: public.clone(), message_id: CompactString::default() },
+    }
+}
+
+impl Asked<'_> {
+    /// Its public id.
+    pub fn public(&self) -> CompactString {
+        public_id(self.state, self.ids).clone()
+    }
+
+    /// Rows of one view, newest first.
+    pub fn rows(&self, view: View, page: Page) -> Rows {
+        let tapes = &self.state.tapes;
+        match view {
+            View::Profiles => Rows::Profiles(vec![self.profile()]),
+            View::Events => {
+                let public = self.public();
+                Rows::Events(newest(self.past, page).map(|(_, event)| (public.clone(), event.position)).collect())
+            }
+            View::Sessions => Rows::Sessions(newest(&tapes.sessions, page).map(|(_, session)| self.session(session)).collect()),
+            View::Touches => Rows::Touches(newest(&tapes.touches, page).map(|(place, _)| self.touch(place)).collect()),
+            View::Conversions => {
+                Rows::Conversions(newest(&tapes.conversions, page).map(|(place, _)| self.conversion(place)).collect())
+            }
+            View::Intents => Rows::Intents(newest(&tapes.intents, page).map(|(_, intent)| self.intent(intent)).collect()),
+            View::Changes => Rows::Changes(newest(&tapes.changes, page).map(|(_, change)| self.change(change)).collect()),
+            View::Credit => Rows::Credit(self.credit()),
+        }
+    }
+
+    /// The profile.
+    pub fn profile(&self) -> ProfileRow {
+        let (plan, core) = (self.plan, &self.state.core);
+        let person = &core.person;
+        let members = plan.segments.iter().zip(&core.members).filter(|(_, since)| **since != NOT_A_MEMBER);
+        let standings = plan.journeys.iter().zip(&core.standings);
+        let consent = |consent: &Consent| ConsentRow { granted: consent.granted, since: consent.since };
+        let open = self.state.tapes.sessions.last().filter(|session| !self.is_closed(session));
+        ProfileRow {
+            id: self.public(),
+            ids: self.ids.iter().map(|id| IdRow { id: id.clone(), known: person.is_known(id) }).collect(),
+            visitor: Visitor::ALL.iter().filter(|(_, class)| self.state.is(*class)).map(|(name, _)| *name).collect(),
+            first_seen: person.first_seen.expect("only profiles that exist are asked"),
+            last_seen: person.last_seen,
+            traits: person.all_told().map(|(key, json)| (key.clone(), raw(json.to_owned()))).collect(),
+            computed: plan.traits.iter().enumerate().map(|(number, of)| {
+                (of.name.clone(), Printed(self.state.figure(plan, number)))
+            }).collect(),
+            segments: members.map(|(segment, since)| MemberRow { name: segment.name.clone(), since: *since }).collect(),
+            journeys: standings.map(|(journey, standing)| (journey.name.clone(), self.standing(journey, standing))).collect(),
+            consent: person.all_consent().map(|(purpose, answer)| (purpose.clone(), consent(answer))).collect(),
+            session: open.map(|session| self.session(session)),
+        }
+    }
+
+    fn standing(&self, journey: &crate::plan::JourneyPlan, standing: &super::journeys::Standing) -> StandingRow {
+        let state = &journey.states[standing.state];
+        let timers = state.timers.iter().zip(&standing.deadlines);
+        let deadlines = timers.filter_map(|(timer, deadline)| {
+            Some(DeadlineRow {
+                at: (*deadline)?.0,
+                emit: timer.emit.as_ref().and_then(|emit| match self.plan.vocabulary.text(emit.name) {
+                    Value::Text(name) => Some(name.clone()),
+                    _ => None,
+                }),
+                to: timer.to.map(|(to, _)| journey.states[to].name.clone()),
+            })
+        });
+        let mut deadlines: Vec<DeadlineRow> = deadlines.collect();
+        deadlines.sort_by_key(|deadline| deadline.at);
+        StandingRow { state: state.name.clone(), since: standing.since, deadlines }
+    }
+
+    /// The next deadlines of one journey: when, what is emitted, the state moved to.
+    pub fn deadlines(&self, journey: usize) -> Vec<(Millis, Option<CompactString>, Option<CompactString>)> {
+        let row = self.standing(&self.plan.journeys[journey], &self.state.core.standings[journey]);
+        row.deadlines.into_iter().map(|deadline| (deadline.at, deadline.emit, deadline.to)).collect()
+    }
+
+    fn is_closed(&self, session: &Session) -> bool {
+        let is_last = self.state.tapes.sessions.last() == Some(session);
+        !is_last || self.clock > session.end + self.plan.definitions.sessions.gap
+    }
+
+    fn session(&self, session: &Session) -> SessionRow {
+        let end = self.past.partition_point(|event| event.timestamp <= session.end);
+        let contexts = || self.past[session.first.0 as usize..end].iter().filter_map(seen_in_session);
+        let first = |part: fn(&Context) -> &Option<CompactString>| contexts().find_map(|context| part(context).clone());
+        let touch = self.state.session_touch(session);
+        let (conversions, value) = self.state.session_money(self.plan, session);
+        SessionRow {
+            profile: self.public(),
+            id: session.start,
+            start: session.start,
+            end: session.end,
+            events: session.events,
+            entry_page: first(|context| &context.page),
+            exit_page: contexts().rev().find_map(|context| context.page.clone()),
+            device: DeviceRow {
+                r#type: first(|context| &context.device),
+                os: first(|context| &context.os),
+                browser: first(|context| &context.browser),
+            },
+            channel: touch.map(|touch| touch.channel.clone()),
+            campaign: touch.map(|touch| touch.campaign.clone()),
+            conversions,
+            value: print_millionths(value),
+            purpose: if session.buying || conversions > 0 { "buying" } else { "browsing" },
+            closed: self.is_closed(session),
+        }
+    }
+
+    fn root(&self, root: Root) -> RootRow {
+        root_of(self.past, root, &self.public())
+    }
+
+    fn touch(&self, place: usize) -> TouchRow {
+        let touch = &self.state.tapes.touches[place];
+        TouchRow {
+            profile: self.public(),
+            at: touch.at,
+            channel: touch.channel.clone(),
+            campaign: touch.campaign.clone(),
+            root: self.root(touch.root),
+        }
+    }
+
+    fn conversion(&self, place: usize) -> ConversionRow {
+        let conversion = &self.state.tapes.conversions[place];
+        let net = self.plan.net(conversion, &self.state.tapes.refunds);
+        ConversionRow {
+            profile: self.public(),
+            name: self.plan.conversions[conversion.rule].name.clone(),
+            id: Printed(Figure::Value(conversion.id.clone().unwrap_or(Value::Null))),
+            at: conversion.at,
+            value: print_millionths(i128::from(conversion.value)),
+            net: print_millionths(i128::from(net.unwrap_or(0))),
+            refunded: net.is_none(),
+            root: self.root(conversion.root),
+        }
+    }
+
+    fn change(&self, change: &Change) -> ChangeRow {
+        ChangeRow {
+            profile: self.public(),
+            segment: self.plan.segments[change.segment].name.clone(),
+            change: if change.entered { "entered" } else { "exited" },
+            at: change.at,
+            root: self.root(change.root),
+        }
+    }
+
+    fn intent(&self, intent: &Intent) -> IntentRow {
+        intent_row(self.plan, &self.public(), &Meant::new(*intent, self.past))
+    }
+
+    fn credit(&self) -> Vec<CreditRow> {
+        let tapes = &self.state.tapes;
+        let public = self.public();
+        let mut rows = Vec::new();
+        for (place, conversion) in tapes.conversions.iter().enumerate() {
+            let of = &self.past[conversion.root.0 as usize];
+            for model in self.plan.models() {
+                for share in self.plan.shares(self.state, place, *model, &tapes.refunds) {
+                    let touch = share.touch.map(|touch| &tapes.touches[touch]);
+                    let event = touch.map(|touch| &self.past[touch.root.0 as usize]);
+                    rows.push(CreditRow {
+                        model: model.name(),
+                        profile: public.clone(),
+                        conversion: NamedRef {
+                            name: self.plan.conversions[conversion.rule].name.clone(),
+                            id: of.own.clone(),
+                            message_id: of.message_id.clone(),
+                            at: conversion.at,
+                        },
+                        touch: event.map(|event| EventRef {
+                            id: event.own.clone(),
+                            message_id: event.message_id.clone(),
+                            at: event.timestamp,
+                        }),
+                        channel: touch.map_or(super::attribution::DIRECT.to_compact_string(), |touch| touch.channel.clone()),
+                        campaign: touch.map_or(super::attribution::NOT_SET.to_compact_string(), |touch| touch.campaign.clone()),
+                        conversions: print_billionths(share.conversions),
+                        value: print_billionths(share.value),
+                    });
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// An intent as a row; a schedule goes back to the profile itself.
+pub fn intent_row(plan: &Plan, public: &CompactString, meant: &Meant) -> IntentRow {
+    let campaign = &plan.campaigns[meant.intent.campaign];
+    let (id, message_id) = meant.root.clone().unwrap_or((public.clone(), CompactString::default()));
+    IntentRow {
+        id: intent_id(&campaign.name, (&id, &message_id), meant.intent.at),
+        campaign: campaign.name.clone(),
+        profile: public.clone(),
+        at: meant.intent.at,
+        not_before: meant.intent.not_before,
+        kind: match campaign.cause {
+            Cause::Event => "event",
+            Cause::Journey => "journey",
+            Cause::Segment => "segment",
+            Cause::Schedule => "schedule",
+        },
+        root: RootRow { id, message_id },
+        event: meant.event,
+        status: meant.intent.status,
+    }
+}
+
+/// The surroundings of an activity.
+fn seen_in_session(event: &Event) -> Option<&Context> {
+    event.context.as_deref().filter(|_| event.kind.is_activity())
+}
+
+fn newest<T>(all: &[T], page: Page) -> impl Iterator<Item = (usize, &T)> {
+    all.iter().enumerate().rev().skip(page.skip).take(page.limit)
+}

@@ -1,0 +1,129 @@
+//! The stairs between the two floors: what the server may ask of the engine, and what the engine says.
+//!
+//! Everything travels one road. A [`Step`] closes a logical time; its records, corrections, definitions and questions
+//! all belong to that time, and a question is answered exactly there, with all of the step and nothing after it.
+
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::identity;
+use crate::plan::Plan;
+use crate::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
+use crate::time::Millis;
+use crate::total::Total;
+
+/// What enters the engine, to every worker alike.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// One step; each worker's share of the records is in its own copy.
+    Step(Step),
+    /// No more steps will come; the workers end.
+    Stop,
+}
+
+/// One step of logical time.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its number: steps are numbered 1, 2, 3, …
+    pub number: u64,
+    /// The clock at its end, ms; never lower than that of an earlier step.
+    pub clock: Millis,
+    /// What is recorded.
+    pub records: Vec<Record>,
+    /// What changes who is whom, each with its log position.
+    pub links: Vec<(u64, identity::Change)>,
+    /// The definitions that hold from this step on, if they change with it.
+    pub plan: Option<Arc<Plan>>,
+    /// Questions, each under a number that its answers carry.
+    pub questions: Vec<(u64, Question)>,
+}
+
+/// Something recorded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Record {
+    /// An accepted event.
+    Event(Event),
+    /// An event that came before this log position is taken back: own id, message id.
+    Retract(u64, CompactString, CompactString),
+}
+
+/// A question; it asks for what is true at its step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Question {
+    /// One profile, by any of its ids.
+    Profile(CompactString),
+    /// A profile's rows of one view, newest first, after a number of them.
+    History {
+        /// Any id of the profile.
+        id: CompactString,
+        /// Which rows.
+        view: View,
+        /// Which part of them.
+        page: Page,
+    },
+    /// Members of a segment in order of public id, after one.
+    Members {
+        /// The segment's name.
+        segment: CompactString,
+        /// Only ids after this one.
+        after: Option<CompactString>,
+        /// How many at most.
+        limit: usize,
+    },
+    /// The next deadlines of a journey's timers.
+    Deadlines {
+        /// The journey's name.
+        journey: CompactString,
+        /// How many at most.
+        limit: usize,
+    },
+    /// Everything that is counted over people.
+    Totals,
+    /// All rows of one view.
+    Dump(View),
+}
+
+/// What leaves the engine.
+#[derive(Clone, Debug)]
+pub enum Response {
+    /// A worker has closed a step: everything of it is true.
+    Closed {
+        /// The worker.
+        worker: usize,
+        /// The step's number.
+        number: u64,
+        /// Intents that came (1) and went (-1) with this step.
+        intents: Vec<(IntentRow, i8)>,
+        /// Log positions of accepted calls whose link was refused.
+        refused: Vec<u64>,
+    },
+    /// A worker's part of an answer; each worker gives exactly one per question.
+    Answer {
+        /// The worker.
+        worker: usize,
+        /// The question's number.
+        question: u64,
+        /// Its part.
+        part: Answer,
+    },
+}
+
+/// A worker's part of an answer.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// It has nothing to say to this question.
+    Nothing,
+    /// A profile.
+    Profile(Box<ProfileRow>),
+    /// Rows, in the order asked for.
+    Rows(Rows),
+    /// Members: public id, since when.
+    Members(Vec<(CompactString, Millis)>),
+    /// Deadlines: when, public id, what is emitted, the state moved to.
+    Deadlines(Vec<(Millis, CompactString, Option<CompactString>, Option<CompactString>)>),
+    /// Totals that this worker keeps.
+    Totals(Vec<(Total, i128)>),
+}

@@ -1,0 +1,194 @@
+//! Random histories made to hit the edges: times on whole seconds, windows of one or two minutes, few ids, several
+//! events in one millisecond, duplicates, conflicts, lateness, nulls and strings for numbers, links and corrections.
+
+use std::fmt::Write;
+
+/// A small generator of random numbers: the same seed, the same numbers.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (x ^ (x >> 31)) % bound
+    }
+
+    pub fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[self.below(of.len() as u64) as usize]
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+const START: i64 = 1_767_225_600_000;
+const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// Calls, clocks and corrections in order of arrival.
+pub fn history(random: &mut Random) -> Vec<String> {
+    let count = 15 + random.below(45);
+    let mut lines: Vec<String> = Vec::new();
+    let mut now = 0i64;
+    for number in 0..count {
+        now += [0, 0, 1, 1_000, 5_000, 30_000, 60_000, 61_000][random.below(8) as usize];
+        match random.below(100) {
+            0..4 if !lines.is_empty() => {
+                let again = lines[random.below(lines.len() as u64) as usize].clone();
+                lines.push(again);
+            }
+            4..7 => lines.push(format!(r#"{{"type":"clock","to":{}}}"#, START + now + 1_000 * random.below(120) as i64)),
+            7..12 => lines.push(retract(random, number)),
+            12..15 => lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(&IDS), random.one(&IDS))),
+            _ => {
+                let late = match random.below(10) {
+                    0 => 1_000 * random.below(90) as i64,
+                    1 => 60_000 + random.below(3) as i64 - 1,
+                    2 => -1_000 * random.below(40) as i64,
+                    _ => 0,
+                };
+                // A message id is now and then taken again, by another person or with other content.
+                let message = if random.chance(5) { random.below(number + 1) } else { number };
+                let call = call(random, message, START + now - late);
+                lines.push(call);
+            }
+        }
+    }
+    lines
+}
+
+fn retract(random: &mut Random, number: u64) -> String {
+    format!(r#"{{"type":"retract","id":"{}","messageId":"m{}"}}"#, random.one(&IDS), random.below(number + 1))
+}
+
+fn call(random: &mut Random, message: u64, timestamp: i64) -> String {
+    let mut call = String::from("{");
+    let kind = random.one(&["track", "track", "track", "track", "track", "page", "screen", "identify", "alias", "group"]);
+    write!(call, r#""type":"{kind}","messageId":"m{message}","timestamp":{timestamp}"#).unwrap();
+    match random.below(4) {
+        0 => write!(call, r#","userId":"{}","anonymousId":"{}""#, random.one(&IDS), random.one(&IDS)).unwrap(),
+        1 | 2 => write!(call, r#","userId":"{}""#, random.one(&IDS)).unwrap(),
+        _ => write!(call, r#","anonymousId":"{}""#, random.one(&IDS)).unwrap(),
+    }
+    match kind {
+        "track" => {
+            let event = random.one(&["view", "view", "add", "buy", "click", "refund"]);
+            write!(call, r#","event":"{event}","properties":{{{}}}"#, properties(random)).unwrap();
+        }
+        "page" => write!(call, r#","properties":{{"path":"/{}"}}"#, random.below(3)).unwrap(),
+        "screen" => write!(call, r#","name":"s{}""#, random.below(3)).unwrap(),
+        "identify" => {
+            let (plan, age) = (random.one(&["\"gold\"", "\"free\"", "null", "7"]), random.below(3) * 10);
+            write!(call, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{}"}}}}"#, random.one(&["x", "y"])).unwrap();
+        }
+        "alias" => write!(call, r#","previousId":"{}""#, random.one(&IDS)).unwrap(),
+        _ => write!(call, r#","groupId":"g""#).unwrap(),
+    }
+    write!(call, r#","context":{{{}}}}}"#, context(random, message)).unwrap();
+    call
+}
+
+fn properties(random: &mut Random) -> String {
+    let value = random.one(&["1", "2.5", "10", "0.0000005", "\"7\"", "null", "-3", "true", "1e13", "9000000000000"]);
+    let item = random.one(&["\"shoe\"", "\"hat\"", "3", "null", "true", "[1,2]"]);
+    let order = random.one(&["\"o1\"", "\"o2\"", "1", "null"]);
+    let channel = random.one(&["\"mail\"", "\"ads\"", "\"direct\"", "null"]);
+    format!(r#""value":{value},"item":{item},"order":{order},"channel":{channel},"campaign":"k{}""#, random.below(2))
+}
+
+/// A function of the message id alone: two calls that count as the same call must not differ in what does not count.
+fn context(_: &mut Random, message: u64) -> String {
+    let mut random = Random::new(message + 1_000);
+    let mut parts = Vec::new();
+    if random.chance(20) {
+        parts.push(format!(r#""campaign":{{"medium":"{}","name":"u{}"}}"#, random.one(&["cpc", "email"]), random.below(2)));
+    }
+    if random.chance(30) {
+        parts.push(format!(r#""device":{{"type":"{}"}}"#, random.one(&["ios", "web"])));
+    }
+    if random.chance(25) {
+        parts.push(format!(r#""consent":{{"categoryPreferences":{{"marketing":{}}}}}"#, random.chance(60)));
+    }
+    if random.chance(20) {
+        parts.push(format!(r#""page":{{"path":"/c{}"}}"#, random.below(2)));
+    }
+    parts.join(",")
+}
+
+/// Definitions that look at everything, with windows that are hit exactly.
+pub fn definitions(random: &mut Random) -> String {
+    let within = random.one(&["30s", "60s", "61s", "120s"]);
+    let gap = random.one(&["30s", "60s"]);
+    let lookback = random.one(&["60s", "120s", "1h"]);
+    let reset = random.chance(30);
+    let path_max = random.one(&["1", "2", "100"]);
+    let max_ids = random.one(&["2", "3", "100", "100"]);
+    let refund_value = random.one(&["", r#","value":"properties.value""#]);
+    format!(
+        r#"{{"version":1,
+"sessions":{{"gap":"{gap}","buying":["add"]}},
+"identity":{{"max_ids":{max_ids}}},
+"touchpoints":[{{"event":"click","where":"properties.channel != \"direct\" || properties.value > 2","channel":"properties.channel","campaign":"properties.campaign"}},
+  {{"event":"page_view","channel":"\"page\""}}],
+"conversions":[{{"name":"buy","event":"buy","id":"properties.order","value":"properties.value","refund":{{"event":"refund","id":"properties.order"{refund_value}}}}},
+  {{"name":"add","event":"add","where":"properties.item == \"hat\"","value":"properties.value"}}],
+"attribution":{{"lookback":"{lookback}","time_decay":{{"half_life":"30s"}},"path_max":{path_max},"reset_on_conversion":{reset},"models":["first_touch","last_touch","last_non_direct","linear","time_decay","position_based"]}},
+"traits":{{
+  "views":{{"count":"view"}},
+  "views_w":{{"count":"view","within":"{within}"}},
+  "spent":{{"sum":"properties.value","of":["buy","add"],"within":"{within}"}},
+  "least":{{"min":"properties.value","of":"view","within":"{within}"}},
+  "most":{{"max":"properties.value","of":"view"}},
+  "mean":{{"average":"properties.value","of":["view","buy"]}},
+  "first_item":{{"first":"properties.item","of":"view","within":"{within}"}},
+  "last_item":{{"last":"properties.item","of":"view","where":"properties.item != true"}},
+  "items":{{"unique":"properties.item","of":["view","add"],"within":"{within}"}},
+  "favourite":{{"most_frequent":"properties.item","of":["view","add"]}},
+  "hot":{{"count":"buy","where":"computed.views_w >= 1"}},
+  "visits":{{"count":"session","within":"{within}"}},
+  "visit_events":{{"sum":"events","of":"session"}},
+  "visit_value":{{"average":"value","of":"session","within":"{within}"}},
+  "days":{{"unique":"day","of":"session"}}}},
+"segments":{{
+  "new":{{"visitor":"first_time"}},
+  "back":{{"visitor":"returning"}},
+  "payer":{{"visitor":"paying"}},
+  "known":{{"visitor":"known"}},
+  "viewer":{{"trait":"views_w","at_least":2}},
+  "spender":{{"any":[{{"trait":"spent","above":2}},{{"trait":"most","equals":10}}]}},
+  "gold":{{"all":[{{"trait":"plan","one_of":["gold",7]}},{{"not":{{"segment":"viewer"}}}}]}},
+  "quiet":{{"not_performed":"view","within":"{within}"}},
+  "hatter":{{"performed":"view","where":"properties.item == \"hat\" || traits.home.city == \"x\"","times":{{"at_most":1}},"within":"{within}"}},
+  "few":{{"sessions":{{"at_least":2,"within":"{within}"}}}},
+  "shopper":{{"sequence":[{{"performed":"view","times":2,"within":"{within}"}},{{"performed":"add","within":"{within}"}}]}},
+  "window":{{"sequence":[{{"performed":"view"}},{{"not_performed":"add","within":"{within}"}}],"recent":"{within}"}},
+  "gone":{{"sequence":[{{"performed":"add"}},{{"not_performed":"buy","within":"{within}"}}]}},
+  "carted":{{"journey":"cart","state":"carted"}},
+  "left":{{"all":[{{"performed":"cart_left","within":"{within}"}},{{"trait":"views","exists":true}}]}}}},
+"journeys":{{
+  "cart":{{"start":"idle","states":{{
+    "idle":{{"transitions":[{{"event":"add","to":"carted","segment":"known"}},{{"event":"add","to":"idle","where":"properties.value > 2"}}],"timers":[{{"after":"120s","since":"any_event","emit":"bored"}}]}},
+    "carted":{{"transitions":[{{"event":"buy","to":"bought"}},{{"event":"add","to":"carted"}}],
+      "timers":[{{"after":"30s","emit":"reminder"}},{{"after":"60s","since":"add","emit":"cart_left","to":"left"}}]}},
+    "bought":{{"timers":[{{"after":"{within}","since":"view","to":"idle"}}]}},
+    "left":{{"transitions":[{{"event":"view","to":"idle"}}]}}}}}},
+  "after":{{"start":"none","states":{{
+    "none":{{"transitions":[{{"event":"cart_left","to":"told","where":"properties.from == \"carted\""}}]}},
+    "told":{{"transitions":[{{"event":"click","to":"none"}}],"timers":[{{"after":"60s","since":"cart_left","to":"none"}}]}}}}}}}},
+"campaigns":{{
+  "hello":{{"when":{{"event":"view"}},"audience":"new","channel":"popup","data":{{"b":1.50,"a":"x"}}}},
+  "again":{{"when":{{"event":"view","where":"properties.value >= 1"}},"channel":"popup","cap":{{"at_most":1,"per":"{within}"}},"tags":["t"]}},
+  "come_back":{{"when":{{"journey":"cart","state":"left"}},"channel":"mail","consent":"marketing","hold":"5s","tags":["t"],"priority":2,"cap":{{"at_most":2,"per":"{within}","tag":"t"}}}},
+  "lost":{{"when":{{"event":"cart_left"}},"channel":"mail","tags":["t"]}},
+  "entered":{{"when":{{"segment":"quiet"}},"channel":"mail","audience":"back"}},
+  "poster":{{"when":{{"every":"60s","from":"2026-01-01T00:00:30Z","segment":"quiet"}},"channel":"mail"}},
+  "once":{{"when":{{"at":"2026-01-01T00:01:00Z","segment":"known"}},"channel":"mail"}}}},
+"channels":{{"popup":{{"deliver":"sse","realtime":true}},"mail":{{"deliver":"nats"}}}}}}"#
+    )
+}

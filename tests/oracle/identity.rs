@@ -1,0 +1,140 @@
+//! Identity: which ids are one person, found anew from all accepted records whenever it is asked.
+
+use super::records::Record;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The corrections that identity heeds.
+#[derive(Default)]
+pub struct Corrections {
+    /// Pairs that make no edge, each with the lesser id first.
+    pub unlinked: BTreeSet<(String, String)>,
+    /// Erased ids, with the clock of their (last) erasure.
+    pub erased: BTreeMap<String, i64>,
+}
+
+impl Corrections {
+    pub fn unlink(&mut self, a: &str, b: &str) {
+        self.unlinked.insert(pair(a, b));
+    }
+
+    fn strikes(&self, a: &str, b: &str) -> bool {
+        self.unlinked.contains(&pair(a, b))
+    }
+
+    pub fn erase(&mut self, id: &str, clock: i64) {
+        self.erased.insert(id.to_string(), clock);
+    }
+
+    /// An erased id is struck out of everything dated up to its erasure.
+    pub fn is_erased(&self, id: &str, at: i64) -> bool {
+        self.erased.get(id).is_some_and(|clock| at <= *clock)
+    }
+}
+
+fn pair(a: &str, b: &str) -> (String, String) {
+    let (least, most) = if a < b { (a, b) } else { (b, a) };
+    (least.to_string(), most.to_string())
+}
+
+/// The records that take part in anything: not taken back, and not after the clock.
+pub fn present(records: &[Record], clock: i64) -> Vec<&Record> {
+    records.iter().filter(|r| r.live && r.at <= clock).collect()
+}
+
+/// The two ids that a record could link by bearing them both.
+fn bears_both<'a>(record: &'a Record, corrections: &Corrections) -> Option<(&'a str, &'a str)> {
+    pair_of(record, record.anonymous.as_deref(), corrections)
+}
+
+/// The two ids that a record joins as an alias.
+fn alias<'a>(record: &'a Record, corrections: &Corrections) -> Option<(&'a str, &'a str)> {
+    let previous = record.previous.as_deref().filter(|_| record.kind == "alias");
+    pair_of(record, previous, corrections)
+}
+
+fn pair_of<'a>(record: &'a Record, other: Option<&'a str>, corrections: &Corrections) -> Option<(&'a str, &'a str)> {
+    let (other, user) = (other?, record.user.as_deref()?);
+    let none = !record.linked || other == user || corrections.strikes(other, user);
+    (!none && !corrections.is_erased(other, record.at)).then_some((other, user))
+}
+
+/// Every edge between ids. An anonymous id links to the one user of its earliest event that bears both.
+pub fn edges<'a>(present: &[&'a Record], corrections: &Corrections) -> Vec<(&'a str, &'a str)> {
+    let mut earliest: BTreeMap<&str, &Record> = BTreeMap::new();
+    let mut out = Vec::new();
+    for record in present {
+        if let Some((anonymous, _)) = bears_both(record, corrections) {
+            let first = earliest.entry(anonymous).or_insert(record);
+            if record.order() < first.order() {
+                *first = record;
+            }
+        }
+        out.extend(alias(record, corrections));
+    }
+    out.extend(earliest.values().filter_map(|record| bears_both(record, corrections)));
+    out
+}
+
+/// The connected components: for each id that is anybody's, all ids of that person.
+pub fn components(present: &[&Record], corrections: &Corrections) -> Vec<BTreeSet<String>> {
+    let own = present.iter().map(|r| BTreeSet::from([r.own().to_string()]));
+    let joined = edges(present, corrections).into_iter().map(|(a, b)| BTreeSet::from([a.to_string(), b.to_string()]));
+    let mut out: Vec<BTreeSet<String>> = Vec::new();
+    for mut group in own.chain(joined) {
+        let mut apart = Vec::new();
+        for other in out {
+            if other.is_disjoint(&group) {
+                apart.push(other);
+            } else {
+                group.extend(other);
+            }
+        }
+        apart.push(group);
+        out = apart;
+    }
+    out
+}
+
+pub fn component_of<'a>(components: &'a [BTreeSet<String>], id: &str) -> Option<&'a BTreeSet<String>> {
+    components.iter().find(|group| group.contains(id))
+}
+
+/// Whether the last of the records joins people who were apart into one of more than `max_ids` ids.
+pub fn joins_too_many(records: &[Record], clock: i64, corrections: &Corrections, max_ids: usize) -> bool {
+    let (record, others) = records.split_last().expect("a record");
+    let own = [bears_both(record, corrections), alias(record, corrections)];
+    if own.iter().all(Option::is_none) {
+        return false;
+    }
+    let before = components(&present(others, clock), corrections);
+    let now = present(records, clock);
+    let after = components(&now, corrections);
+    let edges = edges(&now, corrections);
+    own.into_iter().flatten().any(|(a, b)| {
+        let apart = !component_of(&before, a).is_some_and(|group| group.contains(b));
+        let size = component_of(&after, a).map_or(0, BTreeSet::len);
+        edges.contains(&(a, b)) && apart && size > max_ids
+    })
+}
+
+/// One profile: its ids, its public id, and its events in order.
+pub struct Person<'a> {
+    pub ids: BTreeSet<String>,
+    pub known: BTreeSet<String>,
+    pub public_id: String,
+    pub events: Vec<&'a Record>,
+}
+
+/// Everyone who has an event.
+pub fn people<'a>(records: &'a [Record], clock: i64, corrections: &Corrections) -> Vec<Person<'a>> {
+    let present = present(records, clock);
+    let groups = components(&present, corrections);
+    let people = groups.into_iter().map(|ids| {
+        let mut events: Vec<&Record> = present.iter().copied().filter(|r| ids.contains(r.own())).collect();
+        events.sort_by(|a, b| a.order().cmp(&b.order()));
+        let known: BTreeSet<String> = events.iter().filter_map(|r| r.user.clone()).collect();
+        let public_id = known.first().or(ids.first()).cloned().unwrap_or_default();
+        Person { ids, known, public_id, events }
+    });
+    people.filter(|person| !person.events.is_empty()).collect()
+}
