@@ -169,6 +169,13 @@ fn close(
     for (number, question) in questions {
         let part = match question {
             Question::Totals => Answer::Totals(totals_at(&mut outputs.totals, time + 1)),
+            Question::Deadlines { .. } => {
+                let deadlines = match answers.remove(&number) {
+                    Some(Answer::Deadlines(deadlines, _)) => deadlines,
+                    _ => Vec::new(),
+                };
+                Answer::Deadlines(deadlines, totals_at(&mut outputs.totals, time + 1))
+            }
             _ => answers.remove(&number).unwrap_or(Answer::Nothing),
         };
         respond(Response::Answer { worker, question: number, part });

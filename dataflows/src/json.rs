@@ -203,6 +203,50 @@ impl<'a> Reader<'a> {
         Ok(&self.text[start..self.at])
     }
 
+    /// Passes over the next value by its brackets and quotes alone, and gives its text: what is wrong inside is for
+    /// whoever reads it.
+    pub fn skip_roughly(&mut self) -> Result<&'a str, Fault> {
+        if !matches!(self.next()?, Next::List | Next::Object | Next::Text) {
+            let start = self.at;
+            let length = self.text[start..].find([',', ']', '}', ' ', '\n', '\r', '\t']).unwrap_or(self.text.len() - start);
+            self.at += length;
+            return Ok(&self.text[start..self.at]);
+        }
+        let (start, mut open) = (self.at, 0usize);
+        loop {
+            match self.byte() {
+                Some(b'"') => self.skip_text_roughly()?,
+                Some(b'[' | b'{') => {
+                    open += 1;
+                    self.at += 1;
+                }
+                Some(b']' | b'}') => {
+                    open -= 1;
+                    self.at += 1;
+                }
+                Some(_) => self.at += 1,
+                None => return Err(self.fault("the text ends inside a value")),
+            }
+            if open == 0 {
+                return Ok(&self.text[start..self.at]);
+            }
+        }
+    }
+
+    fn skip_text_roughly(&mut self) -> Result<(), Fault> {
+        self.at += 1;
+        while let Some(length) = memchr::memchr2(b'"', b'\\', &self.text.as_bytes()[self.at..]) {
+            self.at += length + 1;
+            if self.text.as_bytes()[self.at - 1] == b'"' {
+                return Ok(());
+            }
+            // What is escaped is one character; it may be longer than a byte, and none of its bytes is a quote.
+            self.at = (self.at + 1).min(self.text.len());
+        }
+        self.at = self.text.len();
+        Err(self.fault("the text ends inside a string"))
+    }
+
     /// Passes over the next value and gives a fingerprint of what it *means*: the order of members and the spelling of
     /// numbers and escapes do not count.
     pub fn fingerprint(&mut self) -> Result<u64, Fault> {

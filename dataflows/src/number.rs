@@ -22,7 +22,7 @@ impl Number {
     ///
     /// `None` if the text is no JSON number, or if what it rounds to lies beyond ±[`Number::MAX`].
     pub fn parse(text: &str) -> Option<Number> {
-        Decimal::scan(text.as_bytes())?.millionths().map(Number)
+        short(text.as_bytes()).or_else(|| Decimal::scan(text.as_bytes())?.millionths()).map(Number)
     }
 
     /// Whether the text has the form of a JSON number, however large.
@@ -68,6 +68,32 @@ fn print_scaled(value: i128, places: usize) -> String {
     let mut text = format!("{sign}{}.{:0places$}", magnitude / scale, magnitude % scale);
     text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
     text
+}
+
+/// The millionths of a short number without exponent, as nearly all are; `None` says nothing about any other.
+fn short(text: &[u8]) -> Option<i64> {
+    let (negative, unsigned) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
+    let (mut kept, mut places, mut point) = (0i64, 0u32, false);
+    if unsigned.len() > 12 || !unsigned.first()?.is_ascii_digit() || !unsigned.last()?.is_ascii_digit() {
+        return None;
+    }
+    for &byte in unsigned {
+        let digit = byte.wrapping_sub(b'0');
+        if digit <= 9 {
+            kept = kept * 10 + i64::from(digit);
+            places += u32::from(point);
+        } else if byte == b'.' && !point {
+            point = true;
+        } else {
+            return None;
+        }
+    }
+    // A zero in front of other digits is for the long way to refuse.
+    if unsigned.starts_with(b"0") && unsigned.len() > 1 && !unsigned.starts_with(b"0.") {
+        return None;
+    }
+    let millionths = kept * 10i64.pow(6u32.checked_sub(places)?);
+    Some(if negative { -millionths } else { millionths })
 }
 
 /// More digits than these never matter: 9·10^18 millionths have 19.

@@ -55,7 +55,7 @@ pub enum Record {
 pub enum Question {
     /// One profile, by any of its ids.
     Profile(CompactString),
-    /// A profile's rows of one view, newest first, after a number of them.
+    /// A profile's rows of one view, newest first.
     History {
         /// Any id of the profile.
         id: CompactString,
@@ -118,12 +118,17 @@ pub enum Answer {
     Nothing,
     /// A profile.
     Profile(Box<ProfileRow>),
-    /// Rows, in the order asked for.
+    /// Rows of every profile, in no order.
     Rows(Rows),
+    /// Rows of one profile, newest first, and how many there are in all.
+    History(Rows, usize),
     /// Members: public id, since when.
     Members(Vec<(CompactString, Millis)>),
-    /// Deadlines: when, public id, what is emitted, the state moved to.
-    Deadlines(Vec<(Millis, CompactString, Option<CompactString>, Option<CompactString>)>),
+    /// Deadlines: when, public id, what is emitted, the state moved to; and the totals of the same time.
+    Deadlines(Vec<Deadline>, Vec<(Total, i128)>),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
 }
+
+/// A deadline of a timer: when, public id, what is emitted, the state moved to.
+pub type Deadline = (Millis, CompactString, Option<CompactString>, Option<CompactString>);

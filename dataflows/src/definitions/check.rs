@@ -9,6 +9,9 @@ use super::reader::{Defined, EventUse, Place, Reader, Reference, Scope, Target};
 use super::{Definitions, Judged};
 use crate::time::{Millis, print_duration};
 
+/// So many cycles are shown; who has more mends these first.
+const CYCLES_MAX: usize = 100;
+
 /// What each trait, segment and journey reads.
 type Reads<'r> = BTreeMap<&'r Judged, BTreeSet<&'r Judged>>;
 
@@ -64,18 +67,19 @@ fn is_defined(defined: &Defined, target: &Target, name: &str) -> bool {
     }
 }
 
-/// The names that a target can have.
-fn names<'d>(defined: &'d Defined, target: &Target) -> Vec<&'d str> {
-    let judged = |wanted: &str| -> Vec<&'d str> {
-        defined.judged.keys().map(Judged::parts).filter(|(kind, _)| *kind == wanted).map(|(_, name)| name).collect()
+/// The names that a target can have. Lazy: most references find what they name, and large files have many.
+fn names<'d>(defined: &'d Defined, target: &Target) -> Box<dyn Iterator<Item = &'d str> + 'd> {
+    let judged = |wanted: &'static str| {
+        let parts = defined.judged.keys().map(Judged::parts);
+        Box::new(parts.filter(move |(kind, _)| *kind == wanted).map(|(_, name)| name))
     };
     match target {
         Target::Computed | Target::Trait => judged("trait"),
         Target::Segment => judged("segment"),
         Target::Journey => judged("journey"),
-        Target::State(journey) => defined.states.get(journey).into_iter().flatten().map(String::as_str).collect(),
-        Target::Channel => defined.channels.iter().map(String::as_str).collect(),
-        Target::Tag => defined.tags.iter().map(String::as_str).collect(),
+        Target::State(journey) => Box::new(defined.states.get(journey).into_iter().flatten().map(String::as_str)),
+        Target::Channel => Box::new(defined.channels.iter().map(String::as_str)),
+        Target::Tag => Box::new(defined.tags.iter().map(String::as_str)),
     }
 }
 
@@ -129,6 +133,7 @@ fn order(reader: &mut Reader, judged: &BTreeMap<Judged, Place>, mut waiting: Rea
     }
     let mut ready: BTreeSet<&Judged> = waiting.iter().filter(|(_, reads)| reads.is_empty()).map(|(j, _)| *j).collect();
     let mut order = Vec::new();
+    let mut cycles_left = CYCLES_MAX;
     loop {
         while let Some(next) = ready.pop_first() {
             waiting.remove(next);
@@ -141,7 +146,8 @@ fn order(reader: &mut Reader, judged: &BTreeMap<Judged, Place>, mut waiting: Rea
             }
         }
         let cycle = cycle(&waiting);
-        let (Some(first), Some(last)) = (cycle.first(), cycle.last()) else { return order };
+        let (Some(first), Some(last), 1..) = (cycle.first(), cycle.last(), cycles_left) else { return order };
+        cycles_left -= 1;
         if let Some(place) = judged.get(*first) {
             reader.problem(place, print_cycle(&cycle));
         }
@@ -215,8 +221,8 @@ fn warn_of_event_slips(reader: &mut Reader, events: &[EventUse]) {
         let [place] = places.as_slice() else { continue };
         // Of two names that both stand once, the later one is the slip.
         let surer = |others: &[&Place]| others.len() > 1 || others.iter().all(|other| other.line < place.line);
-        let candidates = uses.iter().filter(|(other, places)| surer(places) && !numbered_alike(name, other));
-        if let Some(near) = reader.nearest(name, candidates.map(|(other, _)| *other)) {
+        let test = |other: &str| uses.get(other).is_some_and(|others| surer(others)) && !numbered_alike(name, other);
+        if let Some(near) = reader.nearest_where(name, uses.keys().copied(), test) {
             reader.warning(place, format!("the event `{name}` is named only here"), Some(&near));
         }
     }

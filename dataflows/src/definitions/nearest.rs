@@ -5,21 +5,24 @@ const LENGTH_MAX: usize = 64;
 
 /// The known name with the fewest slips of the finger to `name`; none if all are too far away to be meant.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let name: Vec<char> = name.chars().take(LENGTH_MAX + 1).collect();
-    let slips_max = match name.len() {
+    let letters: Vec<char> = name.chars().take(LENGTH_MAX + 1).collect();
+    let slips_max = match letters.len() {
         0 | 1 => return None,
         2..=5 => 1,
         6..=8 => 2,
         9..=LENGTH_MAX => 3,
         _ => return None,
     };
-    known
-        .into_iter()
-        .filter(|other| other.len().abs_diff(name.len()) <= 4 * slips_max)
-        .map(|other| (slips(&name, &other.chars().collect::<Vec<char>>()), other))
-        .filter(|(slips, _)| (1..=slips_max).contains(slips))
-        .min()
-        .map(|(_, other)| other)
+    // A slip changes two letters at most, and a letter has four bytes at most: all other names need no closer look.
+    let close = |other: &&str| (mask(name) ^ mask(other)).count_ones() as usize <= 8 * slips_max;
+    let measured =
+        known.into_iter().filter(close).map(|other| (slips(&letters, &Vec::from_iter(other.chars())), other));
+    measured.filter(|(slips, _)| (1..=slips_max).contains(slips)).min().map(|(_, other)| other)
+}
+
+/// Which bytes a name has.
+fn mask(name: &str) -> u64 {
+    name.bytes().fold(0, |mask, byte| mask | 1 << (byte % 64))
 }
 
 /// How many letters to add, drop, change or swap with their neighbour (optimal string alignment).

@@ -17,8 +17,8 @@ use crate::value::Value;
 /// Longer names are refused, as longer ids are.
 const NAME_BYTES_MAX: usize = 255;
 
-/// After so many unknown names there is no telling what was meant.
-const LOOKUPS_MAX: usize = 1_000;
+/// So many names are compared to guess what was meant; a file that asks for more must do without.
+const COMPARISONS_MAX: usize = 500_000;
 
 /// A place in the file, as problems name it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,15 +151,26 @@ pub(super) struct Reader {
     pub(super) events: Vec<EventUse>,
     /// Spans that look back, and so cannot be longer than history is kept.
     pub(super) looks_back: Vec<(Place, Millis)>,
-    /// How often the nearest name has been looked for.
-    lookups: usize,
+    /// How many names have been compared to guess what was meant.
+    comparisons: usize,
 }
 
 impl Reader {
-    /// The known name that was probably meant. Each look-up compares many names, so a file gets a thousand and no more.
+    /// The known name that was probably meant, as long as comparing is affordable.
     pub(super) fn nearest<'k>(&mut self, name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
-        self.lookups += 1;
-        if self.lookups > LOOKUPS_MAX { None } else { nearest(name, known).map(String::from) }
+        self.nearest_where(name, known, |_| true)
+    }
+
+    /// As [`Reader::nearest`], among the names that pass a test.
+    pub(super) fn nearest_where<'k>(
+        &mut self,
+        name: &str,
+        known: impl IntoIterator<Item = &'k str>,
+        test: impl Fn(&str) -> bool,
+    ) -> Option<String> {
+        let affordable = COMPARISONS_MAX.saturating_sub(self.comparisons);
+        let counted = known.into_iter().take(affordable).inspect(|_| self.comparisons += 1);
+        nearest(name, counted.filter(|other| test(other))).map(String::from)
     }
 
     pub(super) fn problem(&mut self, place: &Place, message: impl Into<String>) {

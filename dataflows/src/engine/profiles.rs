@@ -104,7 +104,10 @@ impl Profiles {
         let one = of.and_then(|key| self.keyed.get(&key)).and_then(|slot| self.ask(slot, clock));
         match question {
             Question::Profile(_) => Some(Answer::Profile(Box::new(one?.profile()))),
-            Question::History { view, page, .. } => Some(Answer::Rows(one?.rows(view, page))),
+            Question::History { view, page, .. } => {
+                let one = one?;
+                Some(Answer::History(one.rows(view, page), one.places(view)))
+            }
             Question::Members { segment, after, limit } => {
                 let segment = self.plan.segment(&segment)?;
                 Some(Answer::Members(self.members(segment, after.as_ref(), limit)))
@@ -118,11 +121,11 @@ impl Profiles {
                 }
                 all.sort();
                 all.truncate(limit);
-                Some(Answer::Deadlines(all))
+                Some(Answer::Deadlines(all, Vec::new()))
             }
             Question::Totals => None,
             Question::Dump(view) => {
-                let page = Page { skip: 0, limit: usize::MAX };
+                let page = Page { before: None, limit: usize::MAX };
                 let rows = self.everyone(clock).map(|asked| asked.rows(view, page)).reduce(Rows::and);
                 Some(rows.map_or(Answer::Nothing, Answer::Rows))
             }

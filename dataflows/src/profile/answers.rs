@@ -45,8 +45,8 @@ pub enum View {
 /// A part of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
-    /// Rows to pass over.
-    pub skip: usize,
+    /// Only rows before this place, counted from the oldest; none: from the newest.
+    pub before: Option<usize>,
     /// Rows to give, at most.
     pub limit: usize,
 }
@@ -72,7 +72,38 @@ pub enum Rows {
     Credit(Vec<CreditRow>),
 }
 
+impl ProfileRow {
+    /// All its ids.
+    pub fn ids(&self) -> impl Iterator<Item = &CompactString> {
+        self.ids.iter().map(|row| &row.id)
+    }
+
+    /// Whether a purpose is granted.
+    pub fn consents(&self, purpose: &str) -> bool {
+        self.consent.get(purpose).is_some_and(|answer| answer.granted)
+    }
+}
+
 impl Rows {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Rows::Profiles(rows) => rows.len(),
+            Rows::Events(rows) => rows.len(),
+            Rows::Sessions(rows) => rows.len(),
+            Rows::Touches(rows) => rows.len(),
+            Rows::Conversions(rows) => rows.len(),
+            Rows::Intents(rows) => rows.len(),
+            Rows::Changes(rows) => rows.len(),
+            Rows::Credit(rows) => rows.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// These rows and others of the same view.
     pub fn and(mut self, other: Rows) -> Rows {
         match (&mut self, other) {
@@ -341,6 +372,20 @@ impl Asked<'_> {
         }
     }
 
+    /// How many rows of a view there are.
+    pub fn places(&self, view: View) -> usize {
+        let tapes = &self.state.tapes;
+        match view {
+            View::Profiles => 1,
+            View::Events => self.past.len(),
+            View::Sessions => tapes.sessions.len(),
+            View::Touches => tapes.touches.len(),
+            View::Conversions | View::Credit => tapes.conversions.len(),
+            View::Intents => tapes.intents.len(),
+            View::Changes => tapes.changes.len(),
+        }
+    }
+
     /// The profile.
     pub fn profile(&self) -> ProfileRow {
         let (plan, core) = (self.plan, &self.state.core);
@@ -531,5 +576,6 @@ fn seen_in_session(event: &Event) -> Option<&Context> {
 }
 
 fn newest<T>(all: &[T], page: Page) -> impl Iterator<Item = (usize, &T)> {
-    all.iter().enumerate().rev().skip(page.skip).take(page.limit)
+    let end = page.before.unwrap_or(all.len()).min(all.len());
+    all[..end].iter().enumerate().rev().take(page.limit)
 }

@@ -1,0 +1,263 @@
+//! The command line: what may be typed, and what each command does.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dataflows::definitions::{Definitions, Problem};
+use dataflows::plan::Plan;
+use dataflows::time::{Millis, parse_duration};
+
+use crate::demo;
+use crate::http::{App, router};
+use crate::log::Log;
+use crate::outbox::Outbox;
+use crate::replay::{Replay, replay};
+use crate::templates::Templates;
+use crate::writer::{self, ClockMode, Work};
+
+/// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
+#[derive(Debug, Parser)]
+#[command(name = "thalweg", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Takes events over HTTP, keeps them in the log, answers and triggers.
+    Serve(Serve),
+    /// Serves the example shop, with live visitors on a clock that runs fast.
+    Demo(Demo),
+    /// Runs files of events through the engine as fast as it goes, and reports what is then true.
+    Replay(ReplayArgs),
+    /// Says all that is wrong with a definitions file.
+    Check {
+        /// The definitions file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The definitions file.
+    #[arg(long, env = "THALWEG_DEFINITIONS", default_value = "thalweg.yaml")]
+    definitions: PathBuf,
+    /// Where the log is kept.
+    #[arg(long, env = "THALWEG_DATA", default_value = "thalweg-data")]
+    data: PathBuf,
+    /// Worker threads.
+    #[arg(long, env = "THALWEG_WORKERS", default_value_t = 1, value_parser = workers)]
+    workers: usize,
+    /// Where to listen.
+    #[arg(long, env = "THALWEG_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// What moves the clock.
+    #[arg(long, env = "THALWEG_CLOCK", value_enum, default_value_t = ClockMode::Wall)]
+    clock: ClockMode,
+}
+
+#[derive(Debug, Args)]
+struct Demo {
+    /// Where the log is kept.
+    #[arg(long, env = "THALWEG_DATA", default_value = "thalweg-demo")]
+    data: PathBuf,
+    /// Worker threads.
+    #[arg(long, env = "THALWEG_WORKERS", default_value_t = 1, value_parser = workers)]
+    workers: usize,
+    /// Where to listen.
+    #[arg(long, env = "THALWEG_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    /// Files of events, one a line, plain or .gz or .zst; `-` is the standard input.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The definitions file.
+    #[arg(long, env = "THALWEG_DEFINITIONS", default_value = "thalweg.yaml")]
+    definitions: PathBuf,
+    /// Worker threads.
+    #[arg(long, env = "THALWEG_WORKERS", default_value_t = 1, value_parser = workers)]
+    workers: usize,
+    /// How late an event may be, such as 30d; without it any time.
+    #[arg(long, env = "THALWEG_LATENESS", value_parser = duration)]
+    lateness: Option<Millis>,
+    /// Prints the report in this form.
+    #[arg(long, value_enum)]
+    report: Option<ReportForm>,
+    /// Writes the rows of each view to files in this directory.
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ReportForm {
+    /// One JSON object.
+    Json,
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|workers| (1..=64).contains(workers)).ok_or("an integer from 1 to 64".into())
+}
+
+fn duration(text: &str) -> Result<Millis, String> {
+    parse_duration(text).ok_or("an integer and one of ms, s, m, h, d, such as 30d".into())
+}
+
+/// Does what was typed; gives a sentence on what went wrong.
+pub fn run() -> Result<(), String> {
+    match Cli::parse().command {
+        Command::Check { file } => check(&file),
+        Command::Replay(args) => run_replay(args),
+        Command::Serve(args) => {
+            logs();
+            let text = read(&args.definitions)?;
+            let definitions = parse(&text, &args.definitions)?;
+            let name = args.definitions.display().to_string();
+            serve(Serving { text, name, definitions, data: args.data, workers: args.workers, listen: args.listen, clock: args.clock, demo: false })
+        }
+        Command::Demo(args) => {
+            logs();
+            let text = demo::SHOP.to_owned();
+            let definitions = parse(&text, Path::new("examples/shop.yaml"))?;
+            let name = "examples/shop.yaml".to_owned();
+            serve(Serving { text, name, definitions, data: args.data, workers: args.workers, listen: args.listen, clock: ClockMode::Wall, demo: true })
+        }
+    }
+}
+
+/// Logs for people on a terminal, as JSON otherwise.
+fn logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() { logs.with_target(false).init() } else { logs.json().init() }
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|error| format!("cannot read the definitions file {}: {error}", file.display()))
+}
+
+fn told(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}
+
+/// Reads and checks definitions, templates too.
+fn parse(text: &str, file: &Path) -> Result<Definitions, String> {
+    let wrong = |problems: Vec<Problem>| format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems));
+    let (definitions, warnings) = Definitions::parse(text).map_err(wrong)?;
+    Templates::new(&definitions, text).map_err(wrong)?;
+    if !warnings.is_empty() {
+        eprintln!("thalweg: {} may not mean what it says:{}", file.display(), told(&warnings));
+    }
+    Ok(definitions)
+}
+
+fn check(file: &Path) -> Result<(), String> {
+    let definitions = parse(&read(file)?, file)?;
+    println!(
+        "{} is right: {} traits, {} segments, {} journeys, {} campaigns",
+        file.display(),
+        definitions.traits.len(),
+        definitions.segments.len(),
+        definitions.journeys.len(),
+        definitions.campaigns.len()
+    );
+    Ok(())
+}
+
+fn run_replay(args: ReplayArgs) -> Result<(), String> {
+    let definitions = parse(&read(&args.definitions)?, &args.definitions)?;
+    let plan = Arc::new(Plan::new(Arc::new(definitions)));
+    let ReplayArgs { files, workers, lateness, report: form, dump, .. } = args;
+    let report = replay(&Replay { files, plan, workers, lateness, dump })?;
+    match form {
+        Some(ReportForm::Json) => println!("{}", serde_json::to_string(&report).expect("reports have string keys")),
+        None => println!("{report}"),
+    }
+    Ok(())
+}
+
+struct Serving {
+    text: String,
+    name: String,
+    definitions: Definitions,
+    data: PathBuf,
+    workers: usize,
+    listen: SocketAddr,
+    clock: ClockMode,
+    demo: bool,
+}
+
+fn serve(serving: Serving) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    runtime.block_on(serve_async(serving))
+}
+
+async fn serve_async(serving: Serving) -> Result<(), String> {
+    let Serving { text, name, definitions, data, workers, listen, clock, demo } = serving;
+    if definitions.write_keys.is_empty() && !listen.ip().is_loopback() {
+        return Err(format!("{listen} can be reached from outside, but {name} lists no write_keys: list some, or listen on 127.0.0.1"));
+    }
+    // The port first: a second start should not have to read the log to find it taken.
+    let listener = tokio::net::TcpListener::bind(listen).await;
+    let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}; choose another address with --listen"))?;
+    let opened = Log::open(&data).map_err(|error| error.to_string())?;
+    if opened.cut_bytes > 0 {
+        tracing::warn!(bytes = opened.cut_bytes, "cut a torn tail off the log: it was never acknowledged");
+    }
+    let log = opened.log;
+    let (reader, secret) = (log.handle(), log.id());
+    if demo {
+        demo::start_clock(log.last_received_at());
+    }
+    let templates = Templates::new(&definitions, &text).map_err(|problems| told(&problems))?.reading(reader.clone());
+    let plan = Arc::new(Plan::new(Arc::new(definitions)));
+    let (told, closed) = tokio::sync::mpsc::unbounded_channel();
+    let now = if demo { demo::now } else { crate::clock::now };
+    let start = writer::Start { log, workers, clock, definitions: (text, Arc::clone(&plan)), told, now };
+    let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
+    tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
+    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
+    tokio::spawn(outbox.clone().run(closed));
+    if demo {
+        tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
+    }
+    let app = App { hub: hub.clone(), plan, outbox, log: reader, clock, now, secret };
+    println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
+    // A failing disk ends the process: nothing is acknowledged that is not kept.
+    let (failed, failure) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || failed.send(thread.join()));
+    let mut failure = std::pin::pin!(failure);
+    tokio::select! {
+        served = axum::serve(listener, router(app)).with_graceful_shutdown(interrupted()) => {
+            served.map_err(|error| format!("the listener failed: {error}"))?;
+        }
+        ended = &mut failure => return outcome(ended),
+    }
+    let _ = hub.give(Work::Stop);
+    outcome(failure.await)
+}
+
+type Ended = Result<std::thread::Result<Result<(), crate::log::LogError>>, tokio::sync::oneshot::error::RecvError>;
+
+fn outcome(ended: Ended) -> Result<(), String> {
+    match ended {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        _ => Err("the writer's thread is gone".into()),
+    }
+}
+
+async fn interrupted() {
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("signals can be heard");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
+}

@@ -1,0 +1,301 @@
+//! The door for events: bodies of the Segment tracking API, taken apart into calls.
+//!
+//! A bad call never spoils its batch. What can be refused without knowing the log is refused here; the time and the
+//! message id that a call is to have are settled here. Nothing here waits for anything.
+
+use std::io::Read;
+
+use compact_str::{CompactString, format_compact};
+use dataflows::definitions::Definitions;
+use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
+use dataflows::intake::Prepared;
+use dataflows::json::{Next, Reader};
+use dataflows::time::{self, DAY, Millis};
+
+/// The largest body, after unpacking.
+pub const BODY_BYTES_MAX: usize = 512_000;
+/// The largest event.
+pub const EVENT_BYTES_MAX: usize = 32_768;
+/// Clocks this far apart are corrected; a timestamp this far ahead is now.
+const SKEW_MIN: Millis = 60_000;
+
+/// A call on its way to the log.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// The call.
+    pub kind: Kind,
+    /// Everything that the dataflow keeps of it.
+    pub prepared: Prepared,
+    /// As it was sent.
+    pub body: Box<str>,
+}
+
+/// What becomes of one call at the door.
+#[derive(Clone, Debug)]
+pub enum Arrived {
+    /// It goes on to the log.
+    Good(Box<Incoming>),
+    /// It goes to the dead letters.
+    Bad {
+        /// Why.
+        rejection: Rejection,
+        /// Its message id, where it has one.
+        message_id: Option<CompactString>,
+        /// As it was sent.
+        body: Box<[u8]>,
+    },
+}
+
+/// What is wrong with a body as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Larger than it may be.
+    TooLarge(&'static str),
+    /// Not what the door takes.
+    Malformed(String),
+}
+
+/// What calls came in, and with which key.
+#[derive(Clone, Debug, Default)]
+pub struct Body {
+    /// `writeKey`, if the body has one.
+    pub write_key: Option<String>,
+    /// The calls.
+    pub calls: Vec<Arrived>,
+}
+
+/// How time is told at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamp {
+    /// By the wall: this is now, ms; client clocks are corrected against it.
+    Wall(Millis),
+    /// By events: this is the clock so far, ms; timestamps are taken as they are.
+    Events(Millis),
+}
+
+impl Stamp {
+    fn now(self) -> Millis {
+        match self {
+            Stamp::Wall(now) | Stamp::Events(now) => now,
+        }
+    }
+}
+
+/// Unpacks a body, if it is packed: known by its first bytes, not by what its header says.
+pub fn unpack(body: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Unreadable> {
+    if !body.starts_with(&[0x1f, 0x8b]) {
+        return if body.len() > BODY_BYTES_MAX { Err(too_large()) } else { Ok(body.into()) };
+    }
+    let mut plain = Vec::new();
+    let read = flate2::read::MultiGzDecoder::new(body).take(BODY_BYTES_MAX as u64 + 1).read_to_end(&mut plain);
+    match read {
+        Ok(_) if plain.len() > BODY_BYTES_MAX => Err(too_large()),
+        Ok(_) => Ok(plain.into()),
+        Err(error) => Err(Unreadable::Malformed(format!("the body begins as gzip but cannot be unpacked: {error}"))),
+    }
+}
+
+fn too_large() -> Unreadable {
+    Unreadable::TooLarge("a body may have 512,000 bytes after unpacking")
+}
+
+/// What taking a body apart needs.
+#[derive(Debug)]
+pub struct Door<'d> {
+    /// What of an event is kept.
+    pub decoder: &'d mut Decoder,
+    /// The definitions in force.
+    pub definitions: &'d Definitions,
+    /// The key of the log's hashes.
+    pub secret: &'d [u8; 16],
+    /// How time is told.
+    pub stamp: Stamp,
+    /// Makes message ids for calls that have none.
+    pub fresh_id: fn() -> CompactString,
+}
+
+impl Door<'_> {
+    /// A body of one call, at the door of its kind.
+    pub fn single(&mut self, body: &[u8], kind: Kind) -> Result<Body, Unreadable> {
+        if body.len() > EVENT_BYTES_MAX {
+            return Err(Unreadable::TooLarge("an event may have 32,768 bytes"));
+        }
+        let text = text(body)?;
+        let envelope = Envelope::read(text)?;
+        let call = self.call(text, Some(kind), &envelope);
+        Ok(Body { write_key: envelope.write_key, calls: vec![call] })
+    }
+
+    /// A body of several calls.
+    pub fn batch(&mut self, body: &[u8]) -> Result<Body, Unreadable> {
+        let text = text(body)?;
+        let envelope = Envelope::read(text)?;
+        let Some(batch) = &envelope.batch else {
+            return Err(Unreadable::Malformed("`batch` is missing: it is a list of calls".into()));
+        };
+        let calls = batch.iter().map(|call| self.call(call, None, &envelope)).collect();
+        Ok(Body { write_key: envelope.write_key, calls })
+    }
+
+    fn call(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Arrived {
+        if text.len() > EVENT_BYTES_MAX {
+            let rejection = Rejection::new(Reason::TooLarge, format!("the event has {} bytes; it may have 32,768", text.len()));
+            return Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() };
+        }
+        match self.take(text, kind, envelope) {
+            Ok(incoming) => Arrived::Good(Box::new(incoming)),
+            Err(rejection) => Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() },
+        }
+    }
+
+    fn take(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Result<Incoming, Rejection> {
+        let call = Call::parse(text, kind)?;
+        let timestamp = settle(&call, call.sent_at.or(envelope.sent_at), self.stamp)?;
+        let message_id = call.message_id.clone().unwrap_or_else(self.fresh_id);
+        let prepared = Prepared::new(&call, timestamp, message_id, self.decoder, self.secret)?;
+        let lateness = self.definitions.lateness;
+        if lateness.is_some_and(|lateness| timestamp < self.stamp.now() - lateness) {
+            let detail = format!("the event is from {}: earlier than the lateness allows", time::format_instant(timestamp));
+            return Err(Rejection::new(Reason::TooLate, detail));
+        }
+        Ok(Incoming { kind: call.kind, prepared, body: text.into() })
+    }
+}
+
+/// When a call happened, by the client's clock and ours.
+fn settle(call: &Call<'_>, sent_at: Option<Millis>, stamp: Stamp) -> Result<Millis, Rejection> {
+    let Stamp::Wall(now) = stamp else { return Ok(call.timestamp.unwrap_or(stamp.now())) };
+    let Some(written) = call.timestamp else { return Ok(now) };
+    let timestamp = match (sent_at, call.original.or(call.timestamp)) {
+        (Some(sent_at), Some(original)) if (now - sent_at).abs() > SKEW_MIN => now - (sent_at - original),
+        _ => written,
+    };
+    if timestamp > now + DAY {
+        return Err(Rejection::new(Reason::BadTimestamp, "the event is more than 24 hours in the future"));
+    }
+    if !time::in_range(timestamp) {
+        return Err(Rejection::new(Reason::BadTimestamp, "the event is not in the years 2000 to 2099"));
+    }
+    Ok(if timestamp > now && timestamp <= now + SKEW_MIN { now } else { timestamp })
+}
+
+fn text(body: &[u8]) -> Result<&str, Unreadable> {
+    std::str::from_utf8(body).map_err(|error| {
+        Unreadable::Malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
+    })
+}
+
+/// What stands around calls.
+#[derive(Debug, Default)]
+struct Envelope<'a> {
+    batch: Option<Vec<&'a str>>,
+    write_key: Option<String>,
+    sent_at: Option<Millis>,
+}
+
+impl<'a> Envelope<'a> {
+    fn read(text: &'a str) -> Result<Self, Unreadable> {
+        let mut envelope = Envelope::default();
+        let mut reader = Reader::new(text);
+        let read = reader
+            .object(|reader, key| {
+                match &*key {
+                    "batch" if reader.next()? == Next::List => {
+                        let calls = envelope.batch.insert(Vec::new());
+                        // Roughly: what is wrong inside a call is that call's own fault.
+                        return reader.list(|reader| reader.skip_roughly().map(|call| calls.push(call)));
+                    }
+                    "writeKey" if reader.next()? == Next::Text => envelope.write_key = Some(reader.text()?.into_owned()),
+                    "sentAt" if reader.next()? == Next::Text => envelope.sent_at = time::parse_instant(&reader.text()?),
+                    _ => {
+                        reader.skip_roughly()?;
+                    }
+                }
+                Ok(())
+            })
+            .and_then(|()| reader.end());
+        match read {
+            Ok(()) => Ok(envelope),
+            Err(fault) => Err(Unreadable::Malformed(format!("the body is not JSON that can be read: {fault}"))),
+        }
+    }
+}
+
+/// The message id of a call that was refused, as far as it can be read.
+fn message_id(call: &str) -> Option<CompactString> {
+    let mut found = None;
+    let read = Reader::new(call).object(|reader, key| {
+        if key == "messageId" && reader.next()? == Next::Text {
+            found = Some(format_compact!("{}", reader.text()?));
+            return Ok(());
+        }
+        reader.skip_roughly().map(|_| ())
+    });
+    read.ok().and(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dataflows::plan::Plan;
+
+    use super::*;
+
+    const NOW: Millis = 1_767_225_600_000;
+
+    fn batch(body: &str, stamp: Stamp) -> Result<Vec<Result<Millis, Reason>>, Unreadable> {
+        let plan = Plan::new(Arc::new(Definitions::default()));
+        let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+        let fresh_id = || "fresh".into();
+        let mut door = Door { decoder: &mut decoder, definitions: &plan.definitions, secret: &[0; 16], stamp, fresh_id };
+        let body = door.batch(body.as_bytes())?;
+        Ok(body
+            .calls
+            .into_iter()
+            .map(|call| match call {
+                Arrived::Good(incoming) => Ok(incoming.prepared.event.timestamp),
+                Arrived::Bad { rejection, .. } => Err(rejection.reason),
+            })
+            .collect())
+    }
+
+    #[test]
+    fn a_bad_call_never_spoils_its_batch() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        let good = r#"{"type":"page","userId":"ada"}"#;
+        let calls = format!(
+            r#"{{"batch":[{good},{{"type":"track","userId":"a","event":"x","properties":{{"d":{deep}}}}},
+            {{"type":"page"}},{{"type":"page","userId":"\ud800"}},{{"type":"page","userId":"a","x":1e400}},7,{good}]}}"#
+        );
+        let invalid = Err(Reason::Invalid);
+        let expected = vec![Ok(NOW), invalid, Err(Reason::NoId), invalid, invalid, invalid, Ok(NOW)];
+        assert_eq!(batch(&calls, Stamp::Wall(NOW)), Ok(expected));
+        for body in ["", "[]", "{", r#"{"batch":7}"#, r#"{"batch":[{]}"#] {
+            assert!(batch(body, Stamp::Wall(NOW)).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn client_clocks_are_corrected() {
+        let at = |timestamp: &str, sent_at: &str| {
+            let body = format!(r#"{{"batch":[{{"type":"page","userId":"a","timestamp":"{timestamp}"}}],"sentAt":"{sent_at}"}}"#);
+            batch(&body, Stamp::Wall(NOW)).unwrap()[0]
+        };
+        // The client's clock is an hour behind; the event was ten seconds old when it was sent.
+        assert_eq!(at("2025-12-31T22:59:50Z", "2025-12-31T23:00:00Z"), Ok(NOW - 10_000));
+        assert_eq!(at("2025-12-31T22:59:50Z", "2026-01-01T00:00:30Z"), Ok(NOW - 3_610_000));
+        assert_eq!(at("2026-01-01T00:00:30Z", "2026-01-01T00:00:30Z"), Ok(NOW));
+        assert_eq!(at("2026-01-02T00:00:01Z", "2026-01-01T00:00:00Z"), Err(Reason::BadTimestamp));
+        assert_eq!(at("2025-11-01T00:00:00Z", "2026-01-01T00:00:00Z"), Err(Reason::TooLate));
+    }
+
+    #[test]
+    fn packed_bodies_are_known_by_their_bytes() {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packer, &vec![b' '; BODY_BYTES_MAX + 1]).unwrap();
+        assert_eq!(unpack(&packer.finish().unwrap()), Err(too_large()));
+        assert!(unpack(&[0x1f, 0x8b, 1, 2, 3]).is_err());
+        assert_eq!(unpack(b"{}").unwrap().as_ref(), b"{}");
+    }
+}

@@ -1,0 +1,114 @@
+//! The doors over HTTP: events in, answers out, triggers by server-sent events, and the page.
+//!
+//! Handlers take a request apart, ask, and put the answer together; what is true is the engine's to say.
+
+mod answers;
+mod events;
+mod subscribe;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::header;
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use dataflows::plan::Plan;
+use serde::Serialize;
+
+use crate::log::LogReader;
+use crate::outbox::Outbox;
+use crate::problem::Problem;
+use crate::writer::{AsOf, ClockMode, Hub};
+
+/// What handlers need.
+#[derive(Clone)]
+pub struct App {
+    /// The way to the writer.
+    pub hub: Hub,
+    /// The definitions in force.
+    pub plan: Arc<Plan>,
+    /// Intents and what became of them.
+    pub outbox: Outbox,
+    /// Bodies of events.
+    pub log: LogReader,
+    /// How the clock moves.
+    pub clock: ClockMode,
+    /// How wall time is told.
+    pub now: fn() -> i64,
+    /// The key of the log's hashes.
+    pub secret: [u8; 16],
+}
+
+/// What goes over the wire of the body, packed or not, at most.
+const WIRE_BYTES_MAX: usize = 1 << 20;
+
+/// All doors.
+pub fn router(app: App) -> Router {
+    let events = [
+        ("track", "t"),
+        ("identify", "i"),
+        ("page", "p"),
+        ("screen", "s"),
+        ("group", "g"),
+        ("alias", "a"),
+        ("batch", "b"),
+    ];
+    let mut router = Router::new()
+        .route("/", get(|| async { Html(include_str!("page.html")) }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/metrics", get(answers::metrics))
+        .route("/v1/clock", post(events::clock))
+        .route("/v1/profiles/{id}", get(answers::profile))
+        .route("/v1/profiles/{id}/events", get(answers::events))
+        .route("/v1/profiles/{id}/sessions", get(answers::sessions))
+        .route("/v1/profiles/{id}/touchpoints", get(answers::touchpoints))
+        .route("/v1/profiles/{id}/conversions", get(answers::conversions))
+        .route("/v1/profiles/{id}/intents", get(answers::intents))
+        .route("/v1/profiles/{id}/segments/changes", get(answers::changes))
+        .route("/v1/segments", get(answers::segments))
+        .route("/v1/segments/{name}", get(answers::segment))
+        .route("/v1/segments/{name}/members", get(answers::members))
+        .route("/v1/journeys", get(answers::journeys))
+        .route("/v1/journeys/{name}", get(answers::journey))
+        .route("/v1/campaigns", get(answers::campaigns))
+        .route("/v1/campaigns/{name}", get(answers::campaign))
+        .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
+        .route("/v1/attribution", get(answers::attribution))
+        .route("/v1/dead-letters", get(answers::dead_letters))
+        .route("/v1/subscribe", get(subscribe::subscribe));
+    for (long, short) in events {
+        for name in [long, short] {
+            router = router.route(&format!("/v1/{name}"), post(events::take).fallback(method_not_allowed));
+        }
+    }
+    router
+        .fallback(|| async { Problem::not_found("there is nothing at this path") })
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
+        .with_state(app)
+}
+
+async fn method_not_allowed() -> Problem {
+    Problem::method_not_allowed()
+}
+
+/// When an answer is true, as it is told.
+#[derive(Clone, Debug, Serialize)]
+pub struct AsOfRow {
+    position: String,
+    clock: i64,
+}
+
+impl From<AsOf> for AsOfRow {
+    fn from(as_of: AsOf) -> Self {
+        AsOfRow { position: as_of.position.to_string(), clock: as_of.clock }
+    }
+}
+
+/// An answer as JSON.
+fn json(answer: &impl Serialize) -> Response {
+    let body = serde_json::to_string(answer).expect("answers have string keys");
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}

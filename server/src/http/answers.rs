@@ -1,0 +1,581 @@
+//! Answers: what is true, as of one logical time.
+
+use std::collections::BTreeMap;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::response::Response;
+use compact_str::CompactString;
+use dataflows::number::print_billionths;
+use dataflows::profile::answers::{Page, Rows, View};
+use dataflows::protocol::{Answer, Question};
+use dataflows::time::parse_duration;
+use dataflows::total::Total;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{App, AsOfRow, json};
+use crate::problem::Problem;
+use crate::record::{self, DeadLetter};
+use crate::rows::{self, Intent};
+use crate::writer::{Answered, AsOf, DeadLetterAt};
+
+/// The parameters of a request: those that every answer takes, and those of its own.
+struct Query {
+    after: Option<u64>,
+    wait_ms: i64,
+    limit: usize,
+    cursor: Option<String>,
+    own: BTreeMap<String, String>,
+}
+
+const LIMIT: usize = 100;
+const LIMIT_MAX: usize = 1_000;
+const WAIT_MS: i64 = 5_000;
+const WAIT_MS_MAX: i64 = 30_000;
+
+impl Query {
+    /// Reads a query string; parameters that nobody knows and repeated ones are refused.
+    fn read(raw: Option<String>, own: &[&str]) -> Result<Query, Problem> {
+        let mut query = Query { after: None, wait_ms: WAIT_MS, limit: LIMIT, cursor: None, own: BTreeMap::new() };
+        let mut seen = BTreeMap::new();
+        let raw = raw.unwrap_or_default();
+        for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (key, value) = (decode(key)?, decode(value)?);
+            if seen.insert(key.clone(), ()).is_some() {
+                return Err(Problem::bad_request(format!("the parameter `{key}` is given twice")));
+            }
+            let wrong = |what: &str| Problem::bad_request(format!("`{key}={value}`: {what}"));
+            match key.as_str() {
+                "after" => query.after = Some(value.parse().map_err(|_| wrong("not a position that an answer gave"))?),
+                "wait" => {
+                    let wait = parse_duration(&value).filter(|wait| *wait <= WAIT_MS_MAX);
+                    query.wait_ms = wait.ok_or_else(|| wrong("a duration of at most 30s"))?;
+                }
+                "limit" if own.contains(&"limit") => {
+                    let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                    query.limit = limit.ok_or_else(|| wrong("an integer from 1 to 1000"))?;
+                }
+                "cursor" if own.contains(&"cursor") => query.cursor = Some(value),
+                name if own.contains(&name) => drop(query.own.insert(key, value)),
+                name => {
+                    let all = [&["after", "wait"], own].concat().join(", ");
+                    return Err(Problem::bad_request(format!("unknown parameter `{name}`; known here: {all}")));
+                }
+            }
+        }
+        Ok(query)
+    }
+
+    fn cursor_number(&self) -> Result<Option<usize>, Problem> {
+        let parse = |cursor: &String| cursor.parse().map_err(|_| Problem::bad_request("`cursor` is not one that an answer gave"));
+        self.cursor.as_ref().map(parse).transpose()
+    }
+}
+
+fn decode(text: &str) -> Result<String, Problem> {
+    let wrong = || Problem::bad_request(format!("`{text}` is not percent-encoded UTF-8"));
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [rest.next().ok_or_else(wrong)?, rest.next().ok_or_else(wrong)?];
+                let digits = std::str::from_utf8(&digits).map_err(|_| wrong())?;
+                u8::from_str_radix(digits, 16).map_err(|_| wrong())?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+/// A part of a list.
+#[derive(Serialize)]
+struct List<T> {
+    as_of: AsOfRow,
+    items: Vec<T>,
+    next: Option<String>,
+}
+
+/// A row with the time at which it is true in front.
+#[derive(Serialize)]
+struct At<T> {
+    as_of: AsOfRow,
+    #[serde(flatten)]
+    row: T,
+}
+
+/// Asks, once everything up to the position asked for is included.
+async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(query.wait_ms as u64);
+    loop {
+        let answered = app.hub.ask(question.clone()).await?;
+        let Some(after) = query.after.filter(|after| *after > answered.as_of.position) else { return Ok(answered) };
+        if tokio::time::Instant::now() >= deadline {
+            let at = answered.as_of.position;
+            return Err(Problem::not_yet(format!("the views include position {at}; {after} was asked for")));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, parts } = ask(app, query, Question::Totals).await?;
+    let mut totals = BTreeMap::new();
+    for part in parts {
+        if let Answer::Totals(part) = part {
+            totals.extend(part);
+        }
+    }
+    Ok((as_of, totals))
+}
+
+pub(super) async fn profile(State(app): State<App>, Path(id): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    let query = Query::read(raw, &[])?;
+    let Answered { as_of, parts } = ask(&app, &query, Question::Profile(id.as_str().into())).await?;
+    let profile = parts.into_iter().find_map(|part| match part {
+        Answer::Profile(profile) => Some(profile),
+        _ => None,
+    });
+    let row = profile.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
+    Ok(json(&At { as_of: as_of.into(), row }))
+}
+
+async fn history(app: App, id: String, raw: Option<String>, view: View) -> Result<Response, Problem> {
+    let query = Query::read(raw, &["limit", "cursor"])?;
+    let page = Page { before: query.cursor_number()?, limit: query.limit };
+    let Answered { as_of, parts } = ask(&app, &query, Question::History { id: id.as_str().into(), view, page }).await?;
+    let found = parts.into_iter().find_map(|part| match part {
+        Answer::History(rows, all) => Some((rows, all)),
+        _ => None,
+    });
+    let (rows, all) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
+    let last = page.before.unwrap_or(all).min(all) - rows.len();
+    let items = match &rows {
+        Rows::Events(events) => events.iter().filter_map(|(profile, position)| event_row(&app, profile, *position)).collect(),
+        Rows::Intents(intents) => intents.iter().map(|row| intent(&app, row)).collect(),
+        rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
+    };
+    Ok(json(&List { as_of: as_of.into(), items, next: (last > 0).then(|| last.to_string()) }))
+}
+
+fn raw_json(text: String) -> Box<RawValue> {
+    RawValue::from_string(text).expect("it was printed as JSON")
+}
+
+/// An intent with the ledger's word, where it has one.
+fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawValue> {
+    let printed = match app.outbox.entry(&row.id) {
+        Some(entry) => serde_json::to_string(&app.outbox.row(&entry)),
+        None => serde_json::to_string(&Intent::new(row, &app.plan.definitions)),
+    };
+    raw_json(printed.expect("rows have string keys"))
+}
+
+macro_rules! histories {
+    ($($name:ident $view:ident),*) => {$(
+        pub(super) async fn $name(State(app): State<App>, Path(id): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+            history(app, id, raw, View::$view).await
+        }
+    )*};
+}
+
+histories!(events Events, sessions Sessions, touchpoints Touches, conversions Conversions, intents Intents, changes Changes);
+
+/// An event as it came, read from the log.
+fn event_row(app: &App, profile: &str, position: u64) -> Option<Box<RawValue>> {
+    #[derive(Serialize)]
+    struct EventRow<'a> {
+        profile: &'a str,
+        r#type: &'static str,
+        event: Option<serde_json::Value>,
+        name: Option<serde_json::Value>,
+        #[serde(rename = "messageId")]
+        message_id: &'a str,
+        #[serde(rename = "userId")]
+        user_id: Option<serde_json::Value>,
+        #[serde(rename = "anonymousId")]
+        anonymous_id: Option<serde_json::Value>,
+        #[serde(rename = "previousId")]
+        previous_id: Option<serde_json::Value>,
+        #[serde(rename = "groupId")]
+        group_id: Option<serde_json::Value>,
+        timestamp: i64,
+        received_at: i64,
+        properties: Option<serde_json::Value>,
+        traits: Option<serde_json::Value>,
+        context: Option<serde_json::Value>,
+    }
+    let record = app.log.get(position).ok()??;
+    let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
+    let mut body: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body).ok()?;
+    let mut part = |key: &str| body.remove(key);
+    let row = EventRow {
+        profile,
+        r#type: kind.name(),
+        event: part("event"),
+        name: part("name"),
+        message_id,
+        user_id: part("userId"),
+        anonymous_id: part("anonymousId"),
+        previous_id: part("previousId"),
+        group_id: part("groupId"),
+        timestamp,
+        received_at: record.received_at,
+        properties: part("properties"),
+        traits: part("traits"),
+        context: part("context"),
+    };
+    serde_json::value::to_raw_value(&row).ok()
+}
+
+/// Definitions do not change while the process runs, so each is its first version.
+const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct SegmentRow<'a> {
+    name: &'a str,
+    size: i64,
+    version: u32,
+}
+
+fn size(totals: &BTreeMap<Total, i128>, total: &Total) -> i64 {
+    totals.get(total).copied().unwrap_or(0) as i64
+}
+
+pub(super) async fn segments(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    let query = Query::read(raw, &[])?;
+    let (as_of, totals) = totals(&app, &query).await?;
+    let names = app.plan.segments.iter();
+    let items = names.map(|segment| SegmentRow {
+        name: &segment.name,
+        size: size(&totals, &Total::Members(segment.name.clone())),
+        version: VERSION,
+    });
+    Ok(json(&List { as_of: as_of.into(), items: items.collect(), next: None }))
+}
+
+pub(super) async fn segment(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Whole<'a> {
+        #[serde(flatten)]
+        row: SegmentRow<'a>,
+        history_from: Option<i64>,
+    }
+    let query = Query::read(raw, &[])?;
+    let segment = segment_named(&app, &name)?;
+    let (as_of, totals) = totals(&app, &query).await?;
+    let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version: VERSION };
+    Ok(json(&At { as_of: as_of.into(), row: Whole { row, history_from: None } }))
+}
+
+fn segment_named(app: &App, name: &str) -> Result<CompactString, Problem> {
+    let number = app.plan.segment(name).ok_or_else(|| Problem::not_found(format!("no segment is named {name:?}")))?;
+    Ok(app.plan.segments[number].name.clone())
+}
+
+pub(super) async fn members(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Member {
+        profile: CompactString,
+        since: i64,
+    }
+    let query = Query::read(raw, &["limit", "cursor"])?;
+    let segment = segment_named(&app, &name)?;
+    let after = query.cursor.as_deref().map(CompactString::from);
+    // One more than asked for tells whether there is a next part.
+    let Answered { as_of, parts } = ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
+    let mut all = Vec::new();
+    for part in parts {
+        if let Answer::Members(part) = part {
+            all.extend(part);
+        }
+    }
+    all.sort();
+    let more = all.len() > query.limit;
+    all.truncate(query.limit);
+    let next = all.last().filter(|_| more).map(|(profile, _)| profile.to_string());
+    let items = all.into_iter().map(|(profile, since)| Member { profile, since }).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+#[derive(Serialize)]
+struct JourneyRow {
+    name: CompactString,
+    version: u32,
+    profiles: i64,
+    states: Vec<StateRow>,
+    transitions: Vec<TransitionRow>,
+}
+
+#[derive(Serialize)]
+struct StateRow {
+    state: CompactString,
+    profiles: i64,
+}
+
+#[derive(Serialize)]
+struct TransitionRow {
+    from: CompactString,
+    to: CompactString,
+    on: CompactString,
+    count: i64,
+}
+
+fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> JourneyRow {
+    let journey = &app.plan.journeys[number];
+    let states: Vec<StateRow> = journey
+        .states
+        .iter()
+        .map(|state| StateRow {
+            state: state.name.clone(),
+            profiles: size(totals, &Total::Inside(journey.name.clone(), state.name.clone())),
+        })
+        .collect();
+    let transitions = app.plan.totals.iter().filter_map(|total| match total {
+        Total::Moves(of, from, to, on) if *of == journey.name => Some(TransitionRow {
+            from: from.clone(),
+            to: to.clone(),
+            on: on.clone().unwrap_or("timer".into()),
+            count: size(totals, total),
+        }),
+        _ => None,
+    });
+    JourneyRow {
+        name: journey.name.clone(),
+        version: VERSION,
+        profiles: states.iter().map(|state| state.profiles).sum(),
+        transitions: transitions.collect(),
+        states,
+    }
+}
+
+pub(super) async fn journeys(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    let query = Query::read(raw, &[])?;
+    let (as_of, totals) = totals(&app, &query).await?;
+    let items = (0..app.plan.journeys.len()).map(|number| journey_row(&app, number, &totals)).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next: None }))
+}
+
+/// How many of the next deadlines a journey's answer shows.
+const DEADLINES: usize = 10;
+
+pub(super) async fn journey(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Whole {
+        #[serde(flatten)]
+        row: JourneyRow,
+        next_deadlines: Vec<Deadline>,
+    }
+    #[derive(Serialize)]
+    struct Deadline {
+        profile: CompactString,
+        at: i64,
+        emit: Option<CompactString>,
+    }
+    let query = Query::read(raw, &[])?;
+    let number = app.plan.journey(&name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))?;
+    let question = Question::Deadlines { journey: name.as_str().into(), limit: DEADLINES };
+    let Answered { as_of, parts } = ask(&app, &query, question).await?;
+    let mut all = Vec::new();
+    let mut counted = BTreeMap::new();
+    for part in parts {
+        if let Answer::Deadlines(part, totals) = part {
+            all.extend(part);
+            counted.extend(totals);
+        }
+    }
+    all.sort();
+    all.truncate(DEADLINES);
+    let next_deadlines = all.into_iter().map(|(at, profile, emit, _)| Deadline { profile, at, emit }).collect();
+    Ok(json(&At { as_of: as_of.into(), row: Whole { row: journey_row(&app, number, &counted), next_deadlines } }))
+}
+
+#[derive(Serialize)]
+struct CampaignRow {
+    name: CompactString,
+    active_since: i64,
+    intents: i64,
+    by_status: BTreeMap<CompactString, i64>,
+    revoked: i64,
+    conversions: Option<i64>,
+}
+
+fn campaign_row(app: &App, name: &CompactString, totals: &BTreeMap<Total, i128>) -> CampaignRow {
+    let mut by_status = BTreeMap::new();
+    for (total, count) in totals {
+        if let Total::Intents(of, status) = total {
+            // What the law lets pass goes by what became of it.
+            if of == name && status != "due" {
+                by_status.insert(status.clone(), *count as i64);
+            }
+        }
+    }
+    for entry in app.outbox.of_campaign(name) {
+        *by_status.entry(entry.fate.name().into()).or_default() += 1;
+    }
+    let gone = |status: &&CompactString| matches!(status.as_str(), "cancelled" | "revoked");
+    CampaignRow {
+        name: name.clone(),
+        active_since: app.outbox.active_since(),
+        intents: by_status.iter().filter(|(status, _)| !gone(status)).map(|(_, count)| count).sum(),
+        revoked: by_status.get("revoked").copied().unwrap_or(0),
+        by_status,
+        conversions: None,
+    }
+}
+
+pub(super) async fn campaigns(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    let query = Query::read(raw, &[])?;
+    let (as_of, totals) = totals(&app, &query).await?;
+    let items = app.plan.campaigns.iter().map(|campaign| campaign_row(&app, &campaign.name, &totals)).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next: None }))
+}
+
+fn campaign_named(app: &App, name: &str) -> Result<CompactString, Problem> {
+    let number = app.plan.campaign(name).ok_or_else(|| Problem::not_found(format!("no campaign is named {name:?}")))?;
+    Ok(app.plan.campaigns[number].name.clone())
+}
+
+pub(super) async fn campaign(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    let query = Query::read(raw, &[])?;
+    let name = campaign_named(&app, &name)?;
+    let (as_of, totals) = totals(&app, &query).await?;
+    Ok(json(&At { as_of: as_of.into(), row: campaign_row(&app, &name, &totals) }))
+}
+
+pub(super) async fn campaign_intents(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
+    let query = Query::read(raw, &["limit", "cursor"])?;
+    let name = campaign_named(&app, &name)?;
+    let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
+    let mut entries = app.outbox.of_campaign(&name);
+    entries.sort_by(|a, b| (b.row.at, &b.row.id).cmp(&(a.row.at, &a.row.id)));
+    let key = |entry: &crate::outbox::Entry| format!("{}.{}", entry.row.at, entry.row.id);
+    if let Some(cursor) = &query.cursor {
+        let parted = cursor.split_once('.').and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())));
+        let (at, id) = parted.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))?;
+        entries.retain(|entry| (entry.row.at, &entry.row.id) < (at, &id));
+    }
+    let more = entries.len() > query.limit;
+    entries.truncate(query.limit);
+    let next = entries.last().filter(|_| more).map(key);
+    let items: Vec<_> = entries.iter().map(|entry| app.outbox.row(entry)).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Credit {
+        model: String,
+        by: String,
+        rows: Vec<CreditRow>,
+        total: Sum,
+    }
+    #[derive(Serialize)]
+    struct CreditRow {
+        channel: CompactString,
+        campaign: Option<CompactString>,
+        conversions: String,
+        value: String,
+    }
+    #[derive(Serialize)]
+    struct Sum {
+        conversions: String,
+        value: String,
+    }
+    let query = Query::read(raw, &["model", "by"])?;
+    let models: Vec<&str> = app.plan.models().iter().map(|model| model.name()).collect();
+    let model = query.own.get("model").map_or(models.first().copied().unwrap_or_default(), |model| model);
+    if !models.contains(&model) {
+        return Err(Problem::bad_request(format!("the definitions keep no model {model:?}; they keep {}", models.join(", "))));
+    }
+    let by = query.own.get("by").map_or("channel", |by| by);
+    if !["channel", "campaign"].contains(&by) {
+        return Err(Problem::bad_request(format!("`by={by}`: channel or campaign")));
+    }
+    let (as_of, totals) = totals(&app, &query).await?;
+    let mut credit: BTreeMap<(CompactString, Option<CompactString>), (i128, i128)> = BTreeMap::new();
+    for (total, sum) in totals {
+        let (of, channel, campaign, is_value) = match total {
+            Total::CreditConversions(of, channel, campaign) => (of, channel, campaign, false),
+            Total::CreditValue(of, channel, campaign) => (of, channel, campaign, true),
+            _ => continue,
+        };
+        if of == model {
+            let entry = credit.entry((channel, (by == "campaign").then_some(campaign))).or_default();
+            if is_value { entry.1 += sum } else { entry.0 += sum }
+        }
+    }
+    let whole = credit.values().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+    let mut rows: Vec<_> = credit.into_iter().collect();
+    rows.sort_by(|(a_key, a), (b_key, b)| b.1.cmp(&a.1).then_with(|| a_key.cmp(b_key)));
+    let rows = rows.into_iter().map(|((channel, campaign), (conversions, value))| CreditRow {
+        channel,
+        campaign,
+        conversions: print_billionths(conversions),
+        value: print_billionths(value),
+    });
+    let total = Sum { conversions: print_billionths(whole.0), value: print_billionths(whole.1) };
+    let row = Credit { model: model.to_owned(), by: by.to_owned(), rows: rows.collect(), total };
+    Ok(json(&At { as_of: as_of.into(), row }))
+}
+
+pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Row {
+        reason: &'static str,
+        detail: String,
+        position: String,
+        received_at: i64,
+        body: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        encoding: Option<String>,
+    }
+    let query = Query::read(raw, &["limit", "cursor"])?;
+    let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
+    let before = query.cursor_number()?.map(|before| before as u64);
+    let found = app.hub.dead_letters(before, query.limit + 1);
+    let more = found.len() > query.limit;
+    let mut items = Vec::new();
+    for (position, at) in found.into_iter().take(query.limit) {
+        let Ok(Some(record)) = app.log.get(position) else { continue };
+        let letter = match at {
+            DeadLetterAt::Own => serde_json::from_slice(&record.payload).ok(),
+            DeadLetterAt::RefusedEdge => record::decode_event(&record.payload).map(|(_, _, _, body)| DeadLetter {
+                reason: dataflows::event::Reason::RefusedEdge,
+                detail: "accepted, but its link would make a profile of more ids than identity.max_ids".into(),
+                body: body.to_owned(),
+                encoding: None,
+            }),
+        };
+        let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
+        let (position, received_at) = (position.to_string(), record.received_at);
+        items.push(Row { reason: reason.name(), detail, position, received_at, body, encoding });
+    }
+    let next = items.last().filter(|_| more).map(|row| row.position.clone());
+    Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+/// A few numbers for Prometheus.
+pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
+    let query = Query::read(None, &[])?;
+    let (as_of, totals) = totals(&app, &query).await?;
+    let mut text = String::new();
+    for (name, help, value) in [
+        ("thalweg_log_position", "The last log position that the views include.", as_of.position as i64),
+        ("thalweg_clock_milliseconds", "The clock that the views are true at.", as_of.clock),
+        ("thalweg_profiles", "Profiles that exist.", size(&totals, &Total::Profiles)),
+        ("thalweg_sessions", "Sessions.", size(&totals, &Total::Sessions)),
+        ("thalweg_session_events", "Events in sessions.", size(&totals, &Total::SessionEvents)),
+        ("thalweg_dead_letters", "Dead letters.", app.hub.dead_letters(None, usize::MAX).len() as i64),
+    ] {
+        text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+    }
+    Ok(text)
+}

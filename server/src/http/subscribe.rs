@@ -1,0 +1,125 @@
+//! Subscriptions by server-sent events: a snapshot, then what changes with each time that closes.
+
+use std::convert::Infallible;
+
+use axum::extract::{RawQuery, State};
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use dataflows::protocol::{Answer, Question};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{App, AsOfRow};
+use crate::outbox::{Entry, message};
+use crate::problem::Problem;
+use crate::writer::AsOf;
+
+/// Messages that wait for a reader before the changes do.
+const MESSAGES_MAX: usize = 64;
+/// Rows in one message of a snapshot.
+const SNAPSHOT_ROWS: usize = 1_000;
+
+#[derive(Serialize)]
+struct Message {
+    as_of: AsOfRow,
+    view: &'static str,
+    changes: Vec<Row>,
+    complete: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    diff: i8,
+    row: Box<RawValue>,
+}
+
+/// Whose intents, of which campaign.
+#[derive(Clone, Debug, Default)]
+struct Filter {
+    profile: Option<String>,
+    campaign: Option<String>,
+}
+
+pub(super) async fn subscribe(
+    State(app): State<App>,
+    RawQuery(raw): RawQuery,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let mut filter = Filter::default();
+    let mut view = None;
+    for pair in raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("view", "intents")) if view.is_none() => view = Some("intents"),
+            Some(("profile", profile)) if filter.profile.is_none() => filter.profile = Some(profile.to_owned()),
+            Some(("name", name)) if filter.campaign.is_none() => filter.campaign = Some(name.to_owned()),
+            _ => return Err(Problem::bad_request(format!("`{pair}`: view=intents, profile=ID and name=CAMPAIGN are known here, each once"))),
+        }
+    }
+    let view = view.ok_or_else(|| Problem::bad_request("`view` is missing; this version has view=intents"))?;
+    let (send, messages) = mpsc::channel(MESSAGES_MAX);
+    tokio::spawn(follow(app, view, filter, send));
+    Ok(Sse::new(ReceiverStream::new(messages)).keep_alive(KeepAlive::default()))
+}
+
+/// Sends the snapshot and then the changes, until the reader goes or cannot keep up.
+async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender<Result<Event, Infallible>>) {
+    let (as_of, entries, mut changes) = app.outbox.subscribe();
+    let as_of = as_of.unwrap_or(AsOf { position: 0, clock: 0 });
+    let mut rows = Vec::new();
+    for entry in entries {
+        if admits(&app, &filter, &entry).await {
+            rows.push(Row { diff: 1, row: message(&app.outbox, &entry) });
+        }
+    }
+    let mut parts: Vec<Vec<Row>> = Vec::new();
+    while rows.len() > SNAPSHOT_ROWS {
+        let rest = rows.split_off(SNAPSHOT_ROWS);
+        parts.push(std::mem::replace(&mut rows, rest));
+    }
+    parts.push(rows);
+    let last = parts.len() - 1;
+    for (number, changes) in parts.into_iter().enumerate() {
+        let message = Message { as_of: as_of.into(), view, changes, complete: number == last };
+        if send.send(Ok(event("snapshot", as_of, number, &message))).await.is_err() {
+            return;
+        }
+    }
+    while let Ok(change) = changes.recv().await {
+        let mut rows = Vec::new();
+        for (diff, entry) in &change.entries {
+            if admits(&app, &filter, entry).await {
+                rows.push(Row { diff: *diff, row: message(&app.outbox, entry) });
+            }
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        rows.sort_by_key(|row| row.diff);
+        let message = Message { as_of: change.as_of.into(), view, changes: rows, complete: true };
+        if send.send(Ok(event("change", change.as_of, 0, &message))).await.is_err() {
+            return;
+        }
+    }
+    // The changes ran away from this reader: it is told why, and may come again for a snapshot.
+    let _ = send.send(Ok(Event::default().event("dropped").data(r#"{"reason":"the reader was too slow"}"#))).await;
+}
+
+fn event(kind: &str, as_of: AsOf, number: usize, message: &Message) -> Event {
+    let data = serde_json::to_string(message).expect("rows have string keys");
+    Event::default().event(kind).id(format!("{}.{number}", as_of.position)).data(data)
+}
+
+async fn admits(app: &App, filter: &Filter, entry: &Entry) -> bool {
+    if filter.campaign.as_ref().is_some_and(|campaign| entry.row.campaign != campaign.as_str()) {
+        return false;
+    }
+    let Some(id) = &filter.profile else { return true };
+    if entry.row.profile == id.as_str() || entry.row.root.id == id.as_str() {
+        return true;
+    }
+    // Any id of a profile answers for it.
+    let Ok(answered) = app.hub.ask(Question::Profile(id.as_str().into())).await else { return false };
+    answered.parts.iter().any(|part| matches!(part, Answer::Profile(profile) if profile.id == entry.row.profile))
+}

@@ -1,0 +1,109 @@
+//! What stands in the log: the payload of each kind of record.
+//!
+//! An event's body is kept as it was sent, with the time and message id that its door settled on in front of it, so
+//! that live, replay and restart read the same call.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
+use dataflows::intake::Prepared;
+use dataflows::time::Millis;
+use serde::{Deserialize, Serialize};
+
+/// An accepted call.
+pub const EVENT: u8 = 1;
+/// The clock was moved.
+pub const CLOCK: u8 = 2;
+/// The definitions file, as it was read.
+pub const DEFINITIONS: u8 = 3;
+/// A call that was not taken.
+pub const DEAD_LETTER: u8 = 4;
+/// What became of an intent.
+pub const DISPATCH: u8 = 5;
+
+/// The clock was moved to this instant.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Clock {
+    /// Where to, ms.
+    pub to: Millis,
+}
+
+/// A call that was not taken, with its body.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Why.
+    pub reason: Reason,
+    /// What is wrong and where.
+    pub detail: String,
+    /// The body as it was sent; base64 if it is not UTF-8.
+    pub body: String,
+    /// `base64`, if the body is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
+}
+
+impl DeadLetter {
+    /// A dead letter of the bytes that came.
+    pub fn new(rejection: &Rejection, body: &[u8]) -> Self {
+        let (body, encoding) = match std::str::from_utf8(body) {
+            Ok(text) => (text.to_owned(), None),
+            Err(_) => (BASE64_STANDARD.encode(body), Some("base64".to_owned())),
+        };
+        DeadLetter { reason: rejection.reason, detail: rejection.detail.clone(), body, encoding }
+    }
+}
+
+/// What became of an intent: the ledger's entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// The intent's id.
+    pub id: String,
+    /// `sent`, `revoked`.
+    pub status: String,
+    /// The message, fixed at its first attempt.
+    pub body: Option<String>,
+    /// When, ms.
+    pub at: Millis,
+}
+
+/// An event's payload: kind, time, message id, body.
+pub fn encode_event(kind: Kind, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(body.len() + message_id.len() + 10);
+    payload.push(kind as u8);
+    payload.extend(timestamp.to_le_bytes());
+    // A message id is at most 255 bytes; its door has seen to that.
+    payload.push(message_id.len() as u8);
+    payload.extend(message_id.as_bytes());
+    payload.extend(body.as_bytes());
+    payload
+}
+
+/// The parts of an event's payload.
+pub fn decode_event(payload: &[u8]) -> Option<(Kind, Millis, &str, &str)> {
+    let (kind, rest) = payload.split_first()?;
+    let (timestamp, rest) = rest.split_first_chunk::<8>()?;
+    let (length, rest) = rest.split_first()?;
+    let (message_id, body) = rest.split_at_checked(usize::from(*length))?;
+    let texts = (std::str::from_utf8(message_id).ok()?, std::str::from_utf8(body).ok()?);
+    Some((*Kind::ALL.get(usize::from(*kind))?, Millis::from_le_bytes(*timestamp), texts.0, texts.1))
+}
+
+/// An event of the log, ready for the sequencer.
+pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Result<Prepared, Rejection> {
+    let (kind, timestamp, message_id, body) =
+        decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
+    let call = Call::parse(body, Some(kind))?;
+    Prepared::new(&call, timestamp, message_id.into(), decoder, secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_back_as_they_went() {
+        let payload = encode_event(Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
+        assert_eq!(decode_event(&payload), Some((Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#)));
+        assert_eq!(decode_event(&payload[..5]), None);
+    }
+}

@@ -1,0 +1,403 @@
+//! Replay: files of events through the engine as fast as it goes, and a report of what is then true.
+//!
+//! Lines are read in blocks, blocks are decoded on several threads, and put in order again for the one thread that
+//! decides on each line. The clock is that of the events; nothing is sent to anyone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use dataflows::admission::Verdict;
+use dataflows::engine::{Config, Engine};
+use dataflows::event::{Decoder, Rejection};
+use dataflows::intake::{Line, Sequencer, prepare};
+use dataflows::number::print_billionths;
+use dataflows::plan::Plan;
+use dataflows::profile::answers::View;
+use dataflows::protocol::{Answer, Question, Response};
+use dataflows::time::Millis;
+use dataflows::total::Total;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::rows;
+
+/// What to replay, and how.
+#[derive(Debug)]
+pub struct Replay {
+    /// Files; `-` is the standard input.
+    pub files: Vec<PathBuf>,
+    /// The definitions.
+    pub plan: Arc<Plan>,
+    /// Worker threads.
+    pub workers: usize,
+    /// How late an event may be; none: any time.
+    pub lateness: Option<Millis>,
+    /// Where to write the rows of each view.
+    pub dump: Option<PathBuf>,
+}
+
+/// What is true after a replay, and how long it took.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    as_of: AsOf,
+    read: u64,
+    accepted: u64,
+    duplicates: u64,
+    rejected: BTreeMap<&'static str, u64>,
+    profiles: i64,
+    sessions: Sessions,
+    segments: BTreeMap<String, i64>,
+    journeys: BTreeMap<String, BTreeMap<String, i64>>,
+    intents: BTreeMap<String, i64>,
+    attribution: BTreeMap<&'static str, Vec<Credit>>,
+    /// Wall time, s.
+    pub seconds: f64,
+    /// Event lines in a second of wall time.
+    pub events_per_second: f64,
+    peak_rss_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct AsOf {
+    position: String,
+    clock: Millis,
+}
+
+#[derive(Debug, Serialize)]
+struct Sessions {
+    count: i64,
+    events: i64,
+    length_ms: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct Credit {
+    channel: String,
+    campaign: String,
+    conversions: String,
+    value: String,
+}
+
+/// Events in a step: larger than live, since nobody waits for the first of them.
+const STEP_EVENTS: usize = 10_000;
+/// Bytes of lines decoded together.
+const BLOCK_BYTES: usize = 1 << 20;
+/// Blocks that a decoder may have before or after it.
+const BLOCKS_WAITING: usize = 4;
+/// Steps that the engine may have open.
+const STEPS_OPEN_MAX: u64 = 8;
+/// Keys the hashes of ids; a replay keeps nothing, so any will do.
+const SECRET: [u8; 16] = *b"replay of a file";
+
+type Block = Result<String, String>;
+type Decoded = Result<Vec<Result<Line, Rejection>>, String>;
+
+/// Replays; gives the report, or a sentence on what is wrong.
+pub fn replay(replay: &Replay) -> Result<Report, String> {
+    let started = Instant::now();
+    let answers = Arc::new(Answers::default());
+    let heard = Arc::clone(&answers);
+    let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan) };
+    let mut run = Run {
+        engine: Engine::start(config, move |response| heard.hear(response)),
+        sequencer: Sequencer::new(SECRET, replay.lateness),
+        answers,
+        counts: BTreeMap::new(),
+        read: 0,
+        position: 0,
+        steps: 0,
+    };
+    let decoders = decoders(replay);
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {pos} events, {per_sec}").expect("a fixed template"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    'blocks: loop {
+        for decoder in &decoders {
+            let Ok(block) = decoder.recv() else { break 'blocks };
+            for line in block? {
+                run.line(line);
+            }
+            bar.set_position(run.read);
+        }
+    }
+    bar.finish_and_clear();
+    let totals = run.totals();
+    // What is timed is what everyone waits for: from the first byte to the numbers.
+    let seconds = started.elapsed().as_secs_f64();
+    if let Some(dump) = &replay.dump {
+        run.dump(dump, &replay.plan)?;
+    }
+    Ok(run.report(&replay.plan, &totals, seconds))
+}
+
+/// Starts the threads that read and decode; blocks come out of them in turn.
+fn decoders(replay: &Replay) -> Vec<Receiver<Decoded>> {
+    let count = replay.workers.max(2);
+    let mut ways_in = Vec::new();
+    let mut ways_out = Vec::new();
+    for _ in 0..count {
+        let (way_in, blocks): (SyncSender<Block>, _) = sync_channel(BLOCKS_WAITING);
+        let (decoded, way_out) = sync_channel(BLOCKS_WAITING);
+        let mut decoder = Decoder::new(Arc::clone(&replay.plan.vocabulary));
+        std::thread::spawn(move || {
+            for block in blocks {
+                let lines = block.map(|text| text.lines().filter(|line| !line.trim().is_empty()).map(|line| prepare(line, &mut decoder, &SECRET)).collect());
+                if decoded.send(lines).is_err() {
+                    return;
+                }
+            }
+        });
+        ways_in.push(way_in);
+        ways_out.push(way_out);
+    }
+    let files = replay.files.clone();
+    std::thread::spawn(move || {
+        let mut turn = ways_in.iter().cycle();
+        let mut give = |block| turn.next().is_some_and(|way_in| way_in.send(block).is_ok());
+        for file in files {
+            if let Err(error) = read_blocks(&file, &mut give) {
+                give(Err(format!("{}: {error}", file.display())));
+                return;
+            }
+        }
+    });
+    ways_out
+}
+
+/// Reads a file in blocks of whole lines.
+fn read_blocks(path: &Path, give: &mut impl FnMut(Block) -> bool) -> std::io::Result<()> {
+    let mut reader = BufReader::with_capacity(BLOCK_BYTES, open(path)?);
+    loop {
+        let mut block = Vec::with_capacity(BLOCK_BYTES + 4_096);
+        (&mut reader).take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+        if block.is_empty() {
+            return Ok(());
+        }
+        reader.read_until(b'\n', &mut block)?;
+        // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
+        let text = String::from_utf8(block).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        if !give(Ok(text)) {
+            return Ok(());
+        }
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<Box<dyn Read>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(std::io::stdin()));
+    }
+    let file = File::open(path)?;
+    Ok(match path.extension().and_then(|extension| extension.to_str()) {
+        Some("zst") => Box::new(zstd::Decoder::new(file)?),
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(file)),
+        _ => Box::new(file),
+    })
+}
+
+/// What the engine has said.
+#[derive(Default)]
+struct Answers {
+    said: Mutex<Said>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Said {
+    closed: u64,
+    parts: Vec<Answer>,
+    refused: u64,
+}
+
+impl Answers {
+    fn hear(&self, response: Response) {
+        let mut said = self.said.lock().expect("nobody panics while holding it");
+        match response {
+            Response::Closed { refused, .. } => {
+                said.closed += 1;
+                said.refused += refused.len() as u64;
+            }
+            Response::Answer { part, .. } => said.parts.push(part),
+        }
+        self.changed.notify_all();
+    }
+}
+
+struct Run {
+    engine: Engine,
+    sequencer: Sequencer,
+    answers: Arc<Answers>,
+    counts: BTreeMap<&'static str, u64>,
+    read: u64,
+    position: u64,
+    steps: u64,
+}
+
+impl Run {
+    fn line(&mut self, line: Result<Line, Rejection>) {
+        self.position += 1;
+        match line {
+            Ok(Line::Event(prepared)) => {
+                self.read += 1;
+                let verdict = match self.sequencer.admit_by_its_time(self.position, *prepared) {
+                    Verdict::Accepted => "accepted",
+                    Verdict::Duplicate => "duplicate",
+                    Verdict::Conflict => "conflict",
+                    Verdict::TooLate => "too_late",
+                };
+                *self.counts.entry(verdict).or_default() += 1;
+            }
+            Err(_) => {
+                self.read += 1;
+                *self.counts.entry("invalid").or_default() += 1;
+            }
+            Ok(Line::Clock(to)) => self.sequencer.tick(to),
+            Ok(Line::Retract(id, message_id)) => self.sequencer.retract(self.position, id, message_id),
+            Ok(Line::Unlink(a, b)) => self.sequencer.unlink(self.position, a, b),
+        }
+        if self.sequencer.len() >= STEP_EVENTS {
+            self.close(STEPS_OPEN_MAX);
+        }
+    }
+
+    /// Closes the step; waits until at most so many are open.
+    fn close(&mut self, open_max: u64) {
+        self.engine.step(self.sequencer.close());
+        self.steps += 1;
+        let workers = self.engine.workers() as u64;
+        let mut said = self.answers.said.lock().expect("nobody panics while holding it");
+        while said.closed + open_max * workers < self.steps * workers {
+            said = self.answers.changed.wait(said).expect("nobody panics while holding it");
+        }
+    }
+
+    fn ask(&mut self, question: Question) -> Vec<Answer> {
+        self.sequencer.ask(0, question);
+        self.close(0);
+        std::mem::take(&mut self.answers.said.lock().expect("nobody panics while holding it").parts)
+    }
+
+    fn totals(&mut self) -> BTreeMap<Total, i128> {
+        let parts = self.ask(Question::Totals);
+        let parts = parts.into_iter().filter_map(|part| if let Answer::Totals(totals) = part { Some(totals) } else { None });
+        parts.flatten().collect()
+    }
+
+    /// Writes each view as sorted lines of JSON.
+    fn dump(&mut self, dir: &Path, plan: &Plan) -> Result<(), String> {
+        let wrong = |error: std::io::Error| format!("cannot write to {}: {error}", dir.display());
+        std::fs::create_dir_all(dir).map_err(wrong)?;
+        for (name, view) in [
+            ("profiles", View::Profiles),
+            ("sessions", View::Sessions),
+            ("segment_changes", View::Changes),
+            ("intents", View::Intents),
+            ("credit", View::Credit),
+        ] {
+            let mut lines = Vec::new();
+            for part in self.ask(Question::Dump(view)) {
+                if let Answer::Rows(part) = part {
+                    lines.extend(rows::lines(&part, &plan.definitions));
+                }
+            }
+            lines.sort_unstable();
+            let mut file = std::io::BufWriter::new(File::create(dir.join(format!("{name}.ndjson"))).map_err(wrong)?);
+            for line in lines {
+                writeln!(file, "{line}").map_err(wrong)?;
+            }
+            file.flush().map_err(wrong)?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, plan: &Plan, totals: &BTreeMap<Total, i128>, seconds: f64) -> Report {
+        let count = |total: &Total| totals.get(total).copied().unwrap_or(0) as i64;
+        let verdict = |verdict: &str| self.counts.get(verdict).copied().unwrap_or(0);
+        let refused = self.answers.said.lock().expect("nobody panics while holding it").refused;
+        let rejected = ["too_late", "conflict", "invalid", "erased"].map(|reason| (reason, verdict(reason)));
+        let segments = plan.segments.iter().map(|segment| (segment.name.to_string(), count(&Total::Members(segment.name.clone()))));
+        let journeys = plan.journeys.iter().map(|journey| {
+            let inside = |state: &dataflows::plan::StatePlan| count(&Total::Inside(journey.name.clone(), state.name.clone()));
+            (journey.name.to_string(), journey.states.iter().map(|state| (state.name.to_string(), inside(state))).collect())
+        });
+        let mut intents: BTreeMap<String, i64> = plan.campaigns.iter().map(|campaign| (campaign.name.to_string(), 0)).collect();
+        for (total, number) in totals {
+            if let Total::Intents(campaign, _) = total {
+                *intents.entry(campaign.to_string()).or_default() += *number as i64;
+            }
+        }
+        Report {
+            as_of: AsOf { position: self.position.to_string(), clock: self.sequencer.clock() },
+            read: self.read,
+            accepted: verdict("accepted"),
+            duplicates: verdict("duplicate"),
+            rejected: rejected.into_iter().chain([("refused_edge", refused)]).collect(),
+            profiles: count(&Total::Profiles),
+            sessions: Sessions {
+                count: count(&Total::Sessions),
+                events: count(&Total::SessionEvents),
+                length_ms: count(&Total::SessionMillis),
+            },
+            segments: segments.collect(),
+            journeys: journeys.collect(),
+            intents,
+            attribution: plan.models().iter().map(|model| (model.name(), credit(model.name(), totals))).collect(),
+            seconds,
+            events_per_second: (self.read as f64 / seconds).round(),
+            peak_rss_bytes: peak_rss_bytes(),
+        }
+    }
+}
+
+/// The credit of one model by campaign: by value, largest first, then by key.
+fn credit(model: &str, totals: &BTreeMap<Total, i128>) -> Vec<Credit> {
+    let mut keys: BTreeMap<(&str, &str), (i128, i128)> = BTreeMap::new();
+    for (total, sum) in totals {
+        match total {
+            Total::CreditConversions(of, channel, campaign) if of == model => keys.entry((channel, campaign)).or_default().0 = *sum,
+            Total::CreditValue(of, channel, campaign) if of == model => keys.entry((channel, campaign)).or_default().1 = *sum,
+            _ => {}
+        }
+    }
+    let mut rows: Vec<_> = keys.into_iter().collect();
+    rows.sort_by(|(a_key, a), (b_key, b)| b.1.cmp(&a.1).then_with(|| a_key.cmp(b_key)));
+    let row = |((channel, campaign), (conversions, value)): ((&str, &str), (i128, i128))| Credit {
+        channel: channel.to_owned(),
+        campaign: campaign.to_owned(),
+        conversions: print_billionths(conversions),
+        value: print_billionths(value),
+    };
+    rows.into_iter().map(row).collect()
+}
+
+/// The most memory that the process has held, as the system counts it; 0 where it does not say.
+fn peak_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1_024
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} events read in {:.2} s: {} a second", self.read, self.seconds, self.events_per_second)?;
+        writeln!(f, "  accepted {}, duplicates {}", self.accepted, self.duplicates)?;
+        for (reason, count) in self.rejected.iter().filter(|(_, count)| **count > 0) {
+            writeln!(f, "  {reason} {count}")?;
+        }
+        writeln!(f, "{} profiles, {} sessions", self.profiles, self.sessions.count)?;
+        for (name, members) in &self.segments {
+            writeln!(f, "  segment {name}: {members}")?;
+        }
+        for (name, states) in &self.journeys {
+            let states: Vec<String> = states.iter().map(|(state, profiles)| format!("{state} {profiles}")).collect();
+            writeln!(f, "  journey {name}: {}", states.join(", "))?;
+        }
+        for (name, intents) in &self.intents {
+            writeln!(f, "  campaign {name}: {intents} intents")?;
+        }
+        write!(f, "peak memory {} MB", self.peak_rss_bytes / 1_000_000)
+    }
+}

@@ -1,0 +1,474 @@
+//! The writer: the one thread that puts everything in order.
+//!
+//! Calls, clocks, questions and the ledger's entries come in by one queue. The writer decides on each, stamps it,
+//! writes the group to the log with one sync, answers those who wait, and hands the group to the engine as a step: so
+//! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use dataflows::admission::Verdict;
+use dataflows::definitions::Definitions;
+use dataflows::engine::{Config, Engine};
+use dataflows::event::{Decoder, Reason, Rejection};
+use dataflows::intake::Sequencer;
+use dataflows::plan::Plan;
+use dataflows::profile::answers::IntentRow;
+use dataflows::protocol::{Answer, Question, Response};
+use dataflows::time::Millis;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::door::Incoming;
+use crate::log::{Log, LogError};
+use crate::record::{self, Clock, DeadLetter, Dispatch};
+
+/// How the clock moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClockMode {
+    /// With the wall: timers fire on an idle stream.
+    Wall,
+    /// With the events, and when it is told to.
+    Events,
+}
+
+/// Something for the writer to do.
+pub enum Work {
+    /// Calls, to be decided on and kept.
+    Events(Vec<Incoming>, oneshot::Sender<Receipt>),
+    /// Calls that the door has refused, to be kept as dead letters.
+    DeadLetters(Vec<DeadLetter>),
+    /// The clock is to go on.
+    Clock(Millis, oneshot::Sender<AsOf>),
+    /// Something is asked.
+    Ask(Question, oneshot::Sender<Answered>),
+    /// What became of intents, to be kept before it is told.
+    Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    /// The process ends.
+    Stop,
+}
+
+/// The one time at which an answer is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    /// The last log position included.
+    pub position: u64,
+    /// The clock, ms.
+    pub clock: Millis,
+}
+
+/// What became of calls, in their order.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// When they are included.
+    pub as_of: AsOf,
+    /// A verdict for each.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// The parts of an answer, one from each worker.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// When it is true.
+    pub as_of: AsOf,
+    /// The parts.
+    pub parts: Vec<Answer>,
+}
+
+/// A closed step, for those who act on what changed.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// When it closed.
+    pub as_of: AsOf,
+    /// Intents that came (1) and went (-1).
+    pub intents: Vec<(IntentRow, i8)>,
+}
+
+/// Why work was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// The queue is full: later.
+    Busy,
+    /// The process ends.
+    Stopping,
+}
+
+/// The way to the writer, for everyone else.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    work: SyncSender<Work>,
+    shared: Arc<Shared>,
+}
+
+/// What the writer and the engine's threads share with those who ask.
+#[derive(Debug, Default)]
+struct Shared {
+    open: Mutex<Open>,
+    closed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    workers: usize,
+    questions: HashMap<u64, Waiting>,
+    steps: HashMap<u64, (AsOf, usize, Vec<(IntentRow, i8)>)>,
+    last_closed: Option<AsOf>,
+    dead_letters: Vec<(u64, DeadLetterAt)>,
+}
+
+/// Where a dead letter stands.
+#[derive(Clone, Debug)]
+pub enum DeadLetterAt {
+    /// In the log, as a dead letter.
+    Own,
+    /// In the log, as an event that was accepted without its link.
+    RefusedEdge,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    as_of: AsOf,
+    parts: Vec<Answer>,
+    reply: oneshot::Sender<Answered>,
+}
+
+impl Hub {
+    /// Gives work to the writer, unless its queue is full.
+    pub fn give(&self, work: Work) -> Result<(), NotTaken> {
+        self.work.try_send(work).map_err(|error| match error {
+            TrySendError::Full(_) => NotTaken::Busy,
+            TrySendError::Disconnected(_) => NotTaken::Stopping,
+        })
+    }
+
+    /// Asks, and waits for the answer of every worker.
+    pub async fn ask(&self, question: Question) -> Result<Answered, NotTaken> {
+        let (reply, answered) = oneshot::channel();
+        self.give(Work::Ask(question, reply))?;
+        answered.await.map_err(|_| NotTaken::Stopping)
+    }
+
+    /// The last step that every worker has closed.
+    pub fn last_closed(&self) -> Option<AsOf> {
+        self.lock().last_closed
+    }
+
+    /// Dead letters, newest first: log positions.
+    pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, DeadLetterAt)> {
+        let open = self.lock();
+        let older = open.dead_letters.iter().rev().filter(|(position, _)| before.is_none_or(|before| *position < before));
+        older.take(limit).cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.shared.open.lock().expect("nobody panics while holding it")
+    }
+}
+
+/// Calls waiting in the queue before the door says that it is busy.
+const QUEUE_MAX: usize = 4_096;
+/// Events in a step, about.
+const STEP_EVENTS: usize = 1_000;
+/// Steps that the engine may have open before the writer waits for it.
+const STEPS_OPEN_MAX: usize = 8;
+/// An idle stream's clock moves this often.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What the writer begins with.
+pub struct Start {
+    /// The log.
+    pub log: Log,
+    /// Worker threads.
+    pub workers: usize,
+    /// How the clock moves.
+    pub clock: ClockMode,
+    /// The definitions file's text, and what it says.
+    pub definitions: (String, Arc<Plan>),
+    /// Told of every step that closes.
+    pub told: mpsc::UnboundedSender<Closed>,
+    /// How wall time is told, ms; the clock's seam.
+    pub now: fn() -> Millis,
+}
+
+/// What the log held at the start.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Since when the definitions have been as they are, ms.
+    pub active_since: Millis,
+    /// The ledger's entries, in order.
+    pub dispatched: Vec<Dispatch>,
+    /// Up to where the log was read.
+    pub position: u64,
+}
+
+/// Reads the log again, then starts the writer's thread. Gives the way to it and what the log held.
+pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result<(), LogError>>), LogError> {
+    let (work, queue) = sync_channel(QUEUE_MAX);
+    let shared = Arc::new(Shared::default());
+    let hub = Hub { work, shared: Arc::clone(&shared) };
+    shared.open.lock().expect("nobody holds it yet").workers = start.workers;
+    let (text, plan) = start.definitions;
+    let told = start.told;
+    let responds = Arc::clone(&shared);
+    let engine = Engine::start(Config { workers: start.workers, plan: Arc::clone(&plan) }, move |response| {
+        responds.respond(response, &told);
+    });
+    let sequencer = Sequencer::new(start.log.id(), plan.definitions.lateness);
+    let mut writer = Writer {
+        log: start.log,
+        engine,
+        sequencer,
+        shared,
+        clock: start.clock,
+        now: start.now,
+        question: 0,
+        group: Vec::new(),
+        replies: Vec::new(),
+    };
+    let found = writer.read_again(&text, &plan)?;
+    let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run(&queue));
+    Ok((hub, found, thread.expect("the system gives a thread")))
+}
+
+impl Shared {
+    /// What the engine says, from its threads.
+    fn respond(&self, response: Response, told: &mpsc::UnboundedSender<Closed>) {
+        let mut open = self.open.lock().expect("nobody panics while holding it");
+        match response {
+            Response::Answer { question, part, .. } => {
+                let workers = open.workers;
+                let Some(waiting) = open.questions.get_mut(&question) else { return };
+                waiting.parts.push(part);
+                if waiting.parts.len() == workers {
+                    if let Some(Waiting { as_of, parts, reply }) = open.questions.remove(&question) {
+                        // Whoever asked may have gone.
+                        let _ = reply.send(Answered { as_of, parts });
+                    }
+                }
+            }
+            Response::Closed { number, mut intents, refused, .. } => {
+                open.dead_letters.extend(refused.into_iter().map(|position| (position, DeadLetterAt::RefusedEdge)));
+                let workers = open.workers;
+                let Some(step) = open.steps.get_mut(&number) else { return };
+                step.1 += 1;
+                step.2.append(&mut intents);
+                if step.1 == workers {
+                    if let Some((as_of, _, intents)) = open.steps.remove(&number) {
+                        open.last_closed = Some(as_of);
+                        let _ = told.send(Closed { as_of, intents });
+                        self.closed.notify_all();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A reply that waits until its group is durable.
+enum Reply {
+    Receipt(oneshot::Sender<Receipt>, Vec<Verdict>),
+    AsOf(oneshot::Sender<AsOf>),
+}
+
+struct Writer {
+    log: Log,
+    engine: Engine,
+    sequencer: Sequencer,
+    shared: Arc<Shared>,
+    clock: ClockMode,
+    now: fn() -> Millis,
+    question: u64,
+    group: Vec<(u8, Millis, Vec<u8>)>,
+    replies: Vec<Reply>,
+}
+
+impl Writer {
+    /// The writer's life: a group at a time, until it is told to stop.
+    fn run(mut self, queue: &Receiver<Work>) -> Result<(), LogError> {
+        loop {
+            let mut next = match queue.recv_timeout(TICK) {
+                Ok(work) => Some(work),
+                Err(RecvTimeoutError::Timeout) if self.clock == ClockMode::Wall => None,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            if self.clock == ClockMode::Wall {
+                self.sequencer.tick((self.now)());
+            }
+            let mut stopping = false;
+            while let Some(work) = next {
+                match work {
+                    Work::Stop => stopping = true,
+                    work => self.take(work),
+                }
+                next = if self.sequencer.len() < STEP_EVENTS { queue.try_recv().ok() } else { None };
+            }
+            self.commit()?;
+            self.close();
+            if stopping {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Events(events, reply) => {
+                let verdicts = events.into_iter().map(|incoming| self.admit(incoming)).collect();
+                self.replies.push(Reply::Receipt(reply, verdicts));
+            }
+            Work::DeadLetters(letters) => letters.iter().for_each(|letter| self.dead_letter(letter)),
+            Work::Clock(to, reply) => {
+                if to > self.sequencer.clock() {
+                    self.sequencer.tick(to);
+                    self.write_json(record::CLOCK, &Clock { to });
+                }
+                self.replies.push(Reply::AsOf(reply));
+            }
+            Work::Ask(question, reply) => {
+                self.question += 1;
+                let waiting = Waiting { as_of: self.as_of(), parts: Vec::new(), reply };
+                self.shared.open.lock().expect("nobody panics while holding it").questions.insert(self.question, waiting);
+                self.sequencer.ask(self.question, question);
+            }
+            Work::Dispatch(entries, reply) => {
+                for entry in &entries {
+                    self.write_json(record::DISPATCH, entry);
+                }
+                self.replies.push(Reply::AsOf(reply));
+            }
+            Work::Stop => {}
+        }
+    }
+
+    fn admit(&mut self, incoming: Incoming) -> Verdict {
+        let Incoming { kind, prepared, body } = incoming;
+        let (timestamp, message_id) = (prepared.event.timestamp, prepared.event.message_id.clone());
+        let received_at = match self.clock {
+            ClockMode::Wall => self.sequencer.clock(),
+            ClockMode::Events => self.sequencer.clock().max(timestamp),
+        };
+        let verdict = self.sequencer.admit(self.position() + 1, received_at, prepared);
+        let rejected = match verdict {
+            Verdict::Accepted => {
+                self.group.push((record::EVENT, received_at, record::encode_event(kind, timestamp, &message_id, &body)));
+                return verdict;
+            }
+            Verdict::Duplicate => return verdict,
+            Verdict::Conflict => Rejection::new(Reason::Conflict, format!("message id {message_id:?} was taken before, with other content")),
+            Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
+        };
+        self.dead_letter(&DeadLetter::new(&rejected, body.as_bytes()));
+        verdict
+    }
+
+    fn dead_letter(&mut self, letter: &DeadLetter) {
+        self.write_json(record::DEAD_LETTER, letter);
+        let position = self.position();
+        self.shared.open.lock().expect("nobody panics while holding it").dead_letters.push((position, DeadLetterAt::Own));
+    }
+
+    fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) {
+        let payload = serde_json::to_vec(payload).expect("records have string keys");
+        self.group.push((kind, self.sequencer.clock(), payload));
+    }
+
+    /// The last position, with the group under way.
+    fn position(&self) -> u64 {
+        self.log.last_position() + self.group.len() as u64
+    }
+
+    fn as_of(&self) -> AsOf {
+        AsOf { position: self.position(), clock: self.sequencer.clock() }
+    }
+
+    /// Makes the group durable, then answers those who wait for that.
+    fn commit(&mut self) -> Result<(), LogError> {
+        let as_of = self.as_of();
+        if !self.group.is_empty() {
+            self.log.append(&self.group)?;
+            self.group.clear();
+        }
+        for reply in self.replies.drain(..) {
+            match reply {
+                Reply::Receipt(reply, verdicts) => drop(reply.send(Receipt { as_of, verdicts })),
+                Reply::AsOf(reply) => drop(reply.send(as_of)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the step to the engine; waits while the engine is too far behind.
+    fn close(&mut self) {
+        let as_of = self.as_of();
+        let step = self.sequencer.close();
+        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
+        // A question of this step is true with all of it.
+        for (number, _) in &step.questions {
+            if let Some(waiting) = open.questions.get_mut(number) {
+                waiting.as_of = as_of;
+            }
+        }
+        open.steps.insert(step.number, (as_of, 0, Vec::new()));
+        drop(open);
+        self.engine.step(step);
+        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
+        while open.steps.len() > STEPS_OPEN_MAX {
+            open = self.shared.closed.wait(open).expect("nobody panics while holding it");
+        }
+    }
+
+    /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
+    fn read_again(&mut self, text: &str, plan: &Arc<Plan>) -> Result<Found, LogError> {
+        let mut found = Found::default();
+        let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+        let secret = self.log.id();
+        let mut last_text = None;
+        let mut reader = self.log.reader(self.log.first_position())?;
+        while let Some(record) = reader.next()? {
+            found.position = record.position;
+            self.sequencer.tick(record.received_at);
+            match record.kind {
+                record::EVENT => {
+                    if let Ok(prepared) = record::prepare(record.payload, &mut decoder, &secret) {
+                        self.sequencer.admit(record.position, record.received_at, prepared);
+                    }
+                }
+                record::DEFINITIONS => {
+                    last_text = Some(record.payload.to_vec());
+                    found.active_since = record.received_at;
+                }
+                record::DEAD_LETTER => {
+                    let letter = (record.position, DeadLetterAt::Own);
+                    self.shared.open.lock().expect("nobody panics while holding it").dead_letters.push(letter);
+                }
+                record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
+                _ => {}
+            }
+            if self.sequencer.len() >= STEP_EVENTS {
+                self.close();
+            }
+        }
+        drop(reader);
+        if last_text.as_deref() != Some(text.as_bytes()) {
+            if self.clock == ClockMode::Wall {
+                self.sequencer.tick((self.now)());
+            }
+            found.active_since = self.sequencer.clock();
+            self.group.push((record::DEFINITIONS, self.sequencer.clock(), text.as_bytes().to_vec()));
+            self.commit()?;
+        }
+        self.close();
+        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
+        while !open.steps.is_empty() {
+            open = self.shared.closed.wait(open).expect("nobody panics while holding it");
+        }
+        Ok(found)
+    }
+}
+
+/// The definitions that a plan was made of.
+pub fn definitions(plan: &Plan) -> &Definitions {
+    &plan.definitions
+}
