@@ -1,8 +1,8 @@
 //! The law, held against an oracle that shares no code with the engine: after every step of random histories, on
 //! several workers, every row of every view is the one that a recomputation from scratch gives.
 
-mod oracle;
 mod histories;
+mod oracle;
 mod run;
 
 use histories::{Random, definitions, history};
@@ -41,7 +41,12 @@ fn check(seed: u64, workers: usize) {
             let ours = run.push(line);
             told.push(format!("{line}   // {verdict}"));
             if verdict != "refused_edge" {
-                assert_eq!(ours, verdict, "seed {seed}, {workers} workers, step {number}:\n{}\n{definitions}", told.join("\n"));
+                assert_eq!(
+                    ours,
+                    verdict,
+                    "seed {seed}, {workers} workers, step {number}:\n{}\n{definitions}",
+                    told.join("\n")
+                );
             }
         }
         let (expected, found) = (oracle.dump(), run.dump());

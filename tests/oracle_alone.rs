@@ -7,7 +7,7 @@ use oracle::condition::{self, Subject};
 use oracle::json::{self, Json};
 use oracle::value::Value;
 use oracle::views::Root;
-use oracle::{number, sha256, story, time, Oracle};
+use oracle::{Oracle, number, sha256, story, time};
 use std::collections::BTreeMap;
 
 /// 2026-01-01T00:00:00Z.
@@ -101,7 +101,9 @@ fn times_are_read() {
     assert_eq!(time::rfc3339("2026-01-01T00:00:00Z"), Some(T));
     assert_eq!(time::rfc3339("2026-01-01T02:00:00.1239+02:00"), Some(T + 123));
     assert_eq!(time::rfc3339("2024-02-29T12:00:00Z"), Some(1_709_208_000_000));
-    for bad in ["2025-02-29T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z"] {
+    for bad in
+        ["2025-02-29T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z"]
+    {
         assert_eq!(time::rfc3339(bad), None, "{bad}");
     }
     assert_eq!(time::duration("90d"), Some(90 * DAY));
@@ -161,10 +163,15 @@ fn invalid_records_are_refused() {
 fn duplicates_are_judged_as_json_values() {
     let mut oracle = Oracle::new("{}");
     let line = |user: &str, properties: &str, rest: &str| {
-        format!(r#"{{"type":"track","userId":{user},"messageId":"m","event":"x","timestamp":{T},"properties":{properties}{rest}}}"#)
+        format!(
+            r#"{{"type":"track","userId":{user},"messageId":"m","event":"x","timestamp":{T},"properties":{properties}{rest}}}"#
+        )
     };
     assert_eq!(oracle.push(&line(r#""7""#, r#"{"a":1.50,"b":[1,2]}"#, "")), "accepted");
-    assert_eq!(oracle.push(&line("7", r#"{"b":[1.0,2],"a":15e-1}"#, r#","context":{"ip":"x"},"sentAt":"y""#)), "duplicate");
+    assert_eq!(
+        oracle.push(&line("7", r#"{"b":[1.0,2],"a":15e-1}"#, r#","context":{"ip":"x"},"sentAt":"y""#)),
+        "duplicate"
+    );
     assert_eq!(oracle.push(&line("7", r#"{"a":1.5,"b":[2,1]}"#, "")), "conflict");
     assert_eq!(oracle.push(&line("7", r#"{"a":1.50,"b":[1,2]}"#, r#","anonymousId":"a""#)), "conflict");
     assert_eq!(oracle.push(&line("7", r#"{"a":1.50,"b":[1,2]}"#, r#","anonymousId":"""#)), "duplicate");
@@ -215,7 +222,8 @@ fn numbers_round_half_away_from_zero() {
 }
 
 fn judged(text: &str) -> bool {
-    let properties = json::parse(r#"{"n":5,"s":"abc","t":true,"z":null,"l":["a",2],"Order ID":"o1","in":{"x":1},"big":1e15}"#);
+    let properties =
+        json::parse(r#"{"n":5,"s":"abc","t":true,"z":null,"l":["a",2],"Order ID":"o1","in":{"x":1},"big":1e15}"#);
     let (properties, none) = (properties.expect("JSON"), Json::Null);
     let told = BTreeMap::from([("plan".to_string(), Json::Text("pro".to_string()))]);
     let computed = BTreeMap::from([("k".to_string(), Value::Number(2_000_000)), ("e".to_string(), Value::Nothing)]);
@@ -284,7 +292,16 @@ fn conditions_that_are_false() {
 
 #[test]
 fn what_is_no_condition_is_refused() {
-    for text in ["properties.n == null", "a.b == 1", "properties.n + 1 == 2", "properties.n ==", "1 < 2 < 3", "properties.l[0] == 1", "x(properties.n)", "properties.n in [properties.s]"] {
+    for text in [
+        "properties.n == null",
+        "a.b == 1",
+        "properties.n + 1 == 2",
+        "properties.n ==",
+        "1 < 2 < 3",
+        "properties.l[0] == 1",
+        "x(properties.n)",
+        "properties.n in [properties.s]",
+    ] {
         assert!(condition::parse(text).is_err(), "{text}");
     }
 }
@@ -368,10 +385,8 @@ fn consent_is_the_latest_answer_since_it_last_changed() {
         consent("3", 2, r#""marketing":true,"other":"yes""#),
         consent("4", 3, r#""marketing":true"#),
     ];
-    let wanted = format!(
-        r#"{{"ads":{{"granted":true,"since":{T}}},"marketing":{{"granted":true,"since":{}}}}}"#,
-        T + 2
-    );
+    let wanted =
+        format!(r#"{{"ads":{{"granted":true,"since":{T}}},"marketing":{{"granted":true,"since":{}}}}}"#, T + 2);
     assert_eq!(profile(&run("{}", &lines), 0, "consent"), wanted);
 }
 
@@ -387,8 +402,7 @@ fn a_gap_of_exactly_thirty_minutes_stays_in() {
     ];
     let oracle = run("{}", &lines);
     let rows = pick(&oracle.dump().sessions, &["start", "end", "events", "closed"]);
-    let wanted =
-        [format!("{T} {} 2 true", T + 30 * MIN), format!("{} {} 1 false", T + 60 * MIN + 1, T + 60 * MIN + 1)];
+    let wanted = [format!("{T} {} 2 true", T + 30 * MIN), format!("{} {} 1 false", T + 60 * MIN + 1, T + 60 * MIN + 1)];
     assert_eq!(rows, wanted);
 }
 
@@ -408,8 +422,20 @@ fn a_session_row_is_complete() {
     let user = r#""userId":"u""#;
     let lines = [
         track("u", "1", 0, "x", ""),
-        call("page", user, "2", 1, r#""name":"Home","context":{"device":{"type":"ios"},"campaign":{"source":"g","name":"c"}}"#),
-        call("page", user, "3", 2, r#""name":"N","context":{"page":{"path":"/p"},"os":{"name":"iOS"},"device":{"type":"web"}}"#),
+        call(
+            "page",
+            user,
+            "2",
+            1,
+            r#""name":"Home","context":{"device":{"type":"ios"},"campaign":{"source":"g","name":"c"}}"#,
+        ),
+        call(
+            "page",
+            user,
+            "3",
+            2,
+            r#""name":"N","context":{"page":{"path":"/p"},"os":{"name":"iOS"},"device":{"type":"web"}}"#,
+        ),
         track("u", "4", 3, "buy", r#""v":12.50"#),
     ];
     let wanted = format!(
@@ -539,9 +565,8 @@ fn times_and_absence() {
 #[test]
 fn sequence_steps_are_strictly_within_their_spans() {
     let definitions = segment(r#"{"sequence":[{"performed":"x"},{"performed":"y","times":2,"within":"10m"}]}"#);
-    let lines = |last: i64| {
-        [track("u", "1", 0, "x", ""), track("u", "2", MIN, "y", ""), track("u", "3", last, "y", "")]
-    };
+    let lines =
+        |last: i64| [track("u", "1", 0, "x", ""), track("u", "2", MIN, "y", ""), track("u", "3", last, "y", "")];
     assert_eq!(flips(&run(&definitions, &lines(10 * MIN - 1))), ["+s 9 3"]);
     assert!(flips(&run(&definitions, &lines(10 * MIN))).is_empty());
     // The span of the first step is from its first event to its last; events are distinct.
@@ -556,8 +581,7 @@ fn sequence_steps_are_strictly_within_their_spans() {
 fn sequences_look_at_every_way_not_only_the_first() {
     // The first x is too old for y, the second is not.
     let definitions = segment(r#"{"sequence":[{"performed":"x"},{"performed":"y","within":"10m"}]}"#);
-    let lines =
-        [track("u", "1", 0, "x", ""), track("u", "2", 15 * MIN, "x", ""), track("u", "3", 20 * MIN, "y", "")];
+    let lines = [track("u", "1", 0, "x", ""), track("u", "2", 15 * MIN, "x", ""), track("u", "3", 20 * MIN, "y", "")];
     assert_eq!(flips(&run(&definitions, &lines)), ["+s 20 3"]);
 }
 
@@ -580,12 +604,8 @@ fn a_sequence_ends_with_an_absence() {
 #[test]
 fn sessions_clause_counts_starts_in_its_window() {
     let definitions = segment(r#"{"sessions":{"at_least":2,"within":"3h"}}"#);
-    let lines = [
-        track("u", "1", 0, "x", ""),
-        track("u", "2", MIN, "x", ""),
-        track("u", "3", 2 * HOUR, "x", ""),
-        clock(DAY),
-    ];
+    let lines =
+        [track("u", "1", 0, "x", ""), track("u", "2", MIN, "x", ""), track("u", "3", 2 * HOUR, "x", ""), clock(DAY)];
     assert_eq!(flips(&run(&definitions, &lines)), ["+s 120 3", "-s 180 1"]);
 }
 
@@ -679,7 +699,8 @@ fn one_event_takes_one_transition_the_first_listed() {
         "a":{"transitions":[{"event":"x","where":"properties.v == 1","to":"b"},{"event":"x","segment":"s","to":"c"},{"event":"x","to":"a"}]},
         "b":{"transitions":[{"event":"x","to":"c"}]},"c":{}}}},
         "segments":{"s":{"performed":"x","times":2}},"campaigns":{"again":{"when":{"journey":"j","state":"a"}}}}"#;
-    let state = |v: i64| profile(&run(definitions, &[track("u", "1", 0, "x", &format!(r#""v":{v}"#))]), 0, "journeys.j.state");
+    let state =
+        |v: i64| profile(&run(definitions, &[track("u", "1", 0, "x", &format!(r#""v":{v}"#))]), 0, "journeys.j.state");
     assert_eq!(state(1), r#""b""#);
     assert_eq!(state(2), r#""a""#);
     // The segment is judged as of the event that would move: the second x is already counted.
@@ -712,14 +733,17 @@ fn emitted_events_are_no_activity() {
 #[test]
 #[should_panic(expected = "cycle")]
 fn a_journey_may_not_wait_for_what_it_emits() {
-    Oracle::new(r#"{"journeys":{"a":{"start":"s","states":{"s":{"transitions":[{"event":"e","to":"s"}],"timers":[{"after":"1m","emit":"e"}]}}}}}"#);
+    Oracle::new(
+        r#"{"journeys":{"a":{"start":"s","states":{"s":{"transitions":[{"event":"e","to":"s"}],"timers":[{"after":"1m","emit":"e"}]}}}}}"#,
+    );
 }
 
 // 8. Campaigns and intents.
 
 #[test]
 fn an_intent_row_is_complete() {
-    let definitions = r#"{"campaigns":{"c":{"when":{"event":"x"},"channel":"popup","data":{"b":1,"a":"t"},"hold":"5m"}}}"#;
+    let definitions =
+        r#"{"campaigns":{"c":{"when":{"event":"x"},"channel":"popup","data":{"b":1,"a":"t"},"hold":"5m"}}}"#;
     let oracle = run(definitions, &[track("u", "m", 0, "x", "")]);
     let id = story::intent_id("c", &Root { id: "u".to_string(), message_id: "m".to_string() }, T);
     let wanted = format!(
@@ -914,7 +938,8 @@ fn reset_and_path_max_cut_the_path() {
 
 #[test]
 fn utm_fields_are_touches_unless_switched_off() {
-    let page = call("page", r#""userId":"u""#, "1", 0, r#""context":{"campaign":{"source":"g","medium":"cpc","name":"n"}}"#);
+    let page =
+        call("page", r#""userId":"u""#, "1", 0, r#""context":{"campaign":{"source":"g","medium":"cpc","name":"n"}}"#);
     let lines = [page, track("u", "2", 1, "buy", "")];
     assert_eq!(credit(r#""models":["linear"]"#, &lines), ["2 1 cpc n 1 0"]);
     assert_eq!(credit(r#""models":["linear"],"utm":false"#, &lines), ["2 null (direct) (not set) 1 0"]);
@@ -943,7 +968,8 @@ fn the_report_adds_up_keys() {
 
 #[test]
 fn a_retracted_event_leaves_every_view_but_stays_a_key() {
-    let mut oracle = run(&segment(r#"{"performed":"x"}"#), &[track("u", "1", 0, "y", ""), track("u", "2", MIN, "x", "")]);
+    let mut oracle =
+        run(&segment(r#"{"performed":"x"}"#), &[track("u", "1", 0, "y", ""), track("u", "2", MIN, "x", "")]);
     let before = oracle.dump();
     for _ in 0..2 {
         oracle.push(r#"{"type":"retract","id":"u","messageId":"2"}"#);

@@ -131,7 +131,7 @@ impl From<Fault> for Rejection {
     }
 }
 
-/// Where and on what an activity took place, and the consent told with it.
+/// Where and on what an activity took place, and what was told with a call: consent and traits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Context {
     /// The page: `properties.page`, `properties.path`, `context.page.path` or `name`, the first present.
@@ -148,6 +148,8 @@ pub struct Context {
     pub timezone: Option<CompactString>,
     /// `context.consent.categoryPreferences`: purpose and answer.
     pub consent: Vec<(CompactString, bool)>,
+    /// The traits told by an identify call: top-level key, JSON text.
+    pub told: Vec<(CompactString, Box<str>)>,
 }
 
 /// A record of the dataflow: one accepted call.
@@ -171,8 +173,6 @@ pub struct Event {
     pub values: Box<[(Slot, Value)]>,
     /// Its surroundings, shared among equal ones.
     pub context: Option<Arc<Context>>,
-    /// The traits told by an identify call: top-level key, JSON text.
-    pub told: Option<Arc<[(CompactString, Box<str>)]>>,
 }
 
 impl Event {
@@ -225,11 +225,16 @@ pub struct Call<'a> {
     pub sent_at: Option<Millis>,
     /// A fingerprint of everything that makes two calls with one message id the same call.
     pub content: u64,
-    page_name: Option<CompactString>,
-    properties: Option<&'a str>,
-    traits: Option<&'a str>,
+    page_name: Option<Cow<'a, str>>,
+    /// Members of `properties`, as they stand.
+    properties: Vec<Member<'a>>,
+    traits: Vec<Member<'a>>,
     context: Option<&'a str>,
+    surroundings: Context,
 }
+
+/// A member of an object: its key, and its value's text.
+type Member<'a> = (Cow<'a, str>, &'a str);
 
 impl<'a> Call<'a> {
     /// Reads one call. `route` is the kind that its door names; a body's own `type` must agree with it when it has one.
@@ -284,9 +289,10 @@ struct Parts<'a> {
     timestamp: Option<(Millis, u64)>,
     original: Option<(Millis, u64)>,
     sent_at: Option<Millis>,
-    properties: Option<&'a str>,
-    traits: Option<&'a str>,
+    properties: Vec<Member<'a>>,
+    traits: Vec<Member<'a>>,
     context: Option<&'a str>,
+    surroundings: Context,
     content: u64,
 }
 
@@ -312,19 +318,30 @@ impl<'a> Parts<'a> {
                 self.sent_at = sent_at.map(|(sent_at, _)| sent_at);
             }
             "properties" | "traits" => {
-                let mut at = reader.clone();
-                let (value, wrong) = object(reader, key)?;
-                if value.is_some() {
-                    self.mix(key, at.fingerprint()?);
-                }
-                let part = if key == "traits" { &mut self.traits } else { &mut self.properties };
-                *part = value;
-                return Ok(wrong);
+                let members = if key == "traits" { &mut self.traits } else { &mut self.properties };
+                members.clear();
+                return match reader.next()? {
+                    Next::Null => reader.null().map(|()| None),
+                    Next::Object => {
+                        let meaning = reader.members(members)?;
+                        self.mix(key, meaning);
+                        Ok(None)
+                    }
+                    _ => reader.skip().map(|_| Some(invalid(format!("`{key}` is not an object")))),
+                };
             }
             "context" => {
-                let (value, wrong) = object(reader, key)?;
-                self.context = value;
-                return Ok(wrong);
+                self.surroundings = Context::default();
+                let start = reader.clone();
+                return match reader.next()? {
+                    Next::Null => reader.null().map(|()| None),
+                    Next::Object => {
+                        read_context(reader, &mut self.surroundings)?;
+                        self.context = Some(reader.since(&start));
+                        Ok(None)
+                    }
+                    _ => reader.skip().map(|_| Some(invalid(format!("`{key}` is not an object")))),
+                };
             }
             _ => {
                 reader.skip()?;
@@ -350,9 +367,17 @@ impl<'a> Parts<'a> {
             (None, Some(kind)) => kind,
             (Some((_, Some(kind))), None) => kind,
             (Some((_, Some(kind))), Some(route)) if kind == route => kind,
-            (Some((name, _)), None) => return Err(invalid(format!("unknown type {name:?}: it is one of track, page, screen, identify, group, alias"))),
-            (Some((name, _)), Some(route)) => return Err(invalid(format!("type {name:?} was sent to the door of {}", route.name()))),
-            (None, None) => return Err(invalid("`type` is missing: it is one of track, page, screen, identify, group, alias")),
+            (Some((name, _)), None) => {
+                return Err(invalid(format!(
+                    "unknown type {name:?}: it is one of track, page, screen, identify, group, alias"
+                )));
+            }
+            (Some((name, _)), Some(route)) => {
+                return Err(invalid(format!("type {name:?} was sent to the door of {}", route.name())));
+            }
+            (None, None) => {
+                return Err(invalid("`type` is missing: it is one of track, page, screen, identify, group, alias"));
+            }
         };
         let event = match kind {
             Kind::Track => match self.event.take() {
@@ -370,8 +395,12 @@ impl<'a> Parts<'a> {
         self.mix_text("event", Some(&event));
         let name = self.name.take();
         self.mix_text("name", name.as_deref());
-        for (key, id) in [("userId", self.user.clone()), ("anonymousId", self.anonymous.clone()),
-            ("previousId", self.previous.clone()), ("groupId", self.group.clone())] {
+        for (key, id) in [
+            ("userId", self.user.clone()),
+            ("anonymousId", self.anonymous.clone()),
+            ("previousId", self.previous.clone()),
+            ("groupId", self.group.clone()),
+        ] {
             self.mix_text(key, id.as_deref());
         }
         if let Some((_, fingerprint)) = self.original.or(self.timestamp) {
@@ -380,7 +409,7 @@ impl<'a> Parts<'a> {
         Ok(Call {
             kind,
             event,
-            page_name: name.map(|name| name.to_compact_string()),
+            page_name: name,
             user: self.user,
             anonymous: self.anonymous,
             previous: self.previous,
@@ -392,6 +421,7 @@ impl<'a> Parts<'a> {
             properties: self.properties,
             traits: self.traits,
             context: self.context,
+            surroundings: self.surroundings,
         })
     }
 }
@@ -447,19 +477,14 @@ fn instant(reader: &mut Reader<'_>, key: &str, into: &mut Option<(Millis, u64)>)
         Next::Number => reader.number()?.parse::<i64>().ok().filter(|ms| *ms >= MILLIS_MIN),
         _ => reader.skip().map(|_| None)?,
     };
-    *into = read.filter(|ms| time::in_range(*ms)).map(|ms| written.fingerprint().map(|written| (ms, written))).transpose()?;
+    *into = read
+        .filter(|ms| time::in_range(*ms))
+        .map(|ms| written.fingerprint().map(|written| (ms, written)))
+        .transpose()?;
     Ok(into.is_none().then(|| {
         let detail = format!("`{key}` is no RFC 3339 instant or integer of milliseconds in the years 2000 to 2099");
         Rejection::new(Reason::BadTimestamp, detail)
     }))
-}
-
-fn object<'a>(reader: &mut Reader<'a>, key: &str) -> Result<(Option<&'a str>, Option<Rejection>), Fault> {
-    match reader.next()? {
-        Next::Null => reader.null().map(|()| (None, None)),
-        Next::Object => reader.skip().map(|text| (Some(text), None)),
-        _ => reader.skip().map(|_| (None, Some(invalid(format!("`{key}` is not an object"))))),
-    }
 }
 
 /// Makes events of calls. It keeps equal surroundings once, so each thread that decodes has its own.
@@ -480,26 +505,31 @@ impl Decoder {
     }
 
     /// The compact record of a call at its time; `position` is filled in when the log has given one.
-    pub fn event(&mut self, call: &Call<'_>, timestamp: Millis, message_id: &CompactString) -> Result<Event, Rejection> {
-        let name = if call.kind.is_activity() { self.vocabulary.name(&call.event) } else { NameId::NONE };
-        let mut context = Context::default();
+    pub fn event(
+        &mut self,
+        call: &Call<'_>,
+        timestamp: Millis,
+        message_id: &CompactString,
+    ) -> Result<Event, Rejection> {
+        let is_activity = call.kind.is_activity();
+        let name = if is_activity { self.vocabulary.name(&call.event) } else { NameId::NONE };
+        let mut context = call.surroundings.clone();
         self.values.clear();
-        if let Some(properties) = call.properties {
-            let wants = self.vocabulary.property_wants(name);
-            let mut reader = Reader::new(properties);
-            read_properties(&mut reader, wants, &mut self.values, call.kind.is_activity().then_some(&mut context))?;
+        for (key, value) in &call.properties {
+            extract_member(&mut Reader::new(value), key, self.vocabulary.property_wants(name), 0, &mut self.values)?;
         }
-        if let Some(text) = call.context {
-            let wants = self.vocabulary.context_wants(name);
-            if !wants.is_empty() {
-                extract(&mut Reader::new(text), wants, 0, &mut self.values)?;
-            }
-            read_context(&mut Reader::new(text), &mut context)?;
+        if let (Some(text), wants @ [_, ..]) = (call.context, self.vocabulary.context_wants(name)) {
+            extract(&mut Reader::new(text), wants, 0, &mut self.values)?;
         }
-        if call.kind.is_activity() && context.page.is_none() {
-            context.page = call.page_name.clone();
+        if is_activity {
+            context.page = page(call)?.or(context.page);
+        } else {
+            context = Context { consent: context.consent, timezone: context.timezone, ..Context::default() };
         }
-        self.vocabulary.check_schema(&call.event, call.properties.unwrap_or("{}"))?;
+        if call.kind == Kind::Identify {
+            context.told = call.traits.iter().map(|(key, value)| (key.to_compact_string(), (*value).into())).collect();
+        }
+        self.vocabulary.check_schema(&call.event, &call.properties)?;
         self.values.sort_unstable_by_key(|(slot, _)| *slot);
         Ok(Event {
             timestamp,
@@ -511,7 +541,6 @@ impl Decoder {
             message_id: message_id.clone(),
             values: self.values.as_slice().into(),
             context: self.share(context),
-            told: if call.kind == Kind::Identify { told(call.traits)? } else { None },
         })
     }
 
@@ -529,28 +558,26 @@ impl Decoder {
 /// A path that some definition names, below `properties` or `context`.
 pub type Want = (Box<[CompactString]>, Slot);
 
-fn read_properties<'a>(
-    reader: &mut Reader<'a>,
-    wants: &[Want],
-    values: &mut Vec<(Slot, Value)>,
-    page: Option<&mut Context>,
-) -> Result<(), Fault> {
-    let mut pages: [Option<CompactString>; 2] = [None, None];
-    reader.object(|reader, key| {
-        match &*key {
-            "page" if page.is_some() => pages[0] = text(&mut reader.clone())?.map(|page| page.to_compact_string()),
-            "path" if page.is_some() => pages[1] = text(&mut reader.clone())?.map(|page| page.to_compact_string()),
-            _ => {}
+/// The page: `properties.page`, `properties.path`, `context.page.path` or `name`, the first that is a text.
+fn page(call: &Call<'_>) -> Result<Option<CompactString>, Fault> {
+    for wanted in ["page", "path"] {
+        // The last of a repeated key stands.
+        if let Some((_, value)) = call.properties.iter().rev().find(|(key, _)| key == wanted) {
+            if let Some(page) = text(&mut Reader::new(value))? {
+                return Ok(Some(page.to_compact_string()));
+            }
         }
-        extract_member(reader, &key, wants, 0, values)
-    })?;
-    if let Some(context) = page {
-        context.page = pages.into_iter().flatten().next();
     }
-    Ok(())
+    let in_context = call.surroundings.page.clone();
+    Ok(in_context.or_else(|| call.page_name.as_ref().map(|name| name.to_compact_string())))
 }
 
-fn extract(reader: &mut Reader<'_>, wants: &[Want], depth: usize, values: &mut Vec<(Slot, Value)>) -> Result<(), Fault> {
+fn extract(
+    reader: &mut Reader<'_>,
+    wants: &[Want],
+    depth: usize,
+    values: &mut Vec<(Slot, Value)>,
+) -> Result<(), Fault> {
     reader.object(|reader, key| extract_member(reader, &key, wants, depth, values))
 }
 
@@ -561,18 +588,15 @@ fn extract_member(
     depth: usize,
     values: &mut Vec<(Slot, Value)>,
 ) -> Result<(), Fault> {
-    let mut deeper = false;
-    for (path, slot) in wants {
-        if path.get(depth).is_some_and(|wanted| wanted == key) && path.len() == depth + 1 {
-            let value = value(&mut reader.clone())?;
+    for (path, slot) in wants.iter().filter(|(path, _)| path.get(depth).is_some_and(|wanted| wanted == key)) {
+        let mut at = reader.clone();
+        if path.len() == depth + 1 {
+            let value = value(&mut at)?;
             values.retain(|(other, _)| other != slot);
             values.push((*slot, value));
+        } else if at.next()? == Next::Object {
+            extract(&mut at, &[(path.clone(), *slot)], depth + 1, values)?;
         }
-        deeper |= path.len() > depth + 1 && path[depth] == key;
-    }
-    if deeper && reader.next()? == Next::Object {
-        let inner: Vec<Want> = wants.iter().filter(|(path, _)| path.len() > depth + 1 && path[depth] == key).cloned().collect();
-        return extract(reader, &inner, depth + 1, values);
     }
     reader.skip().map(|_| ())
 }
@@ -604,7 +628,7 @@ fn read_context(reader: &mut Reader<'_>, context: &mut Context) -> Result<(), Fa
     reader.object(|reader, key| {
         match &*key {
             "timezone" => context.timezone = text(reader)?.map(|zone| zone.to_compact_string()),
-            "page" => members(reader, &["path"], |_, page| context.page = context.page.take().or(Some(page)))?,
+            "page" => members(reader, &["path"], |_, page| context.page = Some(page))?,
             "device" => members(reader, &["type"], |_, device| context.device = Some(device))?,
             "os" => members(reader, &["name"], |_, os| context.os = Some(os))?,
             "campaign" => members(reader, &["name", "source", "medium"], |which, part| campaign[which] = Some(part))?,
@@ -659,15 +683,4 @@ fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<(CompactString, bool)
             reader.skip().map(|_| ())
         })
     })
-}
-
-fn told(traits: Option<&str>) -> Result<Option<Arc<[(CompactString, Box<str>)]>>, Fault> {
-    let mut all = Vec::new();
-    if let Some(traits) = traits {
-        Reader::new(traits).object(|reader, key| {
-            all.push((key.to_compact_string(), reader.skip()?.into()));
-            Ok(())
-        })?;
-    }
-    Ok(if all.is_empty() { None } else { Some(all.into()) })
 }

@@ -1,9 +1,9 @@
 //! Identity: which ids are one person.
 //!
-//! An anonymous id links to one user, that of its earliest event bearing both; an alias joins two ids; an unlink strikes
-//! an edge for good. A person is a connected component of what remains. All of it is a minimum and a union over sets,
-//! so it does not depend on the order of arrival, and anything can be taken back: components are few ids each, and the
-//! ones touched are walked anew. Only refusal looks at the order of the log: an edge that would make too large a
+//! An anonymous id links to one user, that of its earliest event bearing both; an alias joins two ids; an unlink
+//! strikes an edge for good. A person is a connected component of what remains. All of it is a minimum and a union
+//! over sets, so it does not depend on the order of arrival, and anything can be taken back: components are few ids
+//! each, and the ones touched are walked anew. Only refusal looks at the order of the log: an edge that would make too large a
 //! component is refused when it comes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,7 +126,9 @@ impl Identity {
         // An edge that joins nothing new makes nothing larger; nor does a call that makes none, since another claims
         // the id or the pair was struck.
         let person = self.component_of(&link.user);
-        let joins = |other: &Id| !known.contains(other) && self.neighbours.get(other).is_some_and(|near| near.contains_key(&link.user));
+        let joins = |other: &Id| {
+            !known.contains(other) && self.neighbours.get(other).is_some_and(|near| near.contains_key(&link.user))
+        };
         if person.len() > self.ids_max && others().any(joins) {
             self.state(link, false);
             return false;
@@ -149,7 +151,11 @@ impl Identity {
             let events = self.aliases.entry(pair.clone()).or_default();
             let event = (link.user.clone(), link.message_id.clone());
             let before = !events.is_empty();
-            if stated { events.insert(event) } else { events.remove(&event) };
+            if stated {
+                events.insert(event)
+            } else {
+                events.remove(&event)
+            };
             let after = !events.is_empty();
             if before != after && !self.struck.contains(&pair) {
                 self.edge(&link.user, previous, after);
@@ -159,7 +165,11 @@ impl Identity {
             let before = self.user_of(anonymous);
             let claims = self.claims.entry(anonymous.clone()).or_default();
             let claim = (link.timestamp, link.message_id.clone(), link.user.clone());
-            if stated { claims.insert(claim) } else { claims.remove(&claim) };
+            if stated {
+                claims.insert(claim)
+            } else {
+                claims.remove(&claim)
+            };
             self.reclaim(anonymous, before);
         }
     }
@@ -285,7 +295,8 @@ mod tests {
     #[test]
     fn too_large_a_component_is_refused_in_log_order() {
         let mut identity = Identity::new(2);
-        let outcome = identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9);
+        let outcome =
+            identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9);
         assert_eq!(outcome.refused, [2]);
         assert_eq!((key(&identity, "b"), key(&identity, "d")), ("a", "c"));
     }
@@ -294,6 +305,9 @@ mod tests {
     fn the_future_waits() {
         let mut identity = Identity::new(9);
         assert!(identity.apply([link(1, 50, "a", "b", true)], 49).components.is_empty());
-        assert_eq!(identity.apply([], 50).components, [Component { key: "a".into(), ids: vec!["a".into(), "b".into()] }]);
+        assert_eq!(
+            identity.apply([], 50).components,
+            [Component { key: "a".into(), ids: vec!["a".into(), "b".into()] }]
+        );
     }
 }

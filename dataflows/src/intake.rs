@@ -22,7 +22,7 @@ pub struct Prepared {
     /// The event.
     pub event: Event,
     /// The link it states.
-    pub link: Option<Link>,
+    pub link: Option<Box<Link>>,
     /// Its key for deduplication.
     pub key: u128,
     /// The fingerprint of its content.
@@ -31,9 +31,10 @@ pub struct Prepared {
 
 /// A line of a replay file.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // nearly all are events, which a box would only scatter
 pub enum Line {
     /// A call.
-    Event(Box<Prepared>),
+    Event(Prepared),
     /// The clock goes on to this instant.
     Clock(Millis),
     /// An event is taken back: own id, message id.
@@ -53,19 +54,20 @@ impl Prepared {
     ) -> Result<Prepared, Rejection> {
         let event = decoder.event(call, timestamp, &message_id)?;
         let key = Admission::key(secret, &event.own, &message_id);
-        Ok(Prepared { link: call.link(timestamp, &message_id), event, key, content: call.content })
+        Ok(Prepared { link: call.link(timestamp, &message_id).map(Box::new), event, key, content: call.content })
     }
 }
 
 /// Reads one line of a replay file.
 pub fn prepare(line: &str, decoder: &mut Decoder, secret: &[u8; 16]) -> Result<Line, Rejection> {
-    if let Some(control) = control(line)? {
-        return Ok(control);
-    }
-    let call = Call::parse(line, None)?;
+    let call = match Call::parse(line, None) {
+        Ok(call) => call,
+        // What is no call may be a control line.
+        Err(rejection) => return control(line)?.ok_or(rejection),
+    };
     let timestamp = call.timestamp.ok_or_else(|| Rejection::new(Reason::BadTimestamp, "`timestamp` is missing"))?;
     let message_id = call.message_id.clone().unwrap_or_else(|| line_id(line));
-    Ok(Line::Event(Box::new(Prepared::new(&call, timestamp, message_id, decoder, secret)?)))
+    Ok(Line::Event(Prepared::new(&call, timestamp, message_id, decoder, secret)?))
 }
 
 /// The message id of a line that has none.
@@ -74,11 +76,8 @@ fn line_id(line: &str) -> CompactString {
     digest.iter().take(16).fold(String::from("line:"), |id, byte| id + &format!("{byte:02x}")).into()
 }
 
-/// A line that is no call but moves the clock or corrects; such lines begin with their type, which is short.
+/// A line that is no call but moves the clock or corrects.
 fn control(line: &str) -> Result<Option<Line>, Rejection> {
-    if line.len() > CONTROL_BYTES_MAX || !["clock", "retract", "unlink", "erase"].iter().any(|word| line.contains(word)) {
-        return Ok(None);
-    }
     let (mut kind, mut to) = (None, None);
     let mut texts: [Option<CompactString>; 4] = [const { None }; 4];
     let mut reader = Reader::new(line);
@@ -108,8 +107,6 @@ fn control(line: &str) -> Result<Option<Line>, Rejection> {
         _ => None,
     })
 }
-
-const CONTROL_BYTES_MAX: usize = 2_048;
 
 /// What becomes of lines in their order: decides on each, moves the clock, gathers steps.
 #[derive(Debug)]
@@ -155,7 +152,7 @@ impl Sequencer {
             event.position = position;
             if let Some(mut link) = link {
                 link.position = position;
-                self.step.links.push((position, Change::Link(link)));
+                self.step.links.push((position, Change::Link(*link)));
             }
             self.step.records.push(Record::Event(event));
         }

@@ -81,7 +81,13 @@ impl<F: Fold> Keyed<F> {
     }
 
     /// Brings every history up to the clock that changed or has something due; `settled` is called after each one.
-    pub fn advance(&mut self, clock: Millis, fold: &F, effects: &mut F::Effects, mut settled: impl FnMut(&Slot<F>, &mut F::Effects)) {
+    pub fn advance(
+        &mut self,
+        clock: Millis,
+        fold: &F,
+        effects: &mut F::Effects,
+        mut settled: impl FnMut(&Slot<F>, &mut F::Effects),
+    ) {
         while let Some(Reverse((at, slot))) = self.due.peek().copied().filter(|Reverse((at, _))| *at <= clock) {
             self.due.pop();
             // Others were superseded by an earlier one, which has already brought it up.
@@ -108,7 +114,13 @@ impl<F: Fold> Keyed<F> {
     }
 
     /// Goes back to the beginning with every history: what is folded next is another fold.
-    pub fn refold(&mut self, old: &F, new: &F, effects: &mut F::Effects, mut settled: impl FnMut(&Slot<F>, &mut F::Effects)) {
+    pub fn refold(
+        &mut self,
+        old: &F,
+        new: &F,
+        effects: &mut F::Effects,
+        mut settled: impl FnMut(&Slot<F>, &mut F::Effects),
+    ) {
         for number in 0..self.slots.len() {
             self.slots[number].history.restart(old, new, effects);
             settled(&self.slots[number], effects);

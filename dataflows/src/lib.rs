@@ -6,21 +6,21 @@
 
 #![deny(missing_docs)]
 
-pub mod time; // instants and spans, in ms
-pub mod number; // exact decimals
-pub mod value; // what events carry
-pub mod json; // how it is read
+pub mod admission; // what becomes of a record
 pub mod condition; // what is asked of it
 pub mod definitions; // what the marketer wrote
-pub mod vocabulary; // what of an event that makes worth keeping
+pub mod engine;
 pub mod event; // what happened
-pub mod admission; // what becomes of a record
-pub mod identity; // who is whom
-pub mod total; // what is counted over people
-pub mod plan; // the definitions, ready to run
 pub mod history; // the one mechanism: a history and what it folds to
-pub mod profile; // everything that is true of one person
-pub mod keyed; // histories by key
-pub mod protocol; // what may be asked of the engine, and what it says
+pub mod identity; // who is whom
 pub mod intake; // from lines to steps
-pub mod engine; // who turns the wheel
+pub mod json; // how it is read
+pub mod keyed; // histories by key
+pub mod number; // exact decimals
+pub mod plan; // the definitions, ready to run
+pub mod profile; // everything that is true of one person
+pub mod protocol; // what may be asked of the engine, and what it says
+pub mod time; // instants and spans, in ms
+pub mod total; // what is counted over people
+pub mod value; // what events carry
+pub mod vocabulary; // what of an event that makes worth keeping // who turns the wheel

@@ -3,6 +3,7 @@
 //! Built once for a set of definitions, shared by all who decode. An event whose name no definition says is kept
 //! without a name; a value is kept only on events for which some definition reads it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use compact_str::{CompactString, ToCompactString};
@@ -109,21 +110,20 @@ impl Vocabulary {
     }
 
     /// Holds the properties of an event against the schema of its name.
-    pub fn check_schema(&self, event: &str, properties: &str) -> Result<(), Rejection> {
+    pub fn check_schema(&self, event: &str, properties: &[(Cow<'_, str>, &str)]) -> Result<(), Rejection> {
         let Some(schema) = self.schemas.get(event) else { return Ok(()) };
         let mut missing: Vec<&String> = schema.required.keys().collect();
         let mut wrong = None;
-        Reader::new(properties).object(|reader, key| {
-            let of = schema.required.get(&*key).or_else(|| schema.optional.get(&*key));
-            let found = value(reader)?;
+        for (key, text) in properties {
+            let of = schema.required.get(&**key).or_else(|| schema.optional.get(&**key));
+            let found = value(&mut Reader::new(text))?;
             if found != Value::Null {
-                missing.retain(|name| **name != key);
+                missing.retain(|name| *name != key);
                 if let Some(of) = of.filter(|of| !admits(**of, &found)) {
                     wrong = wrong.take().or(Some(format!("`properties.{key}` of {event:?} is not a {}", of.name())));
                 }
             }
-            Ok(())
-        })?;
+        }
         let problem = wrong.or_else(|| missing.first().map(|key| format!("{event:?} needs `properties.{key}`")));
         problem.map_or(Ok(()), |detail| Err(Rejection::new(Reason::Schema, detail)))
     }

@@ -119,14 +119,32 @@ pub fn run() -> Result<(), String> {
             let text = read(&args.definitions)?;
             let definitions = parse(&text, &args.definitions)?;
             let name = args.definitions.display().to_string();
-            serve(Serving { text, name, definitions, data: args.data, workers: args.workers, listen: args.listen, clock: args.clock, demo: false })
+            serve(Serving {
+                text,
+                name,
+                definitions,
+                data: args.data,
+                workers: args.workers,
+                listen: args.listen,
+                clock: args.clock,
+                demo: false,
+            })
         }
         Command::Demo(args) => {
             logs();
             let text = demo::SHOP.to_owned();
             let definitions = parse(&text, Path::new("examples/shop.yaml"))?;
             let name = "examples/shop.yaml".to_owned();
-            serve(Serving { text, name, definitions, data: args.data, workers: args.workers, listen: args.listen, clock: ClockMode::Wall, demo: true })
+            serve(Serving {
+                text,
+                name,
+                definitions,
+                data: args.data,
+                workers: args.workers,
+                listen: args.listen,
+                clock: ClockMode::Wall,
+                demo: true,
+            })
         }
     }
 }
@@ -139,7 +157,8 @@ fn logs() {
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    std::fs::read_to_string(file).map_err(|error| format!("cannot read the definitions file {}: {error}", file.display()))
+    std::fs::read_to_string(file)
+        .map_err(|error| format!("cannot read the definitions file {}: {error}", file.display()))
 }
 
 fn told(problems: &[Problem]) -> String {
@@ -148,7 +167,9 @@ fn told(problems: &[Problem]) -> String {
 
 /// Reads and checks definitions, templates too.
 fn parse(text: &str, file: &Path) -> Result<Definitions, String> {
-    let wrong = |problems: Vec<Problem>| format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems));
+    let wrong = |problems: Vec<Problem>| {
+        format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems))
+    };
     let (definitions, warnings) = Definitions::parse(text).map_err(wrong)?;
     Templates::new(&definitions, text).map_err(wrong)?;
     if !warnings.is_empty() {
@@ -202,11 +223,14 @@ fn serve(serving: Serving) -> Result<(), String> {
 async fn serve_async(serving: Serving) -> Result<(), String> {
     let Serving { text, name, definitions, data, workers, listen, clock, demo } = serving;
     if definitions.write_keys.is_empty() && !listen.ip().is_loopback() {
-        return Err(format!("{listen} can be reached from outside, but {name} lists no write_keys: list some, or listen on 127.0.0.1"));
+        return Err(format!(
+            "{listen} can be reached from outside, but {name} lists no write_keys: list some, or listen on 127.0.0.1"
+        ));
     }
     // The port first: a second start should not have to read the log to find it taken.
     let listener = tokio::net::TcpListener::bind(listen).await;
-    let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}; choose another address with --listen"))?;
+    let listener = listener
+        .map_err(|error| format!("cannot listen on {listen}: {error}; choose another address with --listen"))?;
     let opened = Log::open(&data).map_err(|error| error.to_string())?;
     if opened.cut_bytes > 0 {
         tracing::warn!(bytes = opened.cut_bytes, "cut a torn tail off the log: it was never acknowledged");
@@ -255,7 +279,8 @@ fn outcome(ended: Ended) -> Result<(), String> {
 }
 
 async fn interrupted() {
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("signals can be heard");
+    let mut terminated =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("signals can be heard");
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminated.recv() => {}

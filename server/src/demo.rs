@@ -102,7 +102,12 @@ pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
             if !body.ends_with('[') {
                 body.push(',');
             }
-            let _ = write!(body, r#"{{"type":"track","messageId":"demo-{run:x}-{sent}",{},"event":"{event}","timestamp":{},"#, ids(person), person.next);
+            let _ = write!(
+                body,
+                r#"{{"type":"track","messageId":"demo-{run:x}-{sent}",{},"event":"{event}","timestamp":{},"#,
+                ids(person),
+                person.next
+            );
             let _ = write!(body, r#""properties":{{{properties}}},"context":{}}}"#, context(person));
             person.next = now.max(person.next + pause(person, &mut dice));
         }
@@ -162,7 +167,9 @@ fn act(person: &mut Visitor, dice: &mut Dice) -> (&'static str, String) {
                 ("login", String::new())
             }
             0..=3 => ("section_view", format!(r#""section":"{section}""#)),
-            4..=7 => ("product_view", format!(r#""section":"{section}","sku":"{sku}","price":{}"#, 5 + dice.below(200))),
+            4..=7 => {
+                ("product_view", format!(r#""section":"{section}","sku":"{sku}","price":{}"#, 5 + dice.below(200)))
+            }
             8 | 9 => {
                 person.items += 1;
                 ("add_to_cart", format!(r#""section":"{section}","sku":"{sku}","items":{}"#, person.items))

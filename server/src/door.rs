@@ -139,7 +139,8 @@ impl Door<'_> {
 
     fn call(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Arrived {
         if text.len() > EVENT_BYTES_MAX {
-            let rejection = Rejection::new(Reason::TooLarge, format!("the event has {} bytes; it may have 32,768", text.len()));
+            let rejection =
+                Rejection::new(Reason::TooLarge, format!("the event has {} bytes; it may have 32,768", text.len()));
             return Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() };
         }
         match self.take(text, kind, envelope) {
@@ -155,7 +156,8 @@ impl Door<'_> {
         let prepared = Prepared::new(&call, timestamp, message_id, self.decoder, self.secret)?;
         let lateness = self.definitions.lateness;
         if lateness.is_some_and(|lateness| timestamp < self.stamp.now() - lateness) {
-            let detail = format!("the event is from {}: earlier than the lateness allows", time::format_instant(timestamp));
+            let detail =
+                format!("the event is from {}: earlier than the lateness allows", time::format_instant(timestamp));
             return Err(Rejection::new(Reason::TooLate, detail));
         }
         Ok(Incoming { kind: call.kind, prepared, body: text.into() })
@@ -180,9 +182,8 @@ fn settle(call: &Call<'_>, sent_at: Option<Millis>, stamp: Stamp) -> Result<Mill
 }
 
 fn text(body: &[u8]) -> Result<&str, Unreadable> {
-    std::str::from_utf8(body).map_err(|error| {
-        Unreadable::Malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
-    })
+    std::str::from_utf8(body)
+        .map_err(|error| Unreadable::Malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))
 }
 
 /// What stands around calls.
@@ -205,7 +206,9 @@ impl<'a> Envelope<'a> {
                         // Roughly: what is wrong inside a call is that call's own fault.
                         return reader.list(|reader| reader.skip_roughly().map(|call| calls.push(call)));
                     }
-                    "writeKey" if reader.next()? == Next::Text => envelope.write_key = Some(reader.text()?.into_owned()),
+                    "writeKey" if reader.next()? == Next::Text => {
+                        envelope.write_key = Some(reader.text()?.into_owned())
+                    }
                     "sentAt" if reader.next()? == Next::Text => envelope.sent_at = time::parse_instant(&reader.text()?),
                     _ => {
                         reader.skip_roughly()?;
@@ -248,7 +251,8 @@ mod tests {
         let plan = Plan::new(Arc::new(Definitions::default()));
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let fresh_id = || "fresh".into();
-        let mut door = Door { decoder: &mut decoder, definitions: &plan.definitions, secret: &[0; 16], stamp, fresh_id };
+        let mut door =
+            Door { decoder: &mut decoder, definitions: &plan.definitions, secret: &[0; 16], stamp, fresh_id };
         let body = door.batch(body.as_bytes())?;
         Ok(body
             .calls
@@ -279,7 +283,9 @@ mod tests {
     #[test]
     fn client_clocks_are_corrected() {
         let at = |timestamp: &str, sent_at: &str| {
-            let body = format!(r#"{{"batch":[{{"type":"page","userId":"a","timestamp":"{timestamp}"}}],"sentAt":"{sent_at}"}}"#);
+            let body = format!(
+                r#"{{"batch":[{{"type":"page","userId":"a","timestamp":"{timestamp}"}}],"sentAt":"{sent_at}"}}"#
+            );
             batch(&body, Stamp::Wall(NOW)).unwrap()[0]
         };
         // The client's clock is an hour behind; the event was ten seconds old when it was sent.

@@ -3,16 +3,16 @@
 //! Everything that is true of the events is the engine's to say; here is what must wait, be written or be sent. The
 //! engine is reached by the two enums of its protocol alone.
 
+pub mod cli;
 pub mod clock; // the wall, read in one place
-pub mod log; // the only truth
-pub mod record; // what stands in it
-pub mod rows; // rows as JSON
+pub mod demo; // visitors made up
 pub mod door; // bodies of events taken apart
-pub mod writer; // the one thread that puts everything in order
-pub mod templates; // messages
+pub mod http; // the doors
+pub mod log; // the only truth
 pub mod outbox; // intents on their way into the world
 pub mod problem; // errors as they are told
-pub mod http; // the doors
+pub mod record; // what stands in it
 pub mod replay; // files through the engine
-pub mod demo; // visitors made up
-pub mod cli; // what may be typed
+pub mod rows; // rows as JSON
+pub mod templates; // messages
+pub mod writer; // the one thread that puts everything in order // what may be typed

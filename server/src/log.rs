@@ -3,10 +3,10 @@
 //! Own segment files; one writer, which hands over a group of records that is written and synced as one; many readers.
 //! Everything else the process knows can be had again by reading the log. See `format` for the bytes.
 //!
-//! What recovery can tell apart: a group is acknowledged only after it is synced, and the next one is written only after
-//! that. So damage with a later group behind it is damage of something acknowledged, and the log refuses to open; damage
-//! in the very last group is taken for a write that a crash cut short, and is cut off. A bit that flips later in that
-//! last group is cut off too: no format can know better without a second copy.
+//! What recovery can tell apart: a group is acknowledged only after it is synced, and the next one is written only
+//! after that. So damage with a later group behind it is damage of something acknowledged, and the log refuses to
+//! open; damage in the very last group is taken for a write that a crash cut short, and is cut off. A bit that flips
+//! later in that last group is cut off too: no format can know better without a second copy.
 
 pub mod disk;
 mod format;
@@ -39,7 +39,9 @@ pub enum LogError {
         error: io::Error,
     },
     /// Something that had been acknowledged cannot be read any more.
-    #[error("the log is damaged: {path} at byte {offset}, after position {position}: {what}. Events that were acknowledged are gone from it; restore this file from a copy")]
+    #[error(
+        "the log is damaged: {path} at byte {offset}, after position {position}: {what}. Events that were acknowledged are gone from it; restore this file from a copy"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -141,8 +143,12 @@ impl Log {
             io::ErrorKind::WouldBlock => LogError::Locked(dir.to_owned()),
             _ => LogError::Disk { what: "lock the data directory", path: dir.to_owned(), error },
         })?;
-        let mut firsts: Vec<u64> =
-            disk.list(dir).map_err(failed("list the files"))?.iter().filter_map(|name| format::first_of_name(name)).collect();
+        let mut firsts: Vec<u64> = disk
+            .list(dir)
+            .map_err(failed("list the files"))?
+            .iter()
+            .filter_map(|name| format::first_of_name(name))
+            .collect();
         firsts.sort_unstable();
         let mut cut_bytes = 0;
         // A segment whose header was torn at its making holds nothing yet.
@@ -158,7 +164,14 @@ impl Log {
                 cut_bytes += bytes;
             }
         }
-        let mut recovery = Recovery { disk: &*disk, dir, codec: None, id, position: firsts.first().map_or(0, |first| first - 1), received_at: 0 };
+        let mut recovery = Recovery {
+            disk: &*disk,
+            dir,
+            codec: None,
+            id,
+            position: firsts.first().map_or(0, |first| first - 1),
+            received_at: 0,
+        };
         let mut segments = Vec::new();
         for (number, first) in firsts.iter().enumerate() {
             let (segment, cut) = recovery.segment(*first, number + 1 == firsts.len())?;
@@ -207,7 +220,13 @@ impl Log {
 
     /// The size of all segments.
     pub fn bytes(&self) -> u64 {
-        self.shared.segments.read().expect("unpoisoned").iter().map(|segment| segment.bytes.load(Ordering::Acquire)).sum()
+        self.shared
+            .segments
+            .read()
+            .expect("unpoisoned")
+            .iter()
+            .map(|segment| segment.bytes.load(Ordering::Acquire))
+            .sum()
     }
 
     /// A way to single records.
@@ -219,7 +238,14 @@ impl Log {
     pub fn reader(&self, from: u64) -> Result<Reader, LogError> {
         let segments = self.shared.segments.read().expect("unpoisoned");
         let segment = segments.partition_point(|segment| segment.first <= from).saturating_sub(1);
-        Ok(Reader { shared: Arc::clone(&self.shared), segment, offset: SEGMENT_HEADER as u64, group: Vec::new(), at: 0, from })
+        Ok(Reader {
+            shared: Arc::clone(&self.shared),
+            segment,
+            offset: SEGMENT_HEADER as u64,
+            group: Vec::new(),
+            at: 0,
+            from,
+        })
     }
 
     /// Writes a group and makes it durable. After an error nothing more is taken: what the disk holds is not known.
@@ -278,7 +304,10 @@ impl Log {
         let failed = |error| LogError::Disk { what: "begin a segment", path: path.clone(), error };
         let file = self.disk.create(&path).map_err(failed)?;
         let header = Segment { id: self.shared.id, first }.encode();
-        file.write_all_at(&header, 0).and_then(|()| file.sync()).and_then(|()| self.disk.sync_dir(&self.dir)).map_err(failed)?;
+        file.write_all_at(&header, 0)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.disk.sync_dir(&self.dir))
+            .map_err(failed)?;
         let bytes = AtomicU64::new(SEGMENT_HEADER as u64);
         let segment = SegmentFile { first, path: path.clone(), file, bytes, groups: RwLock::default() };
         self.shared.segments.write().expect("unpoisoned").push(Arc::new(segment));
@@ -336,10 +365,16 @@ impl Recovery<'_> {
         let (mut offset, mut groups) = (SEGMENT_HEADER, Vec::new());
         while offset < bytes.len() {
             let Some(end) = self.group(&codec, &bytes, offset) else {
-                let later = (offset + 1..bytes.len()).any(|at| codec.decode_group(&bytes[at..]).is_some_and(|group| group.first > self.position));
+                let later = (offset + 1..bytes.len())
+                    .any(|at| codec.decode_group(&bytes[at..]).is_some_and(|group| group.first > self.position));
                 if later || !is_last {
                     let what = "what follows cannot be read, and later groups prove that it was whole once";
-                    return Err(LogError::Damaged { path: path.clone(), offset: offset as u64, position: self.position, what });
+                    return Err(LogError::Damaged {
+                        path: path.clone(),
+                        offset: offset as u64,
+                        position: self.position,
+                        what,
+                    });
                 }
                 break;
             };
@@ -352,7 +387,13 @@ impl Recovery<'_> {
             let failed = |error| LogError::Disk { what: "cut a torn tail", path: path.clone(), error };
             file.truncate(offset as u64).and_then(|()| file.sync()).map_err(failed)?;
         }
-        let segment = SegmentFile { first, path: path.clone(), file, bytes: AtomicU64::new(offset as u64), groups: RwLock::new(groups) };
+        let segment = SegmentFile {
+            first,
+            path: path.clone(),
+            file,
+            bytes: AtomicU64::new(offset as u64),
+            groups: RwLock::new(groups),
+        };
         Ok((segment, cut))
     }
 

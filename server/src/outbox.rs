@@ -200,7 +200,11 @@ impl Outbox {
     fn judge(&self, state: &State, row: IntentRow, clock: Millis) -> Entry {
         let campaign = &self.plan.definitions.campaigns[row.campaign.as_str()];
         let channel = &self.plan.definitions.channels[&campaign.channel];
-        let expires = campaign.expires.unwrap_or(if channel.realtime && channel.deliver == Deliver::Sse { EXPIRES_REALTIME } else { EXPIRES });
+        let expires = campaign.expires.unwrap_or(if channel.realtime && channel.deliver == Deliver::Sse {
+            EXPIRES_REALTIME
+        } else {
+            EXPIRES
+        });
         if let Some(dispatch) = state.ledger.get(&row.id) {
             return Entry { row, fate: Fate::Sent, body: dispatch.body.clone() };
         }
@@ -225,7 +229,12 @@ impl Outbox {
         let mut new = old.clone();
         if consents {
             let body = self.templates.render(&old.row, &profile);
-            let dispatch = Dispatch { id: id.to_owned(), status: Fate::Sent.name().to_owned(), body: body.clone(), at: as_of.clock };
+            let dispatch = Dispatch {
+                id: id.to_owned(),
+                status: Fate::Sent.name().to_owned(),
+                body: body.clone(),
+                at: as_of.clock,
+            };
             let (reply, durable) = oneshot::channel();
             if self.hub.give(Work::Dispatch(vec![dispatch.clone()], reply)).is_err() || durable.await.is_err() {
                 // Not written down, so not sent: its turn comes again.

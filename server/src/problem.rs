@@ -43,7 +43,12 @@ impl Problem {
 
     /// The key is not one that may write.
     pub fn unauthorized() -> Self {
-        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "Unknown write key", "send a write key that the definitions file lists")
+        Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "Unknown write key",
+            "send a write key that the definitions file lists",
+        )
     }
 
     /// There is no such thing.
@@ -53,7 +58,12 @@ impl Problem {
 
     /// The path is right, the method is not.
     pub fn method_not_allowed() -> Self {
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This method is not for this path", "see the documentation for the methods of a path")
+        Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "This method is not for this path",
+            "see the documentation for the methods of a path",
+        )
     }
 
     /// The views do not include that position yet.
@@ -75,7 +85,9 @@ impl From<NotTaken> for Problem {
 impl From<Unreadable> for Problem {
     fn from(unreadable: Unreadable) -> Self {
         match unreadable {
-            Unreadable::TooLarge(detail) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail),
+            Unreadable::TooLarge(detail) => {
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail)
+            }
             Unreadable::Malformed(detail) => Problem::bad_request(detail),
         }
     }

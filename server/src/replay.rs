@@ -113,7 +113,8 @@ pub fn replay(replay: &Replay) -> Result<Report, String> {
         steps: 0,
     };
     let decoders = decoders(replay);
-    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {pos} events, {per_sec}").expect("a fixed template"));
+    let bar = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{spinner} {pos} events, {per_sec}").expect("a fixed template"));
     bar.enable_steady_tick(Duration::from_millis(200));
     'blocks: loop {
         for decoder in &decoders {
@@ -145,7 +146,12 @@ fn decoders(replay: &Replay) -> Vec<Receiver<Decoded>> {
         let mut decoder = Decoder::new(Arc::clone(&replay.plan.vocabulary));
         std::thread::spawn(move || {
             for block in blocks {
-                let lines = block.map(|text| text.lines().filter(|line| !line.trim().is_empty()).map(|line| prepare(line, &mut decoder, &SECRET)).collect());
+                let lines = block.map(|text| {
+                    text.lines()
+                        .filter(|line| !line.trim().is_empty())
+                        .map(|line| prepare(line, &mut decoder, &SECRET))
+                        .collect()
+                });
                 if decoded.send(lines).is_err() {
                     return;
                 }
@@ -179,7 +185,8 @@ fn read_blocks(path: &Path, give: &mut impl FnMut(Block) -> bool) -> std::io::Re
         }
         reader.read_until(b'\n', &mut block)?;
         // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
-        let text = String::from_utf8(block).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        let text =
+            String::from_utf8(block).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         if !give(Ok(text)) {
             return Ok(());
         }
@@ -242,7 +249,7 @@ impl Run {
         match line {
             Ok(Line::Event(prepared)) => {
                 self.read += 1;
-                let verdict = match self.sequencer.admit_by_its_time(self.position, *prepared) {
+                let verdict = match self.sequencer.admit_by_its_time(self.position, prepared) {
                     Verdict::Accepted => "accepted",
                     Verdict::Duplicate => "duplicate",
                     Verdict::Conflict => "conflict",
@@ -282,7 +289,8 @@ impl Run {
 
     fn totals(&mut self) -> BTreeMap<Total, i128> {
         let parts = self.ask(Question::Totals);
-        let parts = parts.into_iter().filter_map(|part| if let Answer::Totals(totals) = part { Some(totals) } else { None });
+        let parts =
+            parts.into_iter().filter_map(|part| if let Answer::Totals(totals) = part { Some(totals) } else { None });
         parts.flatten().collect()
     }
 
@@ -318,12 +326,20 @@ impl Run {
         let verdict = |verdict: &str| self.counts.get(verdict).copied().unwrap_or(0);
         let refused = self.answers.said.lock().expect("nobody panics while holding it").refused;
         let rejected = ["too_late", "conflict", "invalid", "erased"].map(|reason| (reason, verdict(reason)));
-        let segments = plan.segments.iter().map(|segment| (segment.name.to_string(), count(&Total::Members(segment.name.clone()))));
+        let segments = plan
+            .segments
+            .iter()
+            .map(|segment| (segment.name.to_string(), count(&Total::Members(segment.name.clone()))));
         let journeys = plan.journeys.iter().map(|journey| {
-            let inside = |state: &dataflows::plan::StatePlan| count(&Total::Inside(journey.name.clone(), state.name.clone()));
-            (journey.name.to_string(), journey.states.iter().map(|state| (state.name.to_string(), inside(state))).collect())
+            let inside =
+                |state: &dataflows::plan::StatePlan| count(&Total::Inside(journey.name.clone(), state.name.clone()));
+            (
+                journey.name.to_string(),
+                journey.states.iter().map(|state| (state.name.to_string(), inside(state))).collect(),
+            )
         });
-        let mut intents: BTreeMap<String, i64> = plan.campaigns.iter().map(|campaign| (campaign.name.to_string(), 0)).collect();
+        let mut intents: BTreeMap<String, i64> =
+            plan.campaigns.iter().map(|campaign| (campaign.name.to_string(), 0)).collect();
         for (total, number) in totals {
             if let Total::Intents(campaign, _) = total {
                 *intents.entry(campaign.to_string()).or_default() += *number as i64;
@@ -357,8 +373,12 @@ fn credit(model: &str, totals: &BTreeMap<Total, i128>) -> Vec<Credit> {
     let mut keys: BTreeMap<(&str, &str), (i128, i128)> = BTreeMap::new();
     for (total, sum) in totals {
         match total {
-            Total::CreditConversions(of, channel, campaign) if of == model => keys.entry((channel, campaign)).or_default().0 = *sum,
-            Total::CreditValue(of, channel, campaign) if of == model => keys.entry((channel, campaign)).or_default().1 = *sum,
+            Total::CreditConversions(of, channel, campaign) if of == model => {
+                keys.entry((channel, campaign)).or_default().0 = *sum
+            }
+            Total::CreditValue(of, channel, campaign) if of == model => {
+                keys.entry((channel, campaign)).or_default().1 = *sum
+            }
             _ => {}
         }
     }

@@ -30,7 +30,10 @@ impl Templates {
         let (mut problems, mut data) = (Vec::new(), std::collections::BTreeMap::new());
         for (name, campaign) in &definitions.campaigns {
             if let Some(json) = &campaign.data {
-                data.insert(name.clone(), Value::from(Serde(serde_json::from_str::<serde_json::Value>(json).unwrap_or_default())));
+                data.insert(
+                    name.clone(),
+                    Value::from(Serde(serde_json::from_str::<serde_json::Value>(json).unwrap_or_default())),
+                );
             }
             let Some(template) = &campaign.template else { continue };
             let wrong = match environment.add_template_owned(name.clone(), template.clone()) {
@@ -78,5 +81,6 @@ fn unknown(environment: &Environment<'_>, name: &str) -> Option<String> {
     let template = environment.get_template(name).ok()?;
     let roots: BTreeSet<String> = template.undeclared_variables(false).into_iter().collect();
     let unknown: Vec<String> = roots.into_iter().filter(|root| !ROOTS.contains(&root.as_str())).collect();
-    (!unknown.is_empty()).then(|| format!("the template speaks of {}; it may speak of {}", unknown.join(", "), ROOTS.join(", ")))
+    (!unknown.is_empty())
+        .then(|| format!("the template speaks of {}; it may speak of {}", unknown.join(", "), ROOTS.join(", ")))
 }

@@ -157,7 +157,8 @@ impl Hub {
     /// Dead letters, newest first: log positions.
     pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, DeadLetterAt)> {
         let open = self.lock();
-        let older = open.dead_letters.iter().rev().filter(|(position, _)| before.is_none_or(|before| *position < before));
+        let older =
+            open.dead_letters.iter().rev().filter(|(position, _)| before.is_none_or(|before| *position < before));
         older.take(limit).cloned().collect()
     }
 
@@ -329,7 +330,12 @@ impl Writer {
             Work::Ask(question, reply) => {
                 self.question += 1;
                 let waiting = Waiting { as_of: self.as_of(), parts: Vec::new(), reply };
-                self.shared.open.lock().expect("nobody panics while holding it").questions.insert(self.question, waiting);
+                self.shared
+                    .open
+                    .lock()
+                    .expect("nobody panics while holding it")
+                    .questions
+                    .insert(self.question, waiting);
                 self.sequencer.ask(self.question, question);
             }
             Work::Dispatch(entries, reply) => {
@@ -352,11 +358,18 @@ impl Writer {
         let verdict = self.sequencer.admit(self.position() + 1, received_at, prepared);
         let rejected = match verdict {
             Verdict::Accepted => {
-                self.group.push((record::EVENT, received_at, record::encode_event(kind, timestamp, &message_id, &body)));
+                self.group.push((
+                    record::EVENT,
+                    received_at,
+                    record::encode_event(kind, timestamp, &message_id, &body),
+                ));
                 return verdict;
             }
             Verdict::Duplicate => return verdict,
-            Verdict::Conflict => Rejection::new(Reason::Conflict, format!("message id {message_id:?} was taken before, with other content")),
+            Verdict::Conflict => Rejection::new(
+                Reason::Conflict,
+                format!("message id {message_id:?} was taken before, with other content"),
+            ),
             Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
         };
         self.dead_letter(&DeadLetter::new(&rejected, body.as_bytes()));
@@ -366,7 +379,12 @@ impl Writer {
     fn dead_letter(&mut self, letter: &DeadLetter) {
         self.write_json(record::DEAD_LETTER, letter);
         let position = self.position();
-        self.shared.open.lock().expect("nobody panics while holding it").dead_letters.push((position, DeadLetterAt::Own));
+        self.shared
+            .open
+            .lock()
+            .expect("nobody panics while holding it")
+            .dead_letters
+            .push((position, DeadLetterAt::Own));
     }
 
     fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) {

@@ -43,9 +43,13 @@ pub fn history(random: &mut Random) -> Vec<String> {
                 let again = lines[random.below(lines.len() as u64) as usize].clone();
                 lines.push(again);
             }
-            4..7 => lines.push(format!(r#"{{"type":"clock","to":{}}}"#, START + now + 1_000 * random.below(120) as i64)),
+            4..7 => {
+                lines.push(format!(r#"{{"type":"clock","to":{}}}"#, START + now + 1_000 * random.below(120) as i64))
+            }
             7..12 => lines.push(retract(random, number)),
-            12..15 => lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(&IDS), random.one(&IDS))),
+            12..15 => {
+                lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(&IDS), random.one(&IDS)))
+            }
             _ => {
                 let late = match random.below(10) {
                     0 => 1_000 * random.below(90) as i64,
@@ -69,7 +73,8 @@ fn retract(random: &mut Random, number: u64) -> String {
 
 fn call(random: &mut Random, message: u64, timestamp: i64) -> String {
     let mut call = String::from("{");
-    let kind = random.one(&["track", "track", "track", "track", "track", "page", "screen", "identify", "alias", "group"]);
+    let kind =
+        random.one(&["track", "track", "track", "track", "track", "page", "screen", "identify", "alias", "group"]);
     write!(call, r#""type":"{kind}","messageId":"m{message}","timestamp":{timestamp}"#).unwrap();
     match random.below(4) {
         0 => write!(call, r#","userId":"{}","anonymousId":"{}""#, random.one(&IDS), random.one(&IDS)).unwrap(),
@@ -85,7 +90,8 @@ fn call(random: &mut Random, message: u64, timestamp: i64) -> String {
         "screen" => write!(call, r#","name":"s{}""#, random.below(3)).unwrap(),
         "identify" => {
             let (plan, age) = (random.one(&["\"gold\"", "\"free\"", "null", "7"]), random.below(3) * 10);
-            write!(call, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{}"}}}}"#, random.one(&["x", "y"])).unwrap();
+            write!(call, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{}"}}}}"#, random.one(&["x", "y"]))
+                .unwrap();
         }
         "alias" => write!(call, r#","previousId":"{}""#, random.one(&IDS)).unwrap(),
         _ => write!(call, r#","groupId":"g""#).unwrap(),
@@ -107,7 +113,11 @@ fn context(_: &mut Random, message: u64) -> String {
     let mut random = Random::new(message + 1_000);
     let mut parts = Vec::new();
     if random.chance(20) {
-        parts.push(format!(r#""campaign":{{"medium":"{}","name":"u{}"}}"#, random.one(&["cpc", "email"]), random.below(2)));
+        parts.push(format!(
+            r#""campaign":{{"medium":"{}","name":"u{}"}}"#,
+            random.one(&["cpc", "email"]),
+            random.below(2)
+        ));
     }
     if random.chance(30) {
         parts.push(format!(r#""device":{{"type":"{}"}}"#, random.one(&["ios", "web"])));

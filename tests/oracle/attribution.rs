@@ -128,11 +128,7 @@ pub fn decay(age: i64, half_life: i64) -> i128 {
         }
     }
     let shift = whole + 22;
-    if shift >= 63 {
-        0
-    } else {
-        weight >> shift
-    }
+    if shift >= 63 { 0 } else { weight >> shift }
 }
 
 /// Shares that add up to the whole exactly.

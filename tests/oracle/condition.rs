@@ -233,11 +233,7 @@ impl Parser {
     }
 
     fn need(&mut self, sign: &str) -> Result<(), String> {
-        if self.take(sign) {
-            Ok(())
-        } else {
-            Err(format!("expected {sign}"))
-        }
+        if self.take(sign) { Ok(()) } else { Err(format!("expected {sign}")) }
     }
 
     fn next(&mut self) -> Result<Token, String> {

@@ -416,8 +416,7 @@ fn attribution(json: &Json) -> Attribution {
 }
 
 fn computed(name: &str, json: &Json) -> Computed {
-    const KINDS: [&str; 9] =
-        ["count", "sum", "min", "max", "average", "first", "last", "unique", "most_frequent"];
+    const KINDS: [&str; 9] = ["count", "sum", "min", "max", "average", "first", "last", "unique", "most_frequent"];
     let kind = KINDS.iter().find(|kind| !json.get(kind).is_null());
     let kind = kind.unwrap_or_else(|| panic!("trait {name:?} computes nothing known"));
     only_keys(json, &[kind, "of", "where", "within"]);

@@ -3,7 +3,7 @@
 use super::attribution::Credit;
 use super::definitions::Definitions;
 use super::identity::Person;
-use super::json::{array, object, quote, quote_or_null, Json};
+use super::json::{Json, array, object, quote, quote_or_null};
 use super::number::decimal;
 use super::story::{Change, Intent, Stay, Story};
 use super::value::Value;

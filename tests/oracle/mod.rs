@@ -81,7 +81,7 @@ use definitions::{Definitions, RULE_MODELS};
 pub use dump::Dump;
 use dump::{count, money};
 use identity::{Corrections, Person};
-use json::{array, object, quote, Json};
+use json::{Json, array, object, quote};
 use records::Record;
 use std::collections::BTreeMap;
 use story::Story;
@@ -316,7 +316,7 @@ fn attribution_rows(credits: &[Credit], model: &str) -> String {
         *sum = (sum.0 + credit.conversions, sum.1 + credit.value);
     }
     let mut rows: Vec<_> = sums.into_iter().collect();
-    rows.sort_by(|a, b| b.1 .1.cmp(&a.1 .1).then(a.0.cmp(&b.0)));
+    rows.sort_by(|a, b| b.1.1.cmp(&a.1.1).then(a.0.cmp(&b.0)));
     let print = |((channel, campaign), (conversions, value)): &((&str, &str), (i128, i128))| {
         object(&[
             ("channel", quote(channel)),

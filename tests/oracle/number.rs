@@ -83,9 +83,5 @@ pub fn decimal(value: i128, places: usize) -> String {
 pub fn quotient(above: i128, below: i128) -> i128 {
     let (a, b) = (above.abs(), below.abs());
     let magnitude = (2 * a + b) / (2 * b);
-    if (above < 0) == (below < 0) {
-        magnitude
-    } else {
-        -magnitude
-    }
+    if (above < 0) == (below < 0) { magnitude } else { -magnitude }
 }

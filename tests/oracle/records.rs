@@ -1,7 +1,7 @@
 //! One event call as it arrived: reading it, judging whether it is valid, and telling duplicates from conflicts.
 
 use super::definitions::{Definitions, Schema};
-use super::json::{is_integer, Json};
+use super::json::{Json, is_integer};
 use super::number;
 use super::sha256;
 use super::time;
@@ -42,7 +42,8 @@ impl Record {
             "identify" | "group" | "alias" => None,
             _ => return None,
         };
-        let [user, anonymous, previous, group] = ["userId", "anonymousId", "previousId", "groupId"].map(|k| id(json.get(k)));
+        let [user, anonymous, previous, group] =
+            ["userId", "anonymousId", "previousId", "groupId"].map(|k| id(json.get(k)));
         let (user, anonymous, previous, group) = (user?, anonymous?, previous?, group?);
         user.as_ref().or(anonymous.as_ref())?;
         let [properties, traits, context] = ["properties", "traits", "context"].map(|key| json.get(key));

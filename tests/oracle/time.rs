@@ -39,11 +39,7 @@ pub fn rfc3339(text: &str) -> Option<i64> {
 }
 
 fn digits(text: &str) -> Option<i64> {
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 fn date_ms(year: i64, month: i64, day: i64) -> Option<i64> {
@@ -127,7 +123,15 @@ pub fn time_of_day(text: &str) -> Option<i64> {
 /// The offset of the zones that need no table: UTC and fixed ones. None: no zone at all.
 pub fn zone(name: &str) -> Option<i64> {
     const TABLED: [&str; 10] = [
-        "Africa/", "America/", "Antarctica/", "Arctic/", "Asia/", "Atlantic/", "Australia/", "Europe/", "Indian/",
+        "Africa/",
+        "America/",
+        "Antarctica/",
+        "Arctic/",
+        "Asia/",
+        "Atlantic/",
+        "Australia/",
+        "Europe/",
+        "Indian/",
         "Pacific/",
     ];
     assert!(!TABLED.iter().any(|area| name.starts_with(area)), "the zone {name:?} needs a table");

@@ -266,8 +266,7 @@ pub fn visitor(past: &[Happening], sessions: &[Session], conversions: &[Converte
     let known = past.iter().any(|h| h.record.is_some_and(|r| r.user.is_some()));
     let paying = !conversions.is_empty();
     let first_time = sessions.len() == 1 && !known && !paying;
-    let kinds =
-        [("first_time", first_time), ("returning", sessions.len() > 1), ("known", known), ("paying", paying)];
+    let kinds = [("first_time", first_time), ("returning", sessions.len() > 1), ("known", known), ("paying", paying)];
     kinds.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect()
 }
 
@@ -452,9 +451,8 @@ impl Scene<'_> {
     /// The events at which a step can end that follows one of `earlier`.
     fn ends_of_next(&self, step: &Step, earlier: &[usize]) -> Vec<usize> {
         let found = self.matches(step.pattern);
-        let follows = |run: &&[usize]| {
-            earlier.iter().any(|end| *end < run[0] && self.is_within(step, *end, run[step.times - 1]))
-        };
+        let follows =
+            |run: &&[usize]| earlier.iter().any(|end| *end < run[0] && self.is_within(step, *end, run[step.times - 1]));
         found.windows(step.times).filter(follows).map(|run| run[step.times - 1]).collect()
     }
 

@@ -27,7 +27,8 @@ const SECRET: [u8; 16] = [9; 16];
 
 /// A plan of definitions that are right.
 pub fn plan(definitions: &str) -> Arc<Plan> {
-    let (definitions, _) = Definitions::parse(definitions).unwrap_or_else(|problems| panic!("{problems:#?}\n{definitions}"));
+    let (definitions, _) =
+        Definitions::parse(definitions).unwrap_or_else(|problems| panic!("{problems:#?}\n{definitions}"));
     Arc::new(Plan::new(Arc::new(definitions)))
 }
 
@@ -47,7 +48,7 @@ impl Run {
         self.position += 1;
         match prepare(line, &mut self.decoder, &SECRET) {
             Err(_) => "invalid",
-            Ok(Line::Event(prepared)) => match self.sequencer.admit_by_its_time(self.position, *prepared) {
+            Ok(Line::Event(prepared)) => match self.sequencer.admit_by_its_time(self.position, prepared) {
                 Verdict::Accepted => "accepted",
                 Verdict::Duplicate => "duplicate",
                 Verdict::Conflict => "conflict",

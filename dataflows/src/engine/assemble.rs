@@ -194,7 +194,10 @@ fn identity<'s>(
 }
 
 /// Raw ids to persons: each id's worker knows whose it is.
-fn route<'s>(records: StreamVec<'s, Time, Incoming>, assigned: StreamVec<'s, Time, Assign>) -> StreamVec<'s, Time, Routed> {
+fn route<'s>(
+    records: StreamVec<'s, Time, Incoming>,
+    assigned: StreamVec<'s, Time, Assign>,
+) -> StreamVec<'s, Time, Routed> {
     struct Waiting {
         capability: Capability<Time>,
         records: Vec<Vec<Incoming>>,
@@ -247,7 +250,9 @@ fn route<'s>(records: StreamVec<'s, Time, Incoming>, assigned: StreamVec<'s, Tim
                         }
                         Incoming::Ask(worker, number, question) => {
                             let of = match &question {
-                                Question::Profile(id) | Question::History { id, .. } => Some(key(id).unwrap_or_else(|| id.clone())),
+                                Question::Profile(id) | Question::History { id, .. } => {
+                                    Some(key(id).unwrap_or_else(|| id.clone()))
+                                }
                                 _ => None,
                             };
                             Routed::Ask(worker, number, question, of)
@@ -318,8 +323,13 @@ fn profiles<'s>(
             plans.for_each(|capability, data| {
                 let Some(second) = capability.least().map(|time| capability.delayed(&(time + 1), 1)) else { return };
                 let time = second.time() - 1;
-                let under =
-                    stash.entry(time).or_insert_with(|| Under { first: None, second, routed: Vec::new(), moved: Vec::new(), plan: None });
+                let under = stash.entry(time).or_insert_with(|| Under {
+                    first: None,
+                    second,
+                    routed: Vec::new(),
+                    moved: Vec::new(),
+                    plan: None,
+                });
                 under.plan = data.pop();
             });
             let mut leaving = leaving.activate();
@@ -363,7 +373,8 @@ mod tests {
 
     #[test]
     fn times_carry_the_clock() {
-        let step = Step { number: 7, clock: 1_767_225_600_000, records: vec![], links: vec![], plan: None, questions: vec![] };
+        let step =
+            Step { number: 7, clock: 1_767_225_600_000, records: vec![], links: vec![], plan: None, questions: vec![] };
         assert_eq!(clock_of(time_of(&step)), step.clock);
         assert_eq!(clock_of(time_of(&step) + 1), step.clock);
     }

@@ -31,7 +31,14 @@ impl Profiles {
     /// Nobody yet.
     pub(super) fn new(plan: Arc<Plan>) -> Self {
         let effects = Effects::new(&plan);
-        Profiles { plan, keyed: Keyed::default(), effects, intents: BTreeMap::new(), retracts: Vec::new(), asked: Vec::new() }
+        Profiles {
+            plan,
+            keyed: Keyed::default(),
+            effects,
+            intents: BTreeMap::new(),
+            retracts: Vec::new(),
+            asked: Vec::new(),
+        }
     }
 
     /// The first beat: something arrives; `leave` is called with each event whose person is now another.
@@ -117,7 +124,9 @@ impl Profiles {
                 let mut all = Vec::new();
                 for asked in self.everyone(clock) {
                     let public = asked.public();
-                    all.extend(asked.deadlines(journey).into_iter().map(|(at, emit, to)| (at, public.clone(), emit, to)));
+                    all.extend(
+                        asked.deadlines(journey).into_iter().map(|(at, emit, to)| (at, public.clone(), emit, to)),
+                    );
                 }
                 all.sort();
                 all.truncate(limit);

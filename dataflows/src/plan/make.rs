@@ -48,8 +48,7 @@ struct Maker<'d> {
 
 impl<'d> Maker<'d> {
     fn new(definitions: &'d Definitions) -> Self {
-        let totals =
-            vec![Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
+        let totals = vec![Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
         let vocabulary = Vocabulary::new(definitions.schemas.clone());
         let plan = Plan {
             definitions: Arc::new(Definitions::default()),
@@ -358,7 +357,8 @@ impl<'d> Maker<'d> {
             let view = self.views[&View::Journey(number)];
             for (from, (state_name, state)) in journey.states.iter().enumerate() {
                 let total = self.total(Total::Inside(name.to_compact_string(), state_name.to_compact_string()));
-                let transitions = state.transitions.iter().map(|way| self.transition(number, from, way, view)).collect();
+                let transitions =
+                    state.transitions.iter().map(|way| self.transition(number, from, way, view)).collect();
                 let timers = state.timers.iter().map(|timer| self.timer(number, from, timer, view)).collect();
                 let plan = &mut self.plan.journeys[number].states[from];
                 (plan.total, plan.transitions, plan.timers) = (total, transitions, timers);
@@ -465,7 +465,11 @@ impl<'d> Maker<'d> {
                     Cause::Segment
                 }
                 When::At { time, segment } => {
-                    schedule = Some(Schedule { from: *time, every: None, segment: self.plan.segment(segment).expect("checked") });
+                    schedule = Some(Schedule {
+                        from: *time,
+                        every: None,
+                        segment: self.plan.segment(segment).expect("checked"),
+                    });
                     Cause::Schedule
                 }
                 When::Every { every, from, segment } => {
@@ -474,8 +478,8 @@ impl<'d> Maker<'d> {
                     Cause::Schedule
                 }
             };
-            let totals =
-                Status::ALL.map(|status| self.total(Total::Intents(name.to_compact_string(), status.name().to_compact_string())));
+            let totals = Status::ALL
+                .map(|status| self.total(Total::Intents(name.to_compact_string(), status.name().to_compact_string())));
             self.plan.campaigns.push(CampaignPlan {
                 name: name.to_compact_string(),
                 cause,

@@ -5,9 +5,9 @@
 
 use imbl::OrdMap;
 
+use crate::definitions::SessionField;
 use crate::number::{Number, divide_rounded};
 use crate::plan::{Op, Plan, SessionOp, TraitSource, Window};
-use crate::definitions::SessionField;
 use crate::time::{DAY, Millis};
 use crate::value::Value;
 
@@ -174,7 +174,14 @@ impl Instant<'_> {
             let head = self.state.core.aggregates.cells[number].head as usize;
             Some(self.state.tapes.kept[of.feed].get(head)?.at + of.within?)
         };
-        self.plan.aggregates.iter().enumerate().filter(|(_, of)| of.within.is_some()).filter_map(due).min().unwrap_or(Millis::MAX)
+        self.plan
+            .aggregates
+            .iter()
+            .enumerate()
+            .filter(|(_, of)| of.within.is_some())
+            .filter_map(due)
+            .min()
+            .unwrap_or(Millis::MAX)
     }
 }
 
@@ -228,7 +235,12 @@ impl State {
         let of = &plan.aggregates[aggregate];
         let cell = &self.core.aggregates.cells[aggregate];
         let bag = of.bag.map(|bag| &self.core.aggregates.bags[bag]);
-        let inside = || self.tapes.kept[of.feed][cell.head as usize..].iter().map(|kept| &kept.value).filter(|value| counts(of.op, value));
+        let inside = || {
+            self.tapes.kept[of.feed][cell.head as usize..]
+                .iter()
+                .map(|kept| &kept.value)
+                .filter(|value| counts(of.op, value))
+        };
         match (of.op, bag) {
             (Op::Count, _) => Figure::count(u64::from(cell.count)),
             (Op::Sum, _) => Figure::Number(cell.sum),
@@ -253,11 +265,16 @@ impl State {
     fn session_figure(&self, plan: &Plan, window: usize, op: SessionOp) -> Figure {
         let sessions = &self.tapes.sessions[self.core.visits.heads[window] as usize..];
         let count = sessions.len() as u64;
-        let sum = |field| sessions.iter().map(|session| match field {
-            SessionField::Events => i128::from(session.events) * 1_000_000,
-            SessionField::LengthMs => i128::from(session.end - session.start) * 1_000_000,
-            SessionField::Value => self.session_money(plan, session).1,
-        }).sum::<i128>();
+        let sum = |field| {
+            sessions
+                .iter()
+                .map(|session| match field {
+                    SessionField::Events => i128::from(session.events) * 1_000_000,
+                    SessionField::LengthMs => i128::from(session.end - session.start) * 1_000_000,
+                    SessionField::Value => self.session_money(plan, session).1,
+                })
+                .sum::<i128>()
+        };
         match op {
             SessionOp::Count => Figure::count(count),
             SessionOp::Sum(field) => Figure::Number(sum(field)),

@@ -361,13 +361,19 @@ impl Asked<'_> {
                 let public = self.public();
                 Rows::Events(newest(self.past, page).map(|(_, event)| (public.clone(), event.position)).collect())
             }
-            View::Sessions => Rows::Sessions(newest(&tapes.sessions, page).map(|(_, session)| self.session(session)).collect()),
+            View::Sessions => {
+                Rows::Sessions(newest(&tapes.sessions, page).map(|(_, session)| self.session(session)).collect())
+            }
             View::Touches => Rows::Touches(newest(&tapes.touches, page).map(|(place, _)| self.touch(place)).collect()),
             View::Conversions => {
                 Rows::Conversions(newest(&tapes.conversions, page).map(|(place, _)| self.conversion(place)).collect())
             }
-            View::Intents => Rows::Intents(newest(&tapes.intents, page).map(|(_, intent)| self.intent(intent)).collect()),
-            View::Changes => Rows::Changes(newest(&tapes.changes, page).map(|(_, change)| self.change(change)).collect()),
+            View::Intents => {
+                Rows::Intents(newest(&tapes.intents, page).map(|(_, intent)| self.intent(intent)).collect())
+            }
+            View::Changes => {
+                Rows::Changes(newest(&tapes.changes, page).map(|(_, change)| self.change(change)).collect())
+            }
             View::Credit => Rows::Credit(self.credit()),
         }
     }
@@ -401,11 +407,16 @@ impl Asked<'_> {
             first_seen: person.first_seen.expect("only profiles that exist are asked"),
             last_seen: person.last_seen,
             traits: person.all_told().map(|(key, json)| (key.clone(), raw(json.to_owned()))).collect(),
-            computed: plan.traits.iter().enumerate().map(|(number, of)| {
-                (of.name.clone(), Printed(self.state.figure(plan, number)))
-            }).collect(),
+            computed: plan
+                .traits
+                .iter()
+                .enumerate()
+                .map(|(number, of)| (of.name.clone(), Printed(self.state.figure(plan, number))))
+                .collect(),
             segments: members.map(|(segment, since)| MemberRow { name: segment.name.clone(), since: *since }).collect(),
-            journeys: standings.map(|(journey, standing)| (journey.name.clone(), self.standing(journey, standing))).collect(),
+            journeys: standings
+                .map(|(journey, standing)| (journey.name.clone(), self.standing(journey, standing)))
+                .collect(),
             consent: person.all_consent().map(|(purpose, answer)| (purpose.clone(), consent(answer))).collect(),
             session: open.map(|session| self.session(session)),
         }
@@ -536,8 +547,10 @@ impl Asked<'_> {
                             message_id: event.message_id.clone(),
                             at: event.timestamp,
                         }),
-                        channel: touch.map_or(super::attribution::DIRECT.to_compact_string(), |touch| touch.channel.clone()),
-                        campaign: touch.map_or(super::attribution::NOT_SET.to_compact_string(), |touch| touch.campaign.clone()),
+                        channel: touch
+                            .map_or(super::attribution::DIRECT.to_compact_string(), |touch| touch.channel.clone()),
+                        campaign: touch
+                            .map_or(super::attribution::NOT_SET.to_compact_string(), |touch| touch.campaign.clone()),
                         conversions: print_billionths(share.conversions),
                         value: print_billionths(share.value),
                     });

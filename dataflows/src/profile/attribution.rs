@@ -109,7 +109,8 @@ impl Instant<'_> {
                 _ => 0,
             };
             let tapes = &self.state.tapes;
-            let again = id.is_some() && tapes.conversions.iter().any(|other| other.id == id && plan.same_name(other.rule, *number));
+            let again = id.is_some()
+                && tapes.conversions.iter().any(|other| other.id == id && plan.same_name(other.rule, *number));
             if !again {
                 let conversion = Conversion { rule: *number, id, at: self.at, root: seen.root, value };
                 self.state.core.money.standing += u32::from(plan.net(&conversion, &tapes.refunds).is_some());
@@ -131,7 +132,11 @@ impl Instant<'_> {
             _ => 0,
         });
         let standing = |state: &State| {
-            let of = state.tapes.conversions.iter().filter(|other| plan.same_name(other.rule, number) && other.id.as_ref() == Some(&id));
+            let of = state
+                .tapes
+                .conversions
+                .iter()
+                .filter(|other| plan.same_name(other.rule, number) && other.id.as_ref() == Some(&id));
             of.filter(|conversion| plan.net(conversion, &state.tapes.refunds).is_some()).count() as u32
         };
         let before = standing(self.state);
@@ -198,7 +203,9 @@ impl Plan {
     /// The conversions whose credit changes with these refunds.
     fn restated(&self, conversions: &[Conversion], refunds: &[Refund]) -> Vec<usize> {
         let hit = |conversion: &Conversion| {
-            let of = |refund: &&Refund| conversion.id.as_ref() == Some(&refund.id) && self.same_name(refund.rule, conversion.rule);
+            let of = |refund: &&Refund| {
+                conversion.id.as_ref() == Some(&refund.id) && self.same_name(refund.rule, conversion.rule)
+            };
             refunds.iter().find(of).is_some()
         };
         let resets = self.definitions.attribution.reset_on_conversion;
@@ -232,7 +239,14 @@ impl Plan {
     }
 
     /// Adds or takes off the credit of one conversion, under the refunds given.
-    pub(super) fn add_credit(&self, state: &State, conversion: usize, refunds: &[Refund], sign: i128, effects: &mut Effects) {
+    pub(super) fn add_credit(
+        &self,
+        state: &State,
+        conversion: usize,
+        refunds: &[Refund],
+        sign: i128,
+        effects: &mut Effects,
+    ) {
         for model in self.models() {
             let name = CompactString::const_new(model.name());
             for share in self.shares(state, conversion, *model, refunds) {
@@ -277,7 +291,8 @@ impl Plan {
         let mut start = touches.partition_point(|touch| touch.at < of.at - attribution.lookback);
         if attribution.reset_on_conversion {
             let earlier = state.tapes.conversions[..conversion].iter().rev();
-            let mut standing = earlier.filter(|other| self.same_name(other.rule, of.rule) && self.net(other, refunds).is_some());
+            let mut standing =
+                earlier.filter(|other| self.same_name(other.rule, of.rule) && self.net(other, refunds).is_some());
             if let Some(previous) = standing.next() {
                 start = start.max(touches.partition_point(|touch| touch.at <= previous.at));
             }

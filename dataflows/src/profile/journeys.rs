@@ -94,7 +94,9 @@ impl Instant<'_> {
         let plan = self.plan;
         for journey in 0..plan.journeys.len() {
             let from = self.state.core.standings[journey].state;
-            for (number, timer) in plan.journeys[journey].states.get(from).map_or(&[][..], |state| &state.timers).iter().enumerate() {
+            for (number, timer) in
+                plan.journeys[journey].states.get(from).map_or(&[][..], |state| &state.timers).iter().enumerate()
+            {
                 let armed = self.state.core.standings[journey].deadlines.get(number).copied().flatten();
                 let Some((_, root)) = armed.filter(|(deadline, _)| *deadline <= self.at) else { continue };
                 self.state.core.standings[journey].deadlines[number] = None;

@@ -192,7 +192,8 @@ impl Fold for Plan {
     }
 
     fn step(&self, state: &mut State, at: Millis, entries: &[Event], present: Range<usize>, effects: &mut Effects) {
-        Instant { plan: self, state, at, entries, effects, emitted: Vec::new(), candidates: Vec::new(), judged: 0 }.run(present);
+        Instant { plan: self, state, at, entries, effects, emitted: Vec::new(), candidates: Vec::new(), judged: 0 }
+            .run(present);
     }
 
     fn mark(&self, state: &State) -> Core {
@@ -446,7 +447,11 @@ impl Instant<'_> {
 
     /// The earliest instant at which some window, timer or schedule is due, all looked through.
     fn next_due(&self) -> Millis {
-        self.aggregate_due().min(self.session_due()).min(self.sequence_due()).min(self.timer_due()).min(self.schedule_due())
+        self.aggregate_due()
+            .min(self.session_due())
+            .min(self.sequence_due())
+            .min(self.timer_due())
+            .min(self.schedule_due())
     }
 
     /// Whether a rule holds for an event, as of it.

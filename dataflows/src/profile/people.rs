@@ -49,7 +49,8 @@ pub struct Consent {
 
 /// The kind of a call as rules read it.
 pub(super) fn kind_value(kind: Kind) -> &'static Value {
-    static VALUES: std::sync::LazyLock<[Value; 6]> = std::sync::LazyLock::new(|| Kind::ALL.map(|kind| Value::text(kind.name())));
+    static VALUES: std::sync::LazyLock<[Value; 6]> =
+        std::sync::LazyLock::new(|| Kind::ALL.map(|kind| Value::text(kind.name())));
     &VALUES[kind as usize]
 }
 
@@ -107,16 +108,20 @@ impl Instant<'_> {
         if event.known && !person.known.contains(&event.own) {
             Arc::make_mut(&mut person.known).insert(event.own.clone());
         }
-        if let Some(told) = &event.told {
+        if let Some(told) = event.context.as_ref().map(|context| &context.told).filter(|told| !told.is_empty()) {
             let all = Arc::make_mut(&mut person.told);
-            for (key, json) in told.iter() {
+            for (key, json) in told {
                 let value = crate::event::value(&mut Reader::new(json)).expect("it was read when it came in");
                 if value == Value::Null {
                     all.remove(key);
                 } else {
                     let paths = plan.told_paths.iter().filter(|(wanted, _)| wanted == key);
-                    let inside = paths.filter_map(|(_, path)| Some((path.clone(), value_inside(json, path)?))).collect();
-                    all.insert(key.clone(), Told { json: canonical(json).expect("it was read when it came in").into(), value, inside });
+                    let inside =
+                        paths.filter_map(|(_, path)| Some((path.clone(), value_inside(json, path)?))).collect();
+                    all.insert(
+                        key.clone(),
+                        Told { json: canonical(json).expect("it was read when it came in").into(), value, inside },
+                    );
                 }
             }
             self.wake_all(&plan.told_readers);
@@ -138,7 +143,8 @@ impl Instant<'_> {
 
     /// Has segments judged again that read the class of visitor, if it changed.
     pub(super) fn classify(&mut self) {
-        let class = [Visitor::FirstTime, Visitor::Returning, Visitor::Known, Visitor::Paying].map(|class| self.state.is(class));
+        let class =
+            [Visitor::FirstTime, Visitor::Returning, Visitor::Known, Visitor::Paying].map(|class| self.state.is(class));
         if class != self.state.core.person.class {
             self.state.core.person.class = class;
             self.wake_all(&self.plan.visitor_readers);

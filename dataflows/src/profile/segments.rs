@@ -68,7 +68,9 @@ impl State {
                 let count = self.tapes.sessions.len() - self.core.visits.heads[*window] as usize;
                 count_passes(*test, count as u64)
             }
-            Test::Journey(journey, state) => self.core.person.first_seen.is_some() && self.core.standings[*journey].state == *state,
+            Test::Journey(journey, state) => {
+                self.core.person.first_seen.is_some() && self.core.standings[*journey].state == *state
+            }
             Test::Segment(segment) => self.core.members[*segment] != NOT_A_MEMBER,
             Test::Performed(aggregate, test) => count_passes(*test, self.core.aggregates.count(*aggregate)),
             Test::Sequence(number) => self.core.sequences[*number].is_complete(),

@@ -113,7 +113,8 @@ impl Instant<'_> {
             let progress = &self.state.core.sequences[number];
             let recent = progress.completed.zip(of.recent).map_or(Millis::MAX, |((at, _), recent)| at + recent);
             let waiting = self.state.tapes.waiting[number].get(progress.waiting as usize);
-            let absent = waiting.zip(of.absence.as_ref()).map_or(Millis::MAX, |(event, absence)| event.at + absence.within);
+            let absent =
+                waiting.zip(of.absence.as_ref()).map_or(Millis::MAX, |(event, absence)| event.at + absence.within);
             recent.min(absent)
         };
         self.plan.sequences.iter().enumerate().map(due).min().unwrap_or(Millis::MAX)

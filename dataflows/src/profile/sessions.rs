@@ -71,13 +71,7 @@ impl Instant<'_> {
                 tapes.sessions.pop();
                 open
             }
-            _ => Session {
-                start: event.timestamp,
-                end: event.timestamp,
-                events: 0,
-                first: root,
-                buying: false,
-            },
+            _ => Session { start: event.timestamp, end: event.timestamp, events: 0, first: root, buying: false },
         };
         session.end = event.timestamp;
         session.events += 1;

@@ -68,7 +68,9 @@ impl Query {
     }
 
     fn cursor_number(&self) -> Result<Option<usize>, Problem> {
-        let parse = |cursor: &String| cursor.parse().map_err(|_| Problem::bad_request("`cursor` is not one that an answer gave"));
+        let parse = |cursor: &String| {
+            cursor.parse().map_err(|_| Problem::bad_request("`cursor` is not one that an answer gave"))
+        };
         self.cursor.as_ref().map(parse).transpose()
     }
 }
@@ -132,7 +134,11 @@ async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>
     Ok((as_of, totals))
 }
 
-pub(super) async fn profile(State(app): State<App>, Path(id): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn profile(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
     let query = Query::read(raw, &[])?;
     let Answered { as_of, parts } = ask(&app, &query, Question::Profile(id.as_str().into())).await?;
     let profile = parts.into_iter().find_map(|part| match part {
@@ -154,7 +160,9 @@ async fn history(app: App, id: String, raw: Option<String>, view: View) -> Resul
     let (rows, all) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
     let last = page.before.unwrap_or(all).min(all) - rows.len();
     let items = match &rows {
-        Rows::Events(events) => events.iter().filter_map(|(profile, position)| event_row(&app, profile, *position)).collect(),
+        Rows::Events(events) => {
+            events.iter().filter_map(|(profile, position)| event_row(&app, profile, *position)).collect()
+        }
         Rows::Intents(intents) => intents.iter().map(|row| intent(&app, row)).collect(),
         rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
     };
@@ -176,13 +184,18 @@ fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawVal
 
 macro_rules! histories {
     ($($name:ident $view:ident),*) => {$(
-        pub(super) async fn $name(State(app): State<App>, Path(id): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+        pub(super) async fn $name(
+            State(app): State<App>,
+            Path(id): Path<String>,
+            RawQuery(raw): RawQuery,
+        ) -> Result<Response, Problem> {
             history(app, id, raw, View::$view).await
         }
     )*};
 }
 
-histories!(events Events, sessions Sessions, touchpoints Touches, conversions Conversions, intents Intents, changes Changes);
+histories!(events Events, sessions Sessions, touchpoints Touches);
+histories!(conversions Conversions, intents Intents, changes Changes);
 
 /// An event as it came, read from the log.
 fn event_row(app: &App, profile: &str, position: u64) -> Option<Box<RawValue>> {
@@ -257,7 +270,11 @@ pub(super) async fn segments(State(app): State<App>, RawQuery(raw): RawQuery) ->
     Ok(json(&List { as_of: as_of.into(), items: items.collect(), next: None }))
 }
 
-pub(super) async fn segment(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn segment(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Whole<'a> {
         #[serde(flatten)]
@@ -276,7 +293,11 @@ fn segment_named(app: &App, name: &str) -> Result<CompactString, Problem> {
     Ok(app.plan.segments[number].name.clone())
 }
 
-pub(super) async fn members(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn members(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Member {
         profile: CompactString,
@@ -286,7 +307,8 @@ pub(super) async fn members(State(app): State<App>, Path(name): Path<String>, Ra
     let segment = segment_named(&app, &name)?;
     let after = query.cursor.as_deref().map(CompactString::from);
     // One more than asked for tells whether there is a next part.
-    let Answered { as_of, parts } = ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
+    let Answered { as_of, parts } =
+        ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
     let mut all = Vec::new();
     for part in parts {
         if let Answer::Members(part) = part {
@@ -362,7 +384,11 @@ pub(super) async fn journeys(State(app): State<App>, RawQuery(raw): RawQuery) ->
 /// How many of the next deadlines a journey's answer shows.
 const DEADLINES: usize = 10;
 
-pub(super) async fn journey(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn journey(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Whole {
         #[serde(flatten)]
@@ -439,7 +465,11 @@ fn campaign_named(app: &App, name: &str) -> Result<CompactString, Problem> {
     Ok(app.plan.campaigns[number].name.clone())
 }
 
-pub(super) async fn campaign(State(app): State<App>, Path(name): Path<String>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn campaign(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
     let query = Query::read(raw, &[])?;
     let name = campaign_named(&app, &name)?;
     let (as_of, totals) = totals(&app, &query).await?;
@@ -493,7 +523,10 @@ pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery)
     let models: Vec<&str> = app.plan.models().iter().map(|model| model.name()).collect();
     let model = query.own.get("model").map_or(models.first().copied().unwrap_or_default(), |model| model);
     if !models.contains(&model) {
-        return Err(Problem::bad_request(format!("the definitions keep no model {model:?}; they keep {}", models.join(", "))));
+        return Err(Problem::bad_request(format!(
+            "the definitions keep no model {model:?}; they keep {}",
+            models.join(", ")
+        )));
     }
     let by = query.own.get("by").map_or("channel", |by| by);
     if !["channel", "campaign"].contains(&by) {

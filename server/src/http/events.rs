@@ -67,7 +67,12 @@ pub(super) async fn take(
             }
             Arrived::Bad { rejection, message_id, body } => {
                 letters.push(DeadLetter::new(&rejection, &body));
-                rejected.push(Rejected { index, message_id, reason: rejection.reason.name(), detail: rejection.detail });
+                rejected.push(Rejected {
+                    index,
+                    message_id,
+                    reason: rejection.reason.name(),
+                    detail: rejection.detail,
+                });
             }
         }
     }

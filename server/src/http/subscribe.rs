@@ -54,7 +54,11 @@ pub(super) async fn subscribe(
             Some(("view", "intents")) if view.is_none() => view = Some("intents"),
             Some(("profile", profile)) if filter.profile.is_none() => filter.profile = Some(profile.to_owned()),
             Some(("name", name)) if filter.campaign.is_none() => filter.campaign = Some(name.to_owned()),
-            _ => return Err(Problem::bad_request(format!("`{pair}`: view=intents, profile=ID and name=CAMPAIGN are known here, each once"))),
+            _ => {
+                return Err(Problem::bad_request(format!(
+                    "`{pair}`: view=intents, profile=ID and name=CAMPAIGN are known here, each once"
+                )));
+            }
         }
     }
     let view = view.ok_or_else(|| Problem::bad_request("`view` is missing; this version has view=intents"))?;

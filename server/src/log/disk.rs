@@ -38,8 +38,7 @@ pub struct RealDisk;
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
-        let missing: Vec<PathBuf> =
-            dir.ancestors().take_while(is_missing).map(PathBuf::from).collect();
+        let missing: Vec<PathBuf> = dir.ancestors().take_while(is_missing).map(PathBuf::from).collect();
         fs::create_dir_all(dir)?;
         // A directory's name is an entry of its parent: unsynced, it could vanish with all in it.
         for made in missing {

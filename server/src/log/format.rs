@@ -94,8 +94,7 @@ impl Codec {
     /// The group whose header stands at the start of `bytes`, if one does.
     pub fn decode_group(&self, bytes: &[u8]) -> Option<Group> {
         let bytes: &[u8; GROUP_HEADER] = bytes.first_chunk()?;
-        let group =
-            Group { bytes: u32_at(bytes, 0), count: u32_at(bytes, 4), first: u64_at(bytes, 8) };
+        let group = Group { bytes: u32_at(bytes, 0), count: u32_at(bytes, 4), first: u64_at(bytes, 8) };
         let is_whole = crc32c_append(self.seed, &bytes[..16]) == u32_at(bytes, 16);
         (is_whole && group.count > 0).then_some(group)
     }

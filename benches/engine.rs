@@ -1,0 +1,55 @@
+//! The engine on decoded events of W1 beside the hand-written yardstick, in the same run.
+//!
+//! `cargo bench --bench engine [-- SESSIONS [ROUNDS]]`; the default is 200,000 sessions, about 2.2 million events.
+//! Prints millions of events a second, the median of the rounds, and the ratio to the yardstick at the same step size.
+
+mod w1;
+
+use std::time::Instant;
+
+use mimalloc::MiMalloc;
+use w1::clicks::{Arrival, clicks};
+use w1::engine::{Running, decoded, plan};
+use w1::figures::Figures;
+use w1::yardstick::Yardstick;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() {
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
+    let sessions = args.next().map_or(200_000, |arg| arg.parse().expect("a number of sessions"));
+    let rounds = args.next().map_or(3, |arg| arg.parse().expect("a number of rounds"));
+    let arrivals = clicks(sessions, 7, Arrival::Disordered);
+    let plan = plan();
+    let events = decoded(&plan, &arrivals);
+    let rate = |seconds: f64| arrivals.len() as f64 / seconds / 1e6;
+    println!("{} arrivals, {rounds} rounds; millions of events a second, median", arrivals.len());
+    println!("{:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "step", "yardstick", "1 worker", "ratio", "2 workers", "ratio");
+    for step in [1_000, 10_000] {
+        let mut times: [Vec<f64>; 3] = Default::default();
+        for _ in 0..rounds {
+            let started = Instant::now();
+            let mut yardstick = Yardstick::new();
+            arrivals.chunks(step).for_each(|chunk| yardstick.apply(chunk));
+            times[0].push(started.elapsed().as_secs_f64());
+            let expected = Figures { come_back_digest: 0, ..yardstick.figures() };
+            for workers in [1, 2] {
+                let mut copy = events.clone().into_iter();
+                let mut running = Running::start(plan.clone(), workers);
+                let started = Instant::now();
+                while copy.len() > 0 {
+                    running.step(copy.by_ref().take(step));
+                }
+                running.wait();
+                times[workers].push(started.elapsed().as_secs_f64());
+                assert_eq!(running.figures(), expected, "the engine is exact");
+            }
+        }
+        let [yardstick, one, two] = times.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            rate(times[times.len() / 2])
+        });
+        println!("{step:>9} {yardstick:>9.2} {one:>9.2} {:>9.2} {two:>9.2} {:>9.2}", one / yardstick, two / yardstick);
+    }
+}
