@@ -29,13 +29,20 @@ fn difference(a: &str, b: &str) -> (String, String) {
 
 fn check(seed: u64, workers: usize) {
     let mut random = Random::new(seed);
-    let definitions = definitions(&mut random);
+    let (definitions, later) = (definitions(&mut random), definitions(&mut random));
     let lateness = if random.below(4) == 0 { Some(60_000 * (1 + random.below(4) as i64)) } else { None };
     let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
-    let mut run = Run::start(&definitions, lateness, workers);
+    let mut run = Run::start(&definitions, &later, lateness, workers);
     let mut told = Vec::new();
     let lines = history(&mut random);
-    for (number, step) in steps(&mut random, lines).into_iter().enumerate() {
+    let steps = steps(&mut random, lines);
+    let redefined = random.below(2 * steps.len() as u64) as usize;
+    for (number, step) in steps.into_iter().enumerate() {
+        if number == redefined {
+            oracle.redefine(&later);
+            run.redefine(&later, lateness);
+            told.push("(other definitions)".to_owned());
+        }
         for line in &step {
             let verdict = oracle.push(line);
             let ours = run.push(line);

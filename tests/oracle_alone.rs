@@ -814,7 +814,7 @@ fn the_zone_comes_from_the_trait_then_the_context() {
     let definitions = r#"{"campaigns":{"c":{"when":{"event":"x"},"quiet_hours":{"from":"22:00","to":"08:00"}}}}"#;
     let moved = |lines: &[String]| pick(&run(definitions, lines).dump().intents, &["not_before"]).remove(0);
     let context = call("track", r#""userId":"u""#, "2", 0, r#""event":"x","context":{"timezone":"+04:00"}"#);
-    assert_eq!(moved(&[context.clone()]), (T + 4 * HOUR).to_string());
+    assert_eq!(moved(std::slice::from_ref(&context)), (T + 4 * HOUR).to_string());
     let told = identify("u", "1", -1, r#""traits":{"timezone":"+01:00"}"#);
     assert_eq!(moved(&[told, context]), (T + 7 * HOUR).to_string());
 }

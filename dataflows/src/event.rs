@@ -241,7 +241,7 @@ impl<'a> Call<'a> {
     pub fn parse(text: &'a str, route: Option<Kind>) -> Result<Call<'a>, Rejection> {
         let mut parts = Parts::default();
         let mut reader = Reader::new(text);
-        if reader.next()? != Next::Object {
+        if reader.peek()? != Next::Object {
             return Err(Rejection::new(Reason::Invalid, "a call is a JSON object"));
         }
         let mut wrong = None;
@@ -320,7 +320,7 @@ impl<'a> Parts<'a> {
             "properties" | "traits" => {
                 let members = if key == "traits" { &mut self.traits } else { &mut self.properties };
                 members.clear();
-                return match reader.next()? {
+                return match reader.peek()? {
                     Next::Null => reader.null().map(|()| None),
                     Next::Object => {
                         let meaning = reader.members(members)?;
@@ -333,7 +333,7 @@ impl<'a> Parts<'a> {
             "context" => {
                 self.surroundings = Context::default();
                 let start = reader.clone();
-                return match reader.next()? {
+                return match reader.peek()? {
                     Next::Null => reader.null().map(|()| None),
                     Next::Object => {
                         read_context(reader, &mut self.surroundings)?;
@@ -432,11 +432,11 @@ fn invalid(detail: impl Into<String>) -> Rejection {
 
 /// A string; anything else counts as absent.
 fn text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
-    if reader.next()? == Next::Text { reader.text().map(Some) } else { reader.skip().map(|_| None) }
+    if reader.peek()? == Next::Text { reader.text().map(Some) } else { reader.skip().map(|_| None) }
 }
 
 fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<CompactString>) -> Result<Option<Rejection>, Fault> {
-    *into = match reader.next()? {
+    *into = match reader.peek()? {
         Next::Null => reader.null().map(|()| None)?,
         Next::Text => Some(reader.text()?.to_compact_string()).filter(|id| !id.is_empty()),
         Next::Number => {
@@ -456,7 +456,7 @@ fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<CompactString>) -> R
 }
 
 fn message_id(reader: &mut Reader<'_>, into: &mut Option<CompactString>) -> Result<Option<Rejection>, Fault> {
-    match reader.next()? {
+    match reader.peek()? {
         Next::Null => reader.null()?,
         Next::Text => *into = Some(reader.text()?.to_compact_string()).filter(|id| !id.is_empty()),
         _ => {
@@ -471,7 +471,7 @@ fn message_id(reader: &mut Reader<'_>, into: &mut Option<CompactString>) -> Resu
 /// An instant, and the fingerprint of how it was written.
 fn instant(reader: &mut Reader<'_>, key: &str, into: &mut Option<(Millis, u64)>) -> Result<Option<Rejection>, Fault> {
     let mut written = reader.clone();
-    let read = match reader.next()? {
+    let read = match reader.peek()? {
         Next::Null => return reader.null().map(|()| None),
         Next::Text => time::parse_instant(&reader.text()?),
         Next::Number => reader.number()?.parse::<i64>().ok().filter(|ms| *ms >= MILLIS_MIN),
@@ -562,10 +562,10 @@ pub type Want = (Box<[CompactString]>, Slot);
 fn page(call: &Call<'_>) -> Result<Option<CompactString>, Fault> {
     for wanted in ["page", "path"] {
         // The last of a repeated key stands.
-        if let Some((_, value)) = call.properties.iter().rev().find(|(key, _)| key == wanted) {
-            if let Some(page) = text(&mut Reader::new(value))? {
-                return Ok(Some(page.to_compact_string()));
-            }
+        if let Some((_, value)) = call.properties.iter().rev().find(|(key, _)| key == wanted)
+            && let Some(page) = text(&mut Reader::new(value))?
+        {
+            return Ok(Some(page.to_compact_string()));
         }
     }
     let in_context = call.surroundings.page.clone();
@@ -594,7 +594,7 @@ fn extract_member(
             let value = value(&mut at)?;
             values.retain(|(other, _)| other != slot);
             values.push((*slot, value));
-        } else if at.next()? == Next::Object {
+        } else if at.peek()? == Next::Object {
             extract(&mut at, &[(path.clone(), *slot)], depth + 1, values)?;
         }
     }
@@ -603,7 +603,7 @@ fn extract_member(
 
 /// A value as rules see it: lists keep their scalars, an object is only known to be there.
 pub fn value(reader: &mut Reader<'_>) -> Result<Value, Fault> {
-    Ok(match reader.next()? {
+    Ok(match reader.peek()? {
         Next::Null => reader.null().map(|()| Value::Null)?,
         Next::Bool => Value::Bool(reader.bool()?),
         Next::Text => Value::Text(reader.text()?.to_compact_string()),
@@ -649,7 +649,7 @@ fn read_context(reader: &mut Reader<'_>, context: &mut Context) -> Result<(), Fa
 
 /// The string members of an object that `keys` name, by their place in it.
 fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, CompactString)) -> Result<(), Fault> {
-    if reader.next()? != Next::Object {
+    if reader.peek()? != Next::Object {
         return reader.skip().map(|_| ());
     }
     reader.object(|reader, key| {
@@ -668,15 +668,15 @@ fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, 
 }
 
 fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<(CompactString, bool)>) -> Result<(), Fault> {
-    if reader.next()? != Next::Object {
+    if reader.peek()? != Next::Object {
         return reader.skip().map(|_| ());
     }
     reader.object(|reader, key| {
-        if key != "categoryPreferences" || reader.next()? != Next::Object {
+        if key != "categoryPreferences" || reader.peek()? != Next::Object {
             return reader.skip().map(|_| ());
         }
         reader.object(|reader, purpose| {
-            if reader.next()? == Next::Bool {
+            if reader.peek()? == Next::Bool {
                 consent.push((purpose.to_compact_string(), reader.bool()?));
                 return Ok(());
             }

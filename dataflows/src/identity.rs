@@ -3,8 +3,8 @@
 //! An anonymous id links to one user, that of its earliest event bearing both; an alias joins two ids; an unlink
 //! strikes an edge for good. A person is a connected component of what remains. All of it is a minimum and a union
 //! over sets, so it does not depend on the order of arrival, and anything can be taken back: components are few ids
-//! each, and the ones touched are walked anew. Only refusal looks at the order of the log: an edge that would make too large a
-//! component is refused when it comes.
+//! each, and the ones touched are walked anew. Only refusal looks at the order of the log: an edge that would make too
+//! large a component is refused when it comes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -81,12 +81,12 @@ fn control(line: &str) -> Result<Option<Line>, Rejection> {
     let (mut kind, mut to) = (None, None);
     let mut texts: [Option<CompactString>; 4] = [const { None }; 4];
     let mut reader = Reader::new(line);
-    if reader.next()? != Next::Object {
+    if reader.peek()? != Next::Object {
         return Ok(None);
     }
     reader.object(|reader, key| {
         let place = ["id", "messageId", "a", "b"].iter().position(|wanted| *wanted == key);
-        match (&*key, reader.next()?) {
+        match (&*key, reader.peek()?) {
             ("type", Next::Text) => kind = Some(reader.text()?),
             ("to", Next::Number) => to = reader.number()?.parse().ok(),
             (_, Next::Text) if place.is_some() => texts[place.unwrap_or(0)] = Some(reader.text()?.to_compact_string()),

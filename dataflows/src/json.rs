@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The kind of the value that comes next.
-    pub fn next(&mut self) -> Result<Next, Fault> {
+    pub fn peek(&mut self) -> Result<Next, Fault> {
         self.space();
         match self.byte() {
             Some(b'{') => Ok(Next::Object),
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
 
     /// Passes over the next value, checking it, and gives its text.
     pub fn skip(&mut self) -> Result<&'a str, Fault> {
-        let kind = self.next()?;
+        let kind = self.peek()?;
         let start = self.at;
         match kind {
             Next::Null => self.null()?,
@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
     /// Passes over the next value by its brackets and quotes alone, and gives its text: what is wrong inside is for
     /// whoever reads it.
     pub fn skip_roughly(&mut self) -> Result<&'a str, Fault> {
-        if !matches!(self.next()?, Next::List | Next::Object | Next::Text) {
+        if !matches!(self.peek()?, Next::List | Next::Object | Next::Text) {
             let start = self.at;
             let length =
                 self.text[start..].find([',', ']', '}', ' ', '\n', '\r', '\t']).unwrap_or(self.text.len() - start);
@@ -257,7 +257,7 @@ impl<'a> Reader<'a> {
     /// Passes over the next value and gives a fingerprint of what it *means*: the order of members and the spelling of
     /// numbers and escapes do not count.
     pub fn fingerprint(&mut self) -> Result<u64, Fault> {
-        Ok(match self.next()? {
+        Ok(match self.peek()? {
             Next::Null => {
                 self.null()?;
                 fingerprint_of(b'n', &[])
@@ -474,7 +474,7 @@ pub fn canonical(text: &str) -> Result<String, Fault> {
 }
 
 fn write_canonical(reader: &mut Reader<'_>, into: &mut String) -> Result<(), Fault> {
-    match reader.next()? {
+    match reader.peek()? {
         Next::Null | Next::Bool => into.push_str(reader.skip()?),
         Next::Number => into.push_str(&plain(reader.number()?)),
         Next::Text => write_text(&reader.text()?, into),

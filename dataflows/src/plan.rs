@@ -359,6 +359,8 @@ pub struct CampaignPlan {
     pub cap: Option<(u64, Millis, Vec<usize>)>,
     /// Sent no sooner than so long after, ms.
     pub hold: Millis,
+    /// Not sent between these minutes of the person's day.
+    pub quiet_hours: Option<(u16, u16)>,
     /// Higher comes first where a cap lets only some through.
     pub priority: i64,
     /// The counts of intents, by status of the law.

@@ -40,17 +40,23 @@ pub struct Vocabulary {
     schemas: BTreeMap<String, Schema>,
 }
 
-impl Vocabulary {
-    /// Knows no name yet, only the schemas that events are held against at the door.
-    pub fn new(schemas: BTreeMap<String, Schema>) -> Self {
+impl Default for Vocabulary {
+    fn default() -> Self {
         Vocabulary {
             names: HashMap::new(),
             texts: vec![Value::Null],
             slots: BTreeMap::new(),
             properties: vec![Vec::new()],
             context: vec![Vec::new()],
-            schemas,
+            schemas: BTreeMap::new(),
         }
+    }
+}
+
+impl Vocabulary {
+    /// Events are held against these schemas at the door, and no others.
+    pub fn hold(&mut self, schemas: BTreeMap<String, Schema>) {
+        self.schemas = schemas;
     }
 
     /// How many names are known, [`NameId::NONE`] included.

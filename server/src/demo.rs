@@ -140,7 +140,7 @@ fn ids(person: &Visitor) -> String {
 
 fn context(person: &Visitor) -> String {
     let device = ["ios", "android", "web"][person.number % 3];
-    let consent = person.number % 4 != 0;
+    let consent = !person.number.is_multiple_of(4);
     format!(r#"{{"device":{{"type":"{device}"}},"consent":{{"categoryPreferences":{{"marketing":{consent}}}}}}}"#)
 }
 

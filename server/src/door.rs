@@ -201,15 +201,15 @@ impl<'a> Envelope<'a> {
         let read = reader
             .object(|reader, key| {
                 match &*key {
-                    "batch" if reader.next()? == Next::List => {
+                    "batch" if reader.peek()? == Next::List => {
                         let calls = envelope.batch.insert(Vec::new());
                         // Roughly: what is wrong inside a call is that call's own fault.
                         return reader.list(|reader| reader.skip_roughly().map(|call| calls.push(call)));
                     }
-                    "writeKey" if reader.next()? == Next::Text => {
+                    "writeKey" if reader.peek()? == Next::Text => {
                         envelope.write_key = Some(reader.text()?.into_owned())
                     }
-                    "sentAt" if reader.next()? == Next::Text => envelope.sent_at = time::parse_instant(&reader.text()?),
+                    "sentAt" if reader.peek()? == Next::Text => envelope.sent_at = time::parse_instant(&reader.text()?),
                     _ => {
                         reader.skip_roughly()?;
                     }
@@ -228,7 +228,7 @@ impl<'a> Envelope<'a> {
 fn message_id(call: &str) -> Option<CompactString> {
     let mut found = None;
     let read = Reader::new(call).object(|reader, key| {
-        if key == "messageId" && reader.next()? == Next::Text {
+        if key == "messageId" && reader.peek()? == Next::Text {
             found = Some(format_compact!("{}", reader.text()?));
             return Ok(());
         }

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use disk::{Disk, DiskFile, RealDisk};
-use format::{Codec, GROUP_HEADER, Group, RECORD_HEADER, Record, SEGMENT_HEADER, Segment};
+use format::{Codec, GROUP_HEADER, Group, RECORD_HEADER, SEGMENT_HEADER, Segment};
+
+pub use format::Record;
 
 /// A segment is full at this size.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -155,7 +157,7 @@ impl Log {
         if let Some(last) = firsts.last().copied() {
             let path = dir.join(format::segment_name(last));
             let file = disk.open(&path).map_err(failed("open a segment"))?;
-            let bytes = file.len().map_err(failed("read a segment"))?;
+            let bytes = file.size().map_err(failed("read a segment"))?;
             let mut header = [0; SEGMENT_HEADER];
             let whole = bytes >= SEGMENT_HEADER as u64 && file.read_exact_at(&mut header, 0).is_ok();
             if !whole || (bytes == SEGMENT_HEADER as u64 && Segment::decode(&header).is_err()) {
@@ -349,7 +351,7 @@ impl Recovery<'_> {
         let position = self.position;
         let damaged = |offset, what| LogError::Damaged { path: path.clone(), offset, position, what };
         let file = self.disk.open(&path).map_err(failed)?;
-        let length = file.len().map_err(failed)?;
+        let length = file.size().map_err(failed)?;
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, 0).map_err(failed)?;
         let header = bytes.first_chunk::<SEGMENT_HEADER>().ok_or_else(|| damaged(0, "it ends inside its header"))?;

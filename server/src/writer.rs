@@ -241,11 +241,11 @@ impl Shared {
                 let workers = open.workers;
                 let Some(waiting) = open.questions.get_mut(&question) else { return };
                 waiting.parts.push(part);
-                if waiting.parts.len() == workers {
-                    if let Some(Waiting { as_of, parts, reply }) = open.questions.remove(&question) {
-                        // Whoever asked may have gone.
-                        let _ = reply.send(Answered { as_of, parts });
-                    }
+                if waiting.parts.len() == workers
+                    && let Some(Waiting { as_of, parts, reply }) = open.questions.remove(&question)
+                {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Answered { as_of, parts });
                 }
             }
             Response::Closed { number, mut intents, refused, .. } => {
@@ -254,12 +254,12 @@ impl Shared {
                 let Some(step) = open.steps.get_mut(&number) else { return };
                 step.1 += 1;
                 step.2.append(&mut intents);
-                if step.1 == workers {
-                    if let Some((as_of, _, intents)) = open.steps.remove(&number) {
-                        open.last_closed = Some(as_of);
-                        let _ = told.send(Closed { as_of, intents });
-                        self.closed.notify_all();
-                    }
+                if step.1 == workers
+                    && let Some((as_of, _, intents)) = open.steps.remove(&number)
+                {
+                    open.last_closed = Some(as_of);
+                    let _ = told.send(Closed { as_of, intents });
+                    self.closed.notify_all();
                 }
             }
         }

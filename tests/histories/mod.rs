@@ -139,10 +139,12 @@ pub fn definitions(random: &mut Random) -> String {
     let reset = random.chance(30);
     let path_max = random.one(&["1", "2", "100"]);
     let max_ids = random.one(&["2", "3", "100", "100"]);
+    let zone = random.one(&["UTC", "Etc/GMT-2"]);
     let refund_value = random.one(&["", r#","value":"properties.value""#]);
     format!(
         r#"{{"version":1,
 "sessions":{{"gap":"{gap}","buying":["add"]}},
+"timezone":"{zone}",
 "identity":{{"max_ids":{max_ids}}},
 "touchpoints":[{{"event":"click","where":"properties.channel != \"direct\" || properties.value > 2","channel":"properties.channel","campaign":"properties.campaign"}},
   {{"event":"page_view","channel":"\"page\""}}],
@@ -195,7 +197,7 @@ pub fn definitions(random: &mut Random) -> String {
   "hello":{{"when":{{"event":"view"}},"audience":"new","channel":"popup","data":{{"b":1.50,"a":"x"}}}},
   "again":{{"when":{{"event":"view","where":"properties.value >= 1"}},"channel":"popup","cap":{{"at_most":1,"per":"{within}"}},"tags":["t"]}},
   "come_back":{{"when":{{"journey":"cart","state":"left"}},"channel":"mail","consent":"marketing","hold":"5s","tags":["t"],"priority":2,"cap":{{"at_most":2,"per":"{within}","tag":"t"}}}},
-  "lost":{{"when":{{"event":"cart_left"}},"channel":"mail","tags":["t"]}},
+  "lost":{{"when":{{"event":"cart_left"}},"channel":"mail","tags":["t"],"hold":"30s","quiet_hours":{{"from":"02:01","to":"00:02"}}}},
   "entered":{{"when":{{"segment":"quiet"}},"channel":"mail","audience":"back"}},
   "poster":{{"when":{{"every":"60s","from":"2026-01-01T00:00:30Z","segment":"quiet"}},"channel":"mail"}},
   "once":{{"when":{{"at":"2026-01-01T00:01:00Z","segment":"known"}},"channel":"mail"}}}},

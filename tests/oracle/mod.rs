@@ -12,7 +12,8 @@
 //!     it is: one instant written in two ways is a conflict. At the top level null is absent; `{}` is not.
 //!  3. Numbers in that comparison are equal by their exact decimal value; of a repeated key the last stands.
 //!  4. Invalid besides: track without a non-empty string `event`; `properties`, `traits`, `context` that are no
-//!     objects; a `messageId` that is no string or too long; whatever breaks `schemas`. An empty `messageId` is missing.
+//!     objects; a `messageId` that is no string or too long; whatever breaks `schemas`. An empty `messageId` is
+//!     missing.
 //!  5. An integer id is one written as such (`7`, not `7.0`).
 //!  6. identify, group and alias have no event name; the `event` of a page or screen call is ignored.
 //!  7. A clock line may carry any integer. A control line that cannot be read has no effect, nor has a retraction of a
@@ -60,7 +61,6 @@
 //! 29. A path takes touches by their time alone: one at the instant of the conversion is on it, before or after.
 //! 30. Without `models`: all six rule models. Keys without any credit have no row in the report.
 //! 31. The `id` of a conversion and a touch in credit rows is the event's own id, as in roots.
-#![allow(dead_code)]
 
 pub mod attribution;
 pub mod condition;

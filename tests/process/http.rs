@@ -37,7 +37,13 @@ fn header<'h>(headers: &'h [(String, String)], name: &str) -> &'h str {
 }
 
 /// Sends a request, and reads the whole answer.
-pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Answer> {
+pub(crate) fn ask(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Answer> {
     let mut stream = begin(to, method, path, headers, body.len())?;
     // A body that is too long is answered before all of it is read: then writing fails, and the answer tells why.
     let _ = stream.write_all(body);

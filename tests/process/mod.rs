@@ -125,48 +125,40 @@ impl Home {
         paths
     }
 
-    /// `thalweg serve` with this folder's definitions and data, and these flags besides.
+    /// `thalweg serve` with this folder's definitions and data, where these flags do not say otherwise.
     fn serve(&self, port: u16, flags: &[&str]) -> Command {
         let mut command = command();
-        command.current_dir(self.dir.path()).args(["serve", "--definitions", "thalweg.yaml", "--data", "data"]);
-        if !flags.contains(&"--listen") {
-            command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        command.current_dir(self.dir.path()).arg("serve").args(flags);
+        let listen = format!("127.0.0.1:{port}");
+        for (flag, value) in [("--definitions", "thalweg.yaml"), ("--data", "data"), ("--listen", &listen)] {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
         }
-        command.args(flags);
         command
     }
 
     /// Starts serving, and waits until it does.
     pub(crate) fn start(&self, flags: &[&str]) -> Server {
         for _ in 1..PORTS {
-            if let Ok(server) = self.try_start(flags) {
+            if let Ok(server) = self.launch(flags).ready() {
                 return server;
             }
         }
-        self.try_start(flags).unwrap_or_else(|said| panic!("the process ended instead of serving: {said}"))
+        self.launch(flags).ready().unwrap_or_else(|said| panic!("the process ended instead of serving: {said}"))
     }
 
-    fn try_start(&self, flags: &[&str]) -> Result<Server, String> {
+    /// Starts serving, and waits for nothing.
+    pub(crate) fn launch(&self, flags: &[&str]) -> Server {
         let port = free_port();
         let stderr = self.path(&format!("{port}.stderr"));
-        let mut command = self.serve(port, flags);
         let file = File::create(&stderr).expect("the temporary directory can be written to");
+        let mut command = self.serve(port, flags);
         let child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the binary can be run");
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut server = Server { child, address, stderr };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if http::ask(address, "GET", "/readyz", &[], &[]).is_ok_and(|answer| answer.status == 200) {
-                return Ok(server);
-            }
-            let said = server.said();
-            match server.child.try_wait().expect("it can be waited for") {
-                Some(_) if said.contains("Address already in use") => return Err(said),
-                Some(status) => panic!("the process ended ({status}) instead of serving: {said}"),
-                None => assert!(Instant::now() < deadline, "the process does not serve: {said}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let listen = flags.iter().skip_while(|flag| **flag != "--listen").nth(1);
+        let listen = listen.and_then(|listen| listen.parse().ok());
+        let address = listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        Server { child, address, stderr }
     }
 
     /// Tries to serve, which must not succeed.
@@ -210,6 +202,23 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// Waits until it serves. Somebody may have taken its port meanwhile: that is an error.
+    fn ready(mut self) -> Result<Server, String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if http::ask(self.address, "GET", "/readyz", &[], &[]).is_ok_and(|answer| answer.status == 200) {
+                return Ok(self);
+            }
+            let said = self.said();
+            match self.child.try_wait().expect("it can be waited for") {
+                Some(_) if said.contains("Address already in use") => return Err(said),
+                Some(status) => panic!("the process ended ({status}) instead of serving: {said}"),
+                None => assert!(Instant::now() < deadline, "the process does not serve: {said}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// What it has written to its stderr.
     pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default()).into_owned()

@@ -41,7 +41,8 @@ impl Subscription {
         let socket = begin(to, "GET", &format!("/v1/subscribe?{query}"), &accepts, 0)?;
         let mut reader = BufReader::new(socket.try_clone()?);
         let (status, headers) = head(&mut reader)?;
-        let has = |name: &str, wanted: &str| headers.iter().any(|(key, value)| key == name && value.starts_with(wanted));
+        let has =
+            |name: &str, wanted: &str| headers.iter().any(|(key, value)| key == name && value.starts_with(wanted));
         assert!(status == 200 && has("content-type", "text/event-stream"), "{status}: {headers:?}");
         assert!(has("transfer-encoding", "chunked"), "{headers:?}");
         let (send, messages) = channel();

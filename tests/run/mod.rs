@@ -25,16 +25,16 @@ pub struct Run {
 
 const SECRET: [u8; 16] = [9; 16];
 
-/// A plan of definitions that are right.
-pub fn plan(definitions: &str) -> Arc<Plan> {
-    let (definitions, _) =
-        Definitions::parse(definitions).unwrap_or_else(|problems| panic!("{problems:#?}\n{definitions}"));
-    Arc::new(Plan::new(Arc::new(definitions)))
+/// Definitions that are right.
+fn parse(definitions: &str) -> Arc<Definitions> {
+    let parsed = Definitions::parse(definitions);
+    Arc::new(parsed.unwrap_or_else(|problems| panic!("{problems:#?}\n{definitions}")).0)
 }
 
 impl Run {
-    pub fn start(definitions: &str, lateness: Option<i64>, workers: usize) -> Run {
-        let plan = plan(definitions);
+    /// Starts under definitions; what `later` ones name is kept of events too.
+    pub fn start(definitions: &str, later: &str, lateness: Option<i64>, workers: usize) -> Run {
+        let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
         let (told, responses) = channel();
         let engine = Engine::start(Config { workers, plan: Arc::clone(&plan) }, move |response| {
             let _ = told.send(response);
@@ -69,6 +69,13 @@ impl Run {
         }
     }
 
+    /// Other definitions hold from now on.
+    pub fn redefine(&mut self, definitions: &str, lateness: Option<i64>) {
+        self.position += 1;
+        self.plan = Arc::new(self.plan.after(parse(definitions)));
+        self.sequencer.define(self.position, Arc::clone(&self.plan), lateness);
+    }
+
     /// Closes the step and gives all rows: profiles, sessions, segment changes, intents, credit.
     pub fn dump(&mut self) -> [Vec<String>; 5] {
         let views = [View::Profiles, View::Sessions, View::Changes, View::Intents, View::Credit];
@@ -91,7 +98,7 @@ impl Run {
                 _ => {}
             }
         }
-        rows.each_mut().map(|rows| rows.sort());
+        rows.iter_mut().for_each(|rows| rows.sort());
         rows
     }
 }

@@ -142,7 +142,7 @@ impl Outputs {
 pub(super) fn assemble(worker: &mut Worker, plan: Arc<Plan>) -> (Inputs, Outputs) {
     let said = Rc::new(RefCell::new(BTreeMap::new()));
     let mut inputs = Inputs { records: InputHandle::new(), links: InputHandle::new(), plans: InputHandle::new() };
-    let mut probe = ProbeHandle::new();
+    let probe = ProbeHandle::new();
     let totals = worker.dataflow_named("Thalweg", |scope| {
         let records = scope.input_from(&mut inputs.records);
         let links = scope.input_from(&mut inputs.links);
@@ -153,7 +153,7 @@ pub(super) fn assemble(worker: &mut Worker, plan: Arc<Plan>) -> (Inputs, Outputs
         let (leaving, changes) = profiles(routed, moved, plans, plan, said.clone());
         leaving.connect_loop(moves);
         let arranged = changes.arrange_by_self_named("Totals");
-        arranged.stream.probe_with(&mut probe);
+        arranged.stream.probe_with(&probe);
         arranged.trace
     });
     (inputs, Outputs { probe, said, totals })
@@ -302,18 +302,13 @@ fn profiles<'s>(
         let mut profiles = Profiles::new(plan);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
         move |frontiers: &[MutableAntichain<Time>]| {
+            let under = |second| Under { first: None, second, routed: Vec::new(), moved: Vec::new(), plan: None };
             routed.for_each(|capability, data| {
                 let Some(first) = capability.retain_least(0) else { return };
                 let time = *first.time();
-                let second = capability.delayed(&(time + 1), 1);
-                let under = stash.entry(time).or_insert_with(|| Under {
-                    first: Some(first),
-                    second,
-                    routed: Vec::new(),
-                    moved: Vec::new(),
-                    plan: None,
-                });
-                under.routed.push(std::mem::take(data));
+                let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
+                step.first.get_or_insert(first);
+                step.routed.push(std::mem::take(data));
             });
             moved.for_each(|capability, data| {
                 // Every worker ticks at every step, so the step that this belongs to is under way here.
@@ -321,16 +316,9 @@ fn profiles<'s>(
                 under.expect("a history moves within a step").moved.append(data);
             });
             plans.for_each(|capability, data| {
-                let Some(second) = capability.least().map(|time| capability.delayed(&(time + 1), 1)) else { return };
-                let time = second.time() - 1;
-                let under = stash.entry(time).or_insert_with(|| Under {
-                    first: None,
-                    second,
-                    routed: Vec::new(),
-                    moved: Vec::new(),
-                    plan: None,
-                });
-                under.plan = data.pop();
+                let Some(time) = capability.least().copied() else { return };
+                let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
+                step.plan = data.pop();
             });
             let mut leaving = leaving.activate();
             let mut changes = changes.activate();

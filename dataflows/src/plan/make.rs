@@ -13,7 +13,17 @@ use crate::profile::campaigns::Status;
 impl Plan {
     /// Makes definitions that were checked ready to run.
     pub fn new(definitions: Arc<Definitions>) -> Plan {
-        let mut maker = Maker::new(&definitions);
+        Plan::with(definitions, Vocabulary::default())
+    }
+
+    /// The plan of definitions that come after others: what those named keeps its numbers, so that events decoded
+    /// before can be folded again. What only the new ones name is not on such events.
+    pub fn after(&self, definitions: Arc<Definitions>) -> Plan {
+        Plan::with(definitions, (*self.vocabulary).clone())
+    }
+
+    fn with(definitions: Arc<Definitions>, vocabulary: Vocabulary) -> Plan {
+        let mut maker = Maker::new(&definitions, vocabulary);
         maker.traits();
         maker.name_views();
         maker.segments();
@@ -47,12 +57,13 @@ struct Maker<'d> {
 }
 
 impl<'d> Maker<'d> {
-    fn new(definitions: &'d Definitions) -> Self {
+    fn new(definitions: &'d Definitions, mut vocabulary: Vocabulary) -> Self {
         let totals = vec![Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
-        let vocabulary = Vocabulary::new(definitions.schemas.clone());
+        vocabulary.hold(definitions.schemas.clone());
+        let rules = vec![Rules::default(); vocabulary.len()];
         let plan = Plan {
             definitions: Arc::new(Definitions::default()),
-            vocabulary: Arc::new(Vocabulary::new(BTreeMap::new())),
+            vocabulary: Arc::new(Vocabulary::default()),
             rules: Vec::new(),
             feeds: Vec::new(),
             aggregates: Vec::new(),
@@ -77,7 +88,7 @@ impl<'d> Maker<'d> {
         Maker {
             definitions,
             vocabulary,
-            rules: vec![Rules::default()],
+            rules,
             plan,
             feeds: BTreeMap::new(),
             aggregates: BTreeMap::new(),
@@ -489,6 +500,7 @@ impl<'d> Maker<'d> {
                 consent: campaign.consent.as_ref().map(|purpose| purpose.to_compact_string()),
                 cap: campaign.cap.as_ref().map(|cap| (cap.at_most, cap.per, self.capped(number, cap.tag.as_deref()))),
                 hold: campaign.hold,
+                quiet_hours: campaign.quiet_hours.as_ref().map(|hours| (hours.from, hours.to)),
                 priority: campaign.priority,
                 totals,
             });

@@ -4,12 +4,15 @@
 //! judged when the instant is whole, since priority decides among the intents of one instant.
 
 use compact_str::CompactString;
+use jiff::Timestamp;
+use jiff::tz::{Offset, TimeZone};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::event::Event;
 use crate::plan::{Cause, Plan};
 use crate::time::Millis;
+use crate::value::Value;
 
 use super::segments::NOT_A_MEMBER;
 use super::{Instant, Root, Seen};
@@ -215,9 +218,43 @@ impl Instant<'_> {
         self.state.tapes.intents.push(intent);
     }
 
+    /// Not sooner than the hold, and not in quiet hours.
     fn not_before(&self, campaign: &crate::plan::CampaignPlan) -> Millis {
-        self.at + campaign.hold
+        let held = self.at + campaign.hold;
+        let Some((from, to)) = campaign.quiet_hours else { return held };
+        let told = match self.state.core.person.told("timezone", &[]) {
+            Some(Value::Text(zone)) => Some(zone.as_str()),
+            _ => None,
+        };
+        let names = [told, self.state.core.person.timezone.as_deref(), Some(&self.plan.definitions.timezone)];
+        let zone = names.into_iter().flatten().find_map(zone).unwrap_or(TimeZone::UTC);
+        end_of_quiet(held, from, to, &zone).unwrap_or(held)
     }
+}
+
+/// A time zone by its IANA name, or as an offset such as `+02:00`; a name that names none is passed over.
+fn zone(name: &str) -> Option<TimeZone> {
+    TimeZone::get(name).ok().or_else(|| {
+        let (sign, rest) = (name.get(..1)?, name.get(1..)?);
+        let (hours, minutes) = rest.split_once(':')?;
+        let seconds = hours.parse::<i32>().ok()? * 3_600 + minutes.parse::<i32>().ok()? * 60;
+        let seconds = if sign == "-" { -seconds } else { Some(seconds).filter(|_| sign == "+")? };
+        Some(TimeZone::fixed(Offset::from_seconds(seconds).ok()?))
+    })
+}
+
+/// The first end of quiet hours after an instant inside them; from after to goes over midnight. Minutes of the day.
+fn end_of_quiet(at: Millis, from: u16, to: u16, zone: &TimeZone) -> Option<Millis> {
+    let local = Timestamp::from_millisecond(at).ok()?.to_zoned(zone.clone());
+    let minute = local.hour() as u16 * 60 + local.minute() as u16;
+    let quiet = if from < to { (from..to).contains(&minute) } else { minute >= from || minute < to };
+    if !quiet {
+        return None;
+    }
+    let day = if minute < to { local.date() } else { local.date().tomorrow().ok()? };
+    let end = day.at((to / 60) as i8, (to % 60) as i8, 0, 0);
+    // An end that a clock change leaves out is the later instant, one that comes twice the first after.
+    Some(end.to_zoned(zone.clone()).ok()?.timestamp().as_millisecond())
 }
 
 impl Plan {
@@ -229,11 +266,26 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::intent_id;
+    use super::*;
 
     #[test]
     fn ids_are_the_published_ones() {
         let id = intent_id("come_back", ("user-0000042", "e000000017"), 1767240000000);
         assert_eq!(id, "i_441d91dd2b3a37b2f7c125b0f90a8f56");
+    }
+
+    #[test]
+    fn quiet_hours_end_in_the_persons_own_time() {
+        let at = |text: &str| crate::time::parse_instant(text).unwrap();
+        let end = |text: &str, name: &str| end_of_quiet(at(text), 22 * 60, 8 * 60, &zone(name).unwrap());
+        assert_eq!(end("2026-01-05T21:59:59.999Z", "UTC"), None);
+        assert_eq!(end("2026-01-05T22:00:00Z", "UTC"), Some(at("2026-01-06T08:00:00Z")));
+        assert_eq!(end("2026-01-06T07:59:59.999Z", "UTC"), Some(at("2026-01-06T08:00:00Z")));
+        assert_eq!(end("2026-01-05T20:30:00Z", "+02:00"), Some(at("2026-01-06T06:00:00Z")));
+        assert_eq!(end("2026-01-05T21:30:00Z", "Europe/Berlin"), Some(at("2026-01-06T07:00:00Z")));
+        // The end falls into the hour that the change to summer time leaves out: the later instant.
+        let spring = end_of_quiet(at("2026-03-29T00:30:00Z"), 60, 150, &zone("Europe/Berlin").unwrap());
+        assert_eq!(spring, Some(at("2026-03-29T01:30:00Z")));
+        assert!(zone("Nowhere/Land").is_none() && zone("é").is_none());
     }
 }

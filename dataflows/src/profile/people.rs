@@ -156,7 +156,7 @@ impl Instant<'_> {
 fn value_inside(json: &str, path: &[CompactString]) -> Option<Value> {
     let mut reader = Reader::new(json);
     let Some((first, rest)) = path.split_first() else { return crate::event::value(&mut reader).ok() };
-    if reader.next().ok()? != Next::Object {
+    if reader.peek().ok()? != Next::Object {
         return None;
     }
     let mut found = None;

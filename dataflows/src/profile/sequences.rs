@@ -48,10 +48,11 @@ impl Instant<'_> {
         let left = Left { at: self.at, accepted: seen.kind.is_some(), root: seen.root };
         for number in &plan.rules[seen.name.0 as usize].sequences {
             let of = &plan.sequences[*number];
-            if let Some(absence) = &of.absence {
-                if absence.name == seen.name && self.holds(absence.rule.as_ref(), seen) {
-                    self.state.core.sequences[*number].waiting = self.state.tapes.waiting[*number].len() as u32;
-                }
+            if let Some(absence) = &of.absence
+                && absence.name == seen.name
+                && self.holds(absence.rule.as_ref(), seen)
+            {
+                self.state.core.sequences[*number].waiting = self.state.tapes.waiting[*number].len() as u32;
             }
             // From the last step to the first, so that no event serves two steps.
             for step in (0..of.steps.len()).rev() {
@@ -89,12 +90,12 @@ impl Instant<'_> {
     pub(super) fn sequence_windows(&mut self, left: &mut Vec<(Window, Left)>) {
         let plan = self.plan;
         for (number, of) in plan.sequences.iter().enumerate() {
-            if let Some((at, event)) = self.state.core.sequences[number].completed {
-                if of.recent.is_some_and(|recent| at + recent <= self.at) {
-                    self.state.core.sequences[number].completed = None;
-                    left.push((Window::Sequence(number), event));
-                    self.wake_all(&of.readers);
-                }
+            if let Some((at, event)) = self.state.core.sequences[number].completed
+                && of.recent.is_some_and(|recent| at + recent <= self.at)
+            {
+                self.state.core.sequences[number].completed = None;
+                left.push((Window::Sequence(number), event));
+                self.wake_all(&of.readers);
             }
             let Some(absence) = &of.absence else { continue };
             loop {

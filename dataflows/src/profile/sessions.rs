@@ -96,10 +96,10 @@ impl Instant<'_> {
     fn begun(&mut self, start: Millis) {
         let place = self.state.tapes.sessions.len() as u32 - 1;
         for window in 0..self.plan.session_windows.len() {
-            if let Some(within) = self.plan.session_windows[window] {
-                if self.state.core.visits.heads[window] == place {
-                    self.due_by(start + within);
-                }
+            if let Some(within) = self.plan.session_windows[window]
+                && self.state.core.visits.heads[window] == place
+            {
+                self.due_by(start + within);
             }
         }
     }

@@ -118,7 +118,7 @@ fn read(app: &App, path: &str, body: &[u8]) -> Result<Body, Unreadable> {
 fn fresh_id() -> CompactString {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static STARTED: std::sync::OnceLock<u128> = std::sync::OnceLock::new();
-    let started = STARTED.get_or_init(|| crate::clock::nanos());
+    let started = STARTED.get_or_init(crate::clock::nanos);
     format_compact!("http:{started:x}:{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
@@ -150,7 +150,7 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
     let mut to = None;
     let mut reader = Reader::new(text);
     let read = reader.object(|reader, key| {
-        if key == "to" && reader.next()? == Next::Number {
+        if key == "to" && reader.peek()? == Next::Number {
             to = reader.number()?.parse::<i64>().ok();
             return Ok(());
         }

@@ -13,11 +13,15 @@ use std::path::{Path, PathBuf};
 pub trait Disk: Send + Sync {
     /// Makes `dir` and its parents, durably.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The names in a directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// A new, empty file; one of that name must not exist.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// A file that exists.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Takes a name away.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Held while the answer lives; `WouldBlock` when someone else holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
@@ -25,10 +29,15 @@ pub trait Disk: Send + Sync {
 
 /// Bytes: everything that concerns one open file.
 pub trait DiskFile: Send + Sync {
-    fn len(&self) -> io::Result<u64>;
+    /// Its length in bytes.
+    fn size(&self) -> io::Result<u64>;
+    /// Fills `bytes` from an offset.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `bytes` at an offset.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts it to a length.
     fn truncate(&self, len: u64) -> io::Result<()>;
+    /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -50,6 +59,7 @@ impl Disk for RealDisk {
         Ok(())
     }
 
+    /// The names in a directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(dir)?;
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
@@ -81,7 +91,7 @@ impl Disk for RealDisk {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

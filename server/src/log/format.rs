@@ -14,42 +14,44 @@
 
 use crc32c::{crc32c, crc32c_append};
 
-pub const SEGMENT_HEADER: usize = 40;
-pub const GROUP_HEADER: usize = 20;
-pub const RECORD_HEADER: usize = 25;
+pub(super) const SEGMENT_HEADER: usize = 40;
+pub(super) const GROUP_HEADER: usize = 20;
+pub(super) const RECORD_HEADER: usize = 25;
 
 const MAGIC: [u8; 8] = *b"THALWEG\n";
 const VERSION: u32 = 1;
 
 /// The first bytes of every segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    pub id: [u8; 16],
-    pub first: u64,
+pub(super) struct Segment {
+    pub(super) id: [u8; 16],
+    pub(super) first: u64,
 }
 
 /// What stands before the records that were written and synced together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Group {
+pub(super) struct Group {
     /// Length of all its records.
-    pub bytes: u32,
-    pub count: u32,
-    pub first: u64,
+    pub(super) bytes: u32,
+    pub(super) count: u32,
+    pub(super) first: u64,
 }
 
 /// One record, its payload still in the buffer it was read into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
+    /// Its place in the log.
     pub position: u64,
     /// The clock with which the log stamped it, in ms.
     pub received_at: i64,
     /// The caller's; the log never looks.
     pub kind: u8,
+    /// What it says.
     pub payload: &'a [u8],
 }
 
 impl Segment {
-    pub fn encode(&self) -> [u8; SEGMENT_HEADER] {
+    pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER] {
         let mut bytes = [0; SEGMENT_HEADER];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -60,7 +62,7 @@ impl Segment {
         bytes
     }
 
-    pub fn decode(bytes: &[u8; SEGMENT_HEADER]) -> Result<Segment, &'static str> {
+    pub(super) fn decode(bytes: &[u8; SEGMENT_HEADER]) -> Result<Segment, &'static str> {
         if crc32c(&bytes[..36]) != u32_at(bytes, 36) || bytes[..8] != MAGIC {
             return Err("its header does not match its checksum");
         }
@@ -74,16 +76,16 @@ impl Segment {
 
 /// Writes and proves groups and records of the log whose id it was made from.
 #[derive(Clone, Copy)]
-pub struct Codec {
+pub(super) struct Codec {
     seed: u32,
 }
 
 impl Codec {
-    pub fn new(id: &[u8; 16]) -> Codec {
+    pub(super) fn new(id: &[u8; 16]) -> Codec {
         Codec { seed: crc32c(id) }
     }
 
-    pub fn encode_group(&self, group: &Group, bytes: &mut [u8]) {
+    pub(super) fn encode_group(&self, group: &Group, bytes: &mut [u8]) {
         bytes[..4].copy_from_slice(&group.bytes.to_le_bytes());
         bytes[4..8].copy_from_slice(&group.count.to_le_bytes());
         bytes[8..16].copy_from_slice(&group.first.to_le_bytes());
@@ -92,14 +94,14 @@ impl Codec {
     }
 
     /// The group whose header stands at the start of `bytes`, if one does.
-    pub fn decode_group(&self, bytes: &[u8]) -> Option<Group> {
+    pub(super) fn decode_group(&self, bytes: &[u8]) -> Option<Group> {
         let bytes: &[u8; GROUP_HEADER] = bytes.first_chunk()?;
         let group = Group { bytes: u32_at(bytes, 0), count: u32_at(bytes, 4), first: u64_at(bytes, 8) };
         let is_whole = crc32c_append(self.seed, &bytes[..16]) == u32_at(bytes, 16);
         (is_whole && group.count > 0).then_some(group)
     }
 
-    pub fn encode_record(&self, record: &Record, out: &mut Vec<u8>) {
+    pub(super) fn encode_record(&self, record: &Record, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&(record.payload.len() as u32).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -112,7 +114,7 @@ impl Codec {
     }
 
     /// The record that fills `bytes` exactly, if it is whole.
-    pub fn decode_record<'a>(&self, bytes: &'a [u8]) -> Option<Record<'a>> {
+    pub(super) fn decode_record<'a>(&self, bytes: &'a [u8]) -> Option<Record<'a>> {
         let is_whole = crc32c_append(self.seed, &bytes[8..]) == u32_at(bytes, 4);
         is_whole.then(|| Record {
             position: u64_at(bytes, 8),
@@ -124,16 +126,16 @@ impl Codec {
 }
 
 /// The length of a record, header included, as its first bytes claim it.
-pub fn record_len(header: &[u8]) -> usize {
+pub(super) fn record_len(header: &[u8]) -> usize {
     RECORD_HEADER + u32_at(header, 0) as usize
 }
 
 /// Fixed width, so that names sort as positions do.
-pub fn segment_name(first: u64) -> String {
+pub(super) fn segment_name(first: u64) -> String {
     format!("{first:020}.log")
 }
 
-pub fn first_of_name(name: &str) -> Option<u64> {
+pub(super) fn first_of_name(name: &str) -> Option<u64> {
     let first = name.strip_suffix(".log")?.parse().ok()?;
     (segment_name(first) == name).then_some(first)
 }
