@@ -85,17 +85,19 @@ impl Engine {
         self.doors.len()
     }
 
-    /// Closes a step. Its records are shared out among the workers; where they come in does not matter.
+    /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
     pub fn step(&self, step: Step) {
         let Step { number, clock, records, links, plan, questions } = step;
-        let share = records.len().div_ceil(self.doors.len()).max(1);
-        let mut records = records.into_iter();
+        let mut shares: Vec<Vec<_>> = self.doors.iter().map(|_| Vec::new()).collect();
+        for (place, chunk) in records.into_iter().enumerate() {
+            shares[place % self.doors.len()].push(chunk);
+        }
         let mut links = Some(links);
-        for door in &self.doors {
+        for (door, records) in self.doors.iter().zip(shares) {
             let step = Step {
                 number,
                 clock,
-                records: records.by_ref().take(share).collect(),
+                records,
                 links: links.take().unwrap_or_default(),
                 plan: plan.clone(),
                 questions: questions.clone(),

@@ -115,12 +115,16 @@ pub struct Sequencer {
     lateness: Option<Millis>,
     clock: Millis,
     step: Step,
+    records: usize,
 }
+
+/// Records in a chunk.
+const CHUNK: usize = 128;
 
 impl Sequencer {
     /// Nothing came yet. The secret keys the hashes of ids.
     pub fn new(secret: [u8; 16], lateness: Option<Millis>) -> Self {
-        Sequencer { admission: Admission::new(secret), lateness, clock: Millis::MIN, step: empty(1) }
+        Sequencer { admission: Admission::new(secret), lateness, clock: Millis::MIN, step: empty(1), records: 0 }
     }
 
     /// The clock, ms; before the first record it is 0.
@@ -130,7 +134,7 @@ impl Sequencer {
 
     /// How many records, links and questions the step under way holds.
     pub fn len(&self) -> usize {
-        self.step.records.len() + self.step.links.len() + self.step.questions.len()
+        self.records + self.step.links.len() + self.step.questions.len()
     }
 
     /// Whether the step under way holds nothing.
@@ -154,7 +158,7 @@ impl Sequencer {
                 link.position = position;
                 self.step.links.push((position, Change::Link(*link)));
             }
-            self.step.records.push(Record::Event(event));
+            self.record(Record::Event(event));
         }
         verdict
     }
@@ -165,10 +169,23 @@ impl Sequencer {
         self.admit(position, received_at, prepared)
     }
 
+    /// Chunks are of a size that allocators hand out again, and not so few that workers starve.
+    fn record(&mut self, record: Record) {
+        self.records += 1;
+        match self.step.records.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(record),
+            _ => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(record);
+                self.step.records.push(chunk);
+            }
+        }
+    }
+
     /// An event is taken back.
     pub fn retract(&mut self, position: u64, own: CompactString, message_id: CompactString) {
         self.step.links.push((position, Change::Retract(own.clone(), message_id.clone())));
-        self.step.records.push(Record::Retract(position, own, message_id));
+        self.record(Record::Retract(position, own, message_id));
     }
 
     /// An edge between two ids is struck.
@@ -191,6 +208,7 @@ impl Sequencer {
     /// Closes the step under way.
     pub fn close(&mut self) -> Step {
         let next = empty(self.step.number + 1);
+        self.records = 0;
         Step { clock: self.clock(), ..std::mem::replace(&mut self.step, next) }
     }
 }

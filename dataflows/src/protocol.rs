@@ -31,8 +31,8 @@ pub struct Step {
     pub number: u64,
     /// The clock at its end, ms; never lower than that of an earlier step.
     pub clock: Millis,
-    /// What is recorded.
-    pub records: Vec<Record>,
+    /// What is recorded, in chunks that travel as they are.
+    pub records: Vec<Vec<Record>>,
     /// What changes who is whom, each with its log position.
     pub links: Vec<(u64, identity::Change)>,
     /// The definitions that hold from this step on, if they change with it.
@@ -41,13 +41,17 @@ pub struct Step {
     pub questions: Vec<(u64, Question)>,
 }
 
-/// Something recorded.
+/// Something on the one road: what is recorded, and what each worker adds to a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Record {
     /// An accepted event.
     Event(Event),
     /// An event that came before this log position is taken back: own id, message id.
     Retract(u64, CompactString, CompactString),
+    /// A worker's question, under its number.
+    Ask(usize, u64, Question),
+    /// The clock goes on, on a worker.
+    Tick(usize),
 }
 
 /// A question; it asks for what is true at its step.

@@ -38,7 +38,7 @@ pub(super) type Totals = TraceAgent<KeySpine<Total, Time, i128>>;
 
 /// What a worker puts in.
 pub(super) struct Inputs {
-    records: InputHandle<Time, CapacityContainerBuilder<Vec<Incoming>>>,
+    records: InputHandle<Time, CapacityContainerBuilder<Vec<Record>>>,
     links: InputHandle<Time, CapacityContainerBuilder<Vec<(u64, Option<Change>)>>>,
     plans: InputHandle<Time, CapacityContainerBuilder<Vec<Arc<Plan>>>>,
 }
@@ -60,15 +60,6 @@ pub(super) struct Said {
     pub(super) refused: Vec<u64>,
     /// Parts of answers, by question.
     pub(super) answers: Vec<(u64, Answer)>,
-}
-
-/// What goes down the road of records.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Incoming {
-    Record(Record),
-    Ask(usize, u64, Question),
-    /// The clock goes on, on this worker.
-    Tick(usize),
 }
 
 /// What goes to the place where a person's history is kept.
@@ -102,15 +93,16 @@ impl Inputs {
         self.records.advance_to(time);
         self.links.advance_to(time);
         self.plans.advance_to(time);
-        let mut records: Vec<Incoming> = step.records.into_iter().map(Incoming::Record).collect();
-        records.push(Incoming::Tick(worker));
+        for mut chunk in step.records {
+            self.records.send_batch(&mut chunk);
+        }
         for (number, question) in step.questions {
             let of_one = matches!(question, Question::Profile(_) | Question::History { .. });
             if !of_one || worker == 0 {
-                records.push(Incoming::Ask(worker, number, question));
+                self.records.send(Record::Ask(worker, number, question));
             }
         }
-        self.records.send_batch(&mut records);
+        self.records.send(Record::Tick(worker));
         for (position, change) in step.links {
             self.links.send((position, Some(change)));
         }
@@ -195,21 +187,21 @@ fn identity<'s>(
 
 /// Raw ids to persons: each id's worker knows whose it is.
 fn route<'s>(
-    records: StreamVec<'s, Time, Incoming>,
+    records: StreamVec<'s, Time, Record>,
     assigned: StreamVec<'s, Time, Assign>,
 ) -> StreamVec<'s, Time, Routed> {
     struct Waiting {
         capability: Capability<Time>,
-        records: Vec<Vec<Incoming>>,
+        records: Vec<Vec<Record>>,
         assigned: Vec<Assign>,
     }
     let mut keys: HashMap<Id, Id> = HashMap::new();
     let mut stash: BTreeMap<Time, Waiting> = BTreeMap::new();
-    let by_id = Exchange::new(|incoming: &Incoming| match incoming {
-        Incoming::Record(Record::Event(event)) => event.own.hashed(),
-        Incoming::Record(Record::Retract(_, own, _)) => own.hashed(),
-        Incoming::Ask(_, _, Question::Profile(id) | Question::History { id, .. }) => id.hashed(),
-        Incoming::Ask(worker, ..) | Incoming::Tick(worker) => *worker as u64,
+    let by_id = Exchange::new(|record: &Record| match record {
+        Record::Event(event) => event.own.hashed(),
+        Record::Retract(_, own, _) => own.hashed(),
+        Record::Ask(_, _, Question::Profile(id) | Question::History { id, .. }) => id.hashed(),
+        Record::Ask(worker, ..) | Record::Tick(worker) => *worker as u64,
     });
     let to_id = Exchange::new(|assign: &Assign| assign.id.hashed());
     records.binary_frontier(assigned, by_id, to_id, "Route", move |_, _| {
@@ -242,13 +234,13 @@ fn route<'s>(
                     }
                 }
                 let key = |id: &Id| if keys.is_empty() { None } else { keys.get(id).cloned() };
-                for incoming in records.into_iter().flatten() {
-                    session.give(match incoming {
-                        Incoming::Record(Record::Event(event)) => Routed::Event(key(&event.own), event),
-                        Incoming::Record(Record::Retract(position, own, message_id)) => {
+                for record in records.into_iter().flatten() {
+                    session.give(match record {
+                        Record::Event(event) => Routed::Event(key(&event.own), event),
+                        Record::Retract(position, own, message_id) => {
                             Routed::Retract(key(&own).unwrap_or_else(|| own.clone()), position, own, message_id)
                         }
-                        Incoming::Ask(worker, number, question) => {
+                        Record::Ask(worker, number, question) => {
                             let of = match &question {
                                 Question::Profile(id) | Question::History { id, .. } => {
                                     Some(key(id).unwrap_or_else(|| id.clone()))
@@ -257,7 +249,7 @@ fn route<'s>(
                             };
                             Routed::Ask(worker, number, question, of)
                         }
-                        Incoming::Tick(worker) => Routed::Tick(worker),
+                        Record::Tick(worker) => Routed::Tick(worker),
                     });
                 }
             }
