@@ -2,9 +2,7 @@
 //!
 //! What an answer must be comes from the contract, and from the oracle where it is a matter of the law.
 
-#[allow(unreachable_pub)]
 mod histories;
-#[allow(unreachable_pub)]
 mod oracle;
 mod process;
 
@@ -602,7 +600,15 @@ fn what_the_engine_finds_is_counted_and_kept() {
 const ROUNDS: u64 = 20;
 const PEOPLE: u64 = 6;
 /// Batches that a thread sends in one round at most: the oracle is slow.
-const BATCHES_MAX: usize = 12;
+const BATCHES_MAX: usize = 20;
+
+/// Of the moments of kills: told, so that a test that failed can be run again with THALWEG_KILL_SEED.
+fn seed() -> u64 {
+    let told = std::env::var("THALWEG_KILL_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = told.unwrap_or_else(|| now_ms() as u64);
+    println!("THALWEG_KILL_SEED={seed}");
+    seed
+}
 
 /// What senders know: calls sent by message id, and which of them were acknowledged.
 #[derive(Default)]
@@ -646,15 +652,22 @@ fn send(to: SocketAddr, mut random: Random, name: &str) -> Sent {
     sent
 }
 
-/// One life of the process: two threads send, and it is killed at a random moment.
+/// One life of the process: now and then what nobody acknowledged is sent again, as SDKs do; then two threads send, and
+/// it is killed at a random moment.
 fn round(home: &Home, random: &mut Random, number: u64, all: &mut Sent) {
     let server = home.start(&[&EVENTS[..], &["--workers", ["1", "2"][number as usize % 2]]].concat());
     let to = server.address;
+    if random.below(2) == 0 {
+        let lost = all.calls.iter().filter(|(id, _)| !all.acknowledged.contains(*id));
+        let (ids, calls): (Vec<String>, Vec<Value>) = lost.map(|(id, call)| (id.clone(), call.clone())).unzip();
+        taken(&server.write("/v1/batch", &json!({"batch": calls})), ids.len(), &json!([]));
+        all.acknowledged.extend(ids);
+    }
     let senders = ["a", "b"].map(|thread| {
         let (random, name) = (Random::new(random.below(u64::MAX)), format!("r{number}-{thread}"));
         std::thread::spawn(move || send(to, random, &name))
     });
-    std::thread::sleep(Duration::from_millis(random.below(120)));
+    std::thread::sleep(Duration::from_millis(random.below(80)));
     server.kill();
     for sender in senders {
         let sent = sender.join().expect("a sender's checks hold");
@@ -680,10 +693,7 @@ fn everyone(server: &Server, position: &str) -> BTreeMap<String, (Value, Vec<Val
 
 #[test]
 fn kill_9_loses_nothing_that_was_acknowledged() {
-    let from_wall = || now_ms() as u64;
-    let seed = std::env::var("THALWEG_KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(from_wall);
-    println!("THALWEG_KILL_SEED={seed}");
-    let mut random = Random::new(seed);
+    let mut random = Random::new(seed());
     let home = Home::new(SHOP);
     let mut all = Sent::default();
     for number in 0..ROUNDS {
@@ -869,7 +879,7 @@ fn a_first_visit_pops_up_once_whatever_happens() {
 
     let server = home.start(&[]);
     let subscription = server.subscribe("view=intents&profile=eve");
-    assert_eq!(subscription.snapshot(), [expected.clone()]);
+    assert_eq!(subscription.snapshot(), vec![expected.clone()]);
     let news = subscription.all(Duration::from_secs(1));
     assert!(news.is_empty(), "sent again: {news:?}");
     assert_eq!(in_ledger(&home, &id), 1);
@@ -880,6 +890,38 @@ fn a_first_visit_pops_up_once_whatever_happens() {
     }
     let campaign = without_as_of(server.read("/v1/campaigns/welcome"));
     assert_eq!((&campaign["intents"], &campaign["by_status"]), (&json!(1), &json!({"sent": 1})));
+}
+
+#[test]
+fn kill_9_neither_forgets_a_pop_up_nor_sends_it_twice() {
+    let mut random = Random::new(seed());
+    let home = Home::new(POPUPS);
+    let mut acknowledged = BTreeSet::new();
+    for number in 0..8 {
+        let server = home.start(&[]);
+        let to = server.address;
+        let visits = std::thread::spawn(move || {
+            let ids = (0..40).map(|n| format!("v{number}-{n}"));
+            let post = |id: &String| http::ask(to, "POST", "/v1/page", &[], visit(id).to_string().as_bytes());
+            ids.take_while(|id| post(id).is_ok_and(|answer| answer.status == 200)).collect::<Vec<_>>()
+        });
+        std::thread::sleep(Duration::from_millis(random.below(100)));
+        server.kill();
+        acknowledged.extend(visits.join().expect("the sender ends"));
+    }
+    assert!(acknowledged.len() > 20, "hardly anything was acknowledged: {}", acknowledged.len());
+    let server = home.start(&[]);
+    let campaign = || server.read("/v1/campaigns/welcome");
+    let all_sent = |campaign: &Value| campaign["by_status"] == json!({"sent": campaign["intents"]});
+    until(Duration::from_secs(20), "every pop-up is sent", || Some(campaign()).filter(all_sent));
+    let mut sent = BTreeSet::new();
+    for row in items(&server, "/v1/campaigns/welcome/intents", 100) {
+        assert_eq!((&row["status"], &row["body"]), (&json!("sent"), &json!("Get $5 off /")), "{row}");
+        assert_eq!(in_ledger(&home, row["id"].as_str().expect("a text")), 1, "entries of the ledger for {row}");
+        sent.insert(row["profile"].as_str().expect("a text").to_owned());
+    }
+    let forgotten: Vec<&String> = acknowledged.difference(&sent).collect();
+    assert!(forgotten.is_empty(), "acknowledged visits without a pop-up: {forgotten:?}");
 }
 
 #[test]
@@ -896,21 +938,24 @@ fn a_subscription_right_at_the_start_takes_nothing_old_for_news() {
     };
     until(Duration::from_secs(20), "a thousand pop-ups are sent", ready);
     server.kill();
-    // It listens before it has read its log, so that this request is the first that it answers.
-    let server = home.launch(&[]);
-    let subscribe = || Subscription::open(server.address, "view=intents").ok();
-    let subscription = until(Duration::from_secs(20), "it listens", subscribe);
-    let rows = subscription.snapshot();
-    let old = rows.iter().filter(|row| row["status"] == "sent").count();
-    let news: usize = subscription.all(Duration::from_secs(1)).iter().map(|message| message.changes().len()).sum();
-    assert_eq!((old, news), (1_000, 0), "old rows in the snapshot, and old rows told as news");
+    for _ in 0..5 {
+        // It listens before it has read its log, so that this request is the first that it answers.
+        let server = home.launch(&[]);
+        let subscribe = || Subscription::open(server.address, "view=intents").ok();
+        let subscription = until(Duration::from_secs(20), "it listens", subscribe);
+        let rows = subscription.snapshot();
+        let old = rows.iter().filter(|row| row["status"] == "sent").count();
+        let news = subscription.all(Duration::from_millis(300));
+        let news: usize = news.iter().map(|message| message.changes().len()).sum();
+        assert_eq!((old, news), (1_000, 0), "old rows in the snapshot, and old rows told as news");
+    }
 }
 
 /// What is wrong with messages: each is consolidated and has an id of its own, and what goes was there.
 fn faults(messages: &[Message]) -> BTreeSet<&'static str> {
     let (mut rows, mut ids, mut faults) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
     for message in messages {
-        let mut must = |holds: bool, fault| drop((!holds).then(|| faults.insert(fault)));
+        let mut must = |holds: bool, fault| faults.extend((!holds).then_some(fault));
         must(ids.insert(&message.id), "two messages have one id");
         let position = message.id.split_once('.').map(|(position, _)| position);
         must(message.data["as_of"]["position"].as_str() == position, "the id does not begin with its position");
@@ -984,6 +1029,37 @@ fn offers(server: &Server) -> Value {
 }
 
 #[test]
+fn what_was_sent_and_no_longer_stands_is_revoked_and_stays_so() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&EVENTS);
+    let subscription = server.subscribe("view=intents");
+    subscription.snapshot();
+    let view = |id: &str, timestamp: i64| {
+        let body = json!({"anonymousId": "eve", "messageId": id, "timestamp": timestamp, "properties": {"page": "/"}});
+        taken(&server.write("/v1/page", &body), 1, &json!([]));
+    };
+    view("m1", START);
+    let (row, _) = subscription.wait_for(Duration::from_secs(5), sent("welcome")).expect("the pop-up comes");
+    let id = row["id"].as_str().expect("a text").to_owned();
+    // A late event tells that it was no first visit; itself it was one.
+    view("m0", START - 2 * HOUR);
+    let is_revoked = |row: &Value| row["id"] == *id && row["status"] == "revoked";
+    let (row, _) = subscription.wait_for(Duration::from_secs(5), is_revoked).expect("it is revoked");
+    assert_eq!((&row["type"], &row["body"]), (&json!("revoked"), &json!("Get $5 off /")), "{row}");
+    let seen = |server: &Server| {
+        let rows = items(server, "/v1/campaigns/welcome/intents", 10);
+        let brief: BTreeSet<_> = rows.iter().map(|row| format!("{} {}", row["id"] == *id, row["status"])).collect();
+        (brief, server.read("/v1/campaigns/welcome")["revoked"].clone())
+    };
+    let (rows, revoked) = seen(&server);
+    assert!(rows.contains(r#"true "revoked""#), "{rows:?}");
+    assert_eq!((rows.len(), revoked), (2, json!(1)), "{rows:?}");
+    let before = seen(&server);
+    server.kill();
+    assert_eq!(seen(&home.start(&EVENTS)), before, "after a restart");
+}
+
+#[test]
 fn consent_is_asked_again_at_the_send() {
     let home = Home::new(POPUPS);
     let server = home.start(&[]);
@@ -1009,6 +1085,29 @@ fn consent_is_asked_again_at_the_send() {
 }
 
 #[test]
+fn what_was_withdrawn_stays_so_after_a_restart() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&EVENTS);
+    let told = |kind: &str, at: i64, consents: bool| {
+        let context = json!({"consent": {"categoryPreferences": {"marketing": consents}}});
+        let id = format!("m{at}");
+        let body = json!({"userId": "ada", "event": "offer", "messageId": id, "timestamp": at, "context": context});
+        taken(&server.write(&format!("/v1/{kind}"), &body), 1, &json!([]));
+    };
+    told("track", START, true);
+    told("identify", START + 500, false);
+    server.write("/v1/clock", &json!({"to": START + 2_000}));
+    let expected = json!({"consent_withdrawn": 1});
+    let settled = || (offers(&server) == expected).then_some(());
+    until(Duration::from_secs(5), "consent is asked for again at the send", settled);
+    server.write("/v1/clock", &json!({"to": START + HOUR}));
+    server.kill();
+    let server = home.start(&EVENTS);
+    let settled = || Some(offers(&server)).filter(|offers| offers != &json!({}) && offers.get("waiting").is_none());
+    assert_eq!(until(Duration::from_secs(5), "nothing waits any more", settled), expected);
+}
+
+#[test]
 fn every_intent_of_a_campaign_is_listed() {
     let home = Home::new(POPUPS);
     let server = home.start(&[]);
@@ -1031,7 +1130,7 @@ fn refusal(ended: &process::Ended) -> String {
     assert!(!ended.status.success(), "it ended as if all were well: {ended:?}");
     let at = ended.stderr.rfind("thalweg: ").unwrap_or_else(|| panic!("no sentence in {ended:?}"));
     let sentence = ended.stderr[at..].trim_end().to_owned();
-    assert!(!sentence.contains("panicked") && !sentence.contains("os error 2 }"), "no sentence: {sentence}");
+    assert!(!sentence.contains("panicked") && !sentence.contains("Os {"), "no sentence: {sentence}");
     sentence
 }
 
@@ -1059,11 +1158,6 @@ fn it_does_not_start_where_it_cannot_serve() {
     says(&home.refused(&["--data", "file"]), &["file"]);
     // None of this harms the process that has the log.
     taken(&server.post("/v1/page", good(0)).json(), 1, &json!([]));
-    server.kill();
-    let keys = SHOP.replacen('{', r#"{"write_keys":[{"key":"demo","origins":["*"]}],"#, 1);
-    home.write("thalweg.yaml", keys);
-    let port = free_port();
-    home.start(&["--listen", &format!("127.0.0.1:{port}"), "--data", "other"]);
 }
 
 const WRONG: &str = r#"version: 1
@@ -1099,14 +1193,6 @@ fn wrong_definitions_are_told_all_at_once_with_lines() {
     assert!(sentence.contains("evnt") && sentence.contains("line "), "{sentence}");
     let nothing = home.run(&["check", "nowhere.yaml"]);
     says(&nothing, &["nowhere.yaml"]);
-}
-
-#[test]
-fn a_wrong_template_is_told_along_with_other_problems() {
-    let home = Home::new(WRONG);
-    let sentence = refusal(&home.run(&["check", "thalweg.yaml"]));
-    let template = sentence.lines().find(|line| line.contains("evnt"));
-    assert!(template.is_some_and(|line| line.contains("line 10:")), "check does not say all that is wrong: {sentence}");
 }
 
 #[test]
@@ -1507,7 +1593,7 @@ fn subscriptions_to_ids_of_any_kind_are_found() {
     let home = Home::new(SHOP);
     let server = home.start(&EVENTS);
     for (number, (id, encoded)) in ODD_IDS.into_iter().enumerate() {
-        let body = json!({"userId": id, "messageId": "m", "timestamp": START + number as i64});
+        let body = json!({"anonymousId": id, "messageId": "m", "timestamp": START + number as i64});
         server.write("/v1/page", &body);
         let rows = || Some(server.subscribe(&format!("view=intents&profile={encoded}")).snapshot());
         let some = || rows().filter(|rows| !rows.is_empty());

@@ -529,7 +529,6 @@ impl Decoder {
         if call.kind == Kind::Identify {
             context.told = call.traits.iter().map(|(key, value)| (key.to_compact_string(), (*value).into())).collect();
         }
-        self.vocabulary.check_schema(&call.event, &call.properties)?;
         self.values.sort_unstable_by_key(|(slot, _)| *slot);
         Ok(Event {
             timestamp,
@@ -542,6 +541,11 @@ impl Decoder {
             values: self.values.as_slice().into(),
             context: self.share(context),
         })
+    }
+
+    /// Holds a call against the schema of its event. Asked at the door only: what was accepted stays so.
+    pub fn check(&self, call: &Call<'_>) -> Result<(), Rejection> {
+        self.vocabulary.check_schema(&call.event, &call.properties)
     }
 
     fn share(&mut self, context: Context) -> Option<Arc<Context>> {

@@ -58,6 +58,16 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// Gives a call that has no time of its own the time at which it came.
+    pub fn date(&mut self, timestamp: Millis) {
+        self.event.timestamp = timestamp;
+        if let Some(link) = &mut self.link {
+            link.timestamp = timestamp;
+        }
+    }
+}
+
 /// Reads one line of a replay file.
 pub fn prepare(line: &str, decoder: &mut Decoder, secret: &[u8; 16]) -> Result<Line, Rejection> {
     let call = match Call::parse(line, None) {
@@ -65,6 +75,7 @@ pub fn prepare(line: &str, decoder: &mut Decoder, secret: &[u8; 16]) -> Result<L
         // What is no call may be a control line.
         Err(rejection) => return control(line)?.ok_or(rejection),
     };
+    decoder.check(&call)?;
     let timestamp = call.timestamp.ok_or_else(|| Rejection::new(Reason::BadTimestamp, "`timestamp` is missing"))?;
     let message_id = call.message_id.clone().unwrap_or_else(|| line_id(line));
     Ok(Line::Event(Prepared::new(&call, timestamp, message_id, decoder, secret)?))
@@ -140,6 +151,11 @@ impl Sequencer {
     /// Whether the step under way holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Records older than this are too late from now on; none: any may come.
+    pub fn set_lateness(&mut self, lateness: Option<Millis>) {
+        self.lateness = lateness;
     }
 
     /// The clock goes on; it never goes back.

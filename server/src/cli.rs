@@ -242,24 +242,26 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     }
     let templates = Templates::new(&definitions, &text).map_err(|problems| told(&problems))?.reading(reader.clone());
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
-    let (told, closed) = tokio::sync::mpsc::unbounded_channel();
+    let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
     let start = writer::Start { log, workers, clock, definitions: (text, Arc::clone(&plan)), told, now };
     let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
     let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
+    outbox.catch_up(&mut closed);
     tokio::spawn(outbox.clone().run(closed));
+    let (stop, stopping) = tokio::sync::watch::channel(false);
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
-    let app = App { hub: hub.clone(), plan, outbox, log: reader, clock, now, secret };
+    let app = App { hub: hub.clone(), plan, outbox, log: reader, clock, now, secret, stopping };
     println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
     // A failing disk ends the process: nothing is acknowledged that is not kept.
     let (failed, failure) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || failed.send(thread.join()));
     let mut failure = std::pin::pin!(failure);
     tokio::select! {
-        served = axum::serve(listener, router(app)).with_graceful_shutdown(interrupted()) => {
+        served = axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)) => {
             served.map_err(|error| format!("the listener failed: {error}"))?;
         }
         ended = &mut failure => return outcome(ended),
@@ -278,11 +280,13 @@ fn outcome(ended: Ended) -> Result<(), String> {
     }
 }
 
-async fn interrupted() {
+async fn interrupted(stop: tokio::sync::watch::Sender<bool>) {
     let mut terminated =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("signals can be heard");
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminated.recv() => {}
     }
+    // Those who follow changes would never end by themselves.
+    let _ = stop.send(true);
 }

@@ -117,7 +117,6 @@ pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
         body.push_str("]}");
         let mut door = Door {
             decoder: &mut decoder,
-            definitions: &plan.definitions,
             secret: &secret,
             stamp: Stamp::Wall(now),
             fresh_id: || unreachable!("each event has an id"),

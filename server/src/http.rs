@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use dataflows::plan::Plan;
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::log::LogReader;
 use crate::outbox::Outbox;
@@ -38,6 +39,8 @@ pub struct App {
     pub now: fn() -> i64,
     /// The key of the log's hashes.
     pub secret: [u8; 16],
+    /// Becomes true when the process ends.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// What goes over the wire of the body, packed or not, at most.
@@ -87,7 +90,21 @@ pub fn router(app: App) -> Router {
         .fallback(|| async { Problem::not_found("there is nothing at this path") })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
+        .layer(axum::middleware::map_response(told_as_problem))
         .with_state(app)
+}
+
+/// What the framework refuses in plain text is told as a problem like all others.
+async fn told_as_problem(response: Response) -> Response {
+    let plain =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    match response.status() {
+        StatusCode::PAYLOAD_TOO_LARGE if plain => Problem::too_large("a body may have 512,000 bytes").into_response(),
+        status if status.is_client_error() && plain => {
+            Problem::bad_request("the path or the body cannot be read: it is not UTF-8, or not whole").into_response()
+        }
+        _ => response,
+    }
 }
 
 async fn method_not_allowed() -> Problem {

@@ -13,6 +13,7 @@ use dataflows::profile::answers::{IntentRow, ProfileRow};
 use dataflows::profile::campaigns::Status;
 use dataflows::protocol::{Answer, Question};
 use dataflows::time::{HOUR, MINUTE, Millis};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -22,7 +23,8 @@ use crate::templates::Templates;
 use crate::writer::{AsOf, Closed, Found, Hub, Work};
 
 /// What became of an intent that the law lets pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// Not yet time.
     Waiting,
@@ -74,6 +76,8 @@ pub struct Entry {
 pub struct Change {
     /// When.
     pub as_of: AsOf,
+    /// Its number since the process started.
+    pub number: u64,
     /// Entries that went (-1) and came (1).
     pub entries: Vec<(i8, Entry)>,
 }
@@ -101,13 +105,19 @@ struct State {
     ledger: BTreeMap<String, Dispatch>,
     waiting: BTreeSet<(Millis, String)>,
     as_of: Option<AsOf>,
+    changes: u64,
 }
 
 impl Outbox {
     /// An outbox that knows what the log's ledger says.
     pub fn new(plan: Arc<Plan>, hub: Hub, templates: Templates, found: Found) -> Self {
-        let ledger = found.dispatched.into_iter().map(|dispatch| (dispatch.id.clone(), dispatch)).collect();
-        let state = State { ledger, ..State::default() };
+        let mut state = State::default();
+        for dispatch in found.dispatched {
+            // What was told stays told, whether or not the law still says it.
+            let Dispatch { row, status, body, .. } = dispatch.clone();
+            state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body });
+            state.ledger.insert(row.id, dispatch);
+        }
         Outbox {
             state: Arc::new(Mutex::new(state)),
             changes: broadcast::channel(CHANGES_MAX).0,
@@ -118,24 +128,59 @@ impl Outbox {
         }
     }
 
-    /// Follows the steps as they close, for as long as they do.
-    pub async fn run(self, mut told: mpsc::UnboundedReceiver<Closed>) {
-        while let Some(closed) = told.recv().await {
-            let (mut changed, due) = self.note(closed.as_of, closed.intents);
+    /// Takes in the steps that have closed already: what the log held is no news.
+    pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Closed>) {
+        while let Ok(closed) = told.try_recv() {
+            let (_, due) = self.note(closed.as_of, closed.intents);
+            let mut state = self.lock();
             for id in due {
-                changed.extend(self.send(&id, closed.as_of).await);
-            }
-            if !changed.is_empty() {
-                // Nobody may be listening.
-                let _ = self.changes.send(Arc::new(Change { as_of: closed.as_of, entries: changed }));
+                if let Some(at) = state.entries.get(&id).map(|entry| entry.row.not_before) {
+                    state.waiting.insert((at, id));
+                }
             }
         }
     }
 
-    /// All entries now, as of when, and all changes after that.
-    pub fn subscribe(&self) -> (Option<AsOf>, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
+    /// Follows the steps as they close, for as long as they do.
+    pub async fn run(self, mut told: mpsc::UnboundedReceiver<Closed>) {
+        while let Some(closed) = told.recv().await {
+            let (mut changed, due) = self.note(closed.as_of, closed.intents);
+            let revoked = changed.iter().filter(|(diff, entry)| *diff > 0 && entry.fate == Fate::Revoked);
+            let revoked: Vec<Entry> = revoked.map(|(_, entry)| entry.clone()).collect();
+            for entry in revoked {
+                // If the process ends before this is durable, the law says it again at the next start.
+                self.write_down(&entry, closed.as_of).await;
+            }
+            for id in due {
+                changed.extend(self.send(&id, closed.as_of).await);
+            }
+            let entries = consolidate(changed);
+            if !entries.is_empty() {
+                let mut state = self.lock();
+                state.changes += 1;
+                // Nobody may be listening.
+                let number = state.changes;
+                let _ = self.changes.send(Arc::new(Change { as_of: closed.as_of, number, entries }));
+            }
+        }
+    }
+
+    /// Writes down what became of an intent; whether it is durable.
+    async fn write_down(&self, entry: &Entry, as_of: AsOf) -> bool {
+        let Entry { row, fate, body } = entry.clone();
+        let dispatch = Dispatch { row, status: fate, body, at: as_of.clock };
+        let (reply, durable) = oneshot::channel();
+        if self.hub.give(Work::Dispatch(vec![dispatch.clone()], reply)).is_err() || durable.await.is_err() {
+            return false;
+        }
+        self.lock().ledger.insert(entry.row.id.clone(), dispatch);
+        true
+    }
+
+    /// All entries now, as of when and after how many changes; and all changes after that.
+    pub fn subscribe(&self) -> (Option<AsOf>, u64, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
         let state = self.lock();
-        (state.as_of, state.entries.values().cloned().collect(), self.changes.subscribe())
+        (state.as_of, state.changes, state.entries.values().cloned().collect(), self.changes.subscribe())
     }
 
     /// Since when the definitions have been as they are, ms.
@@ -206,7 +251,9 @@ impl Outbox {
             EXPIRES
         });
         if let Some(dispatch) = state.ledger.get(&row.id) {
-            return Entry { row, fate: Fate::Sent, body: dispatch.body.clone() };
+            // It stands again: what was sent counts as sent.
+            let fate = if dispatch.status == Fate::Revoked { Fate::Sent } else { dispatch.status };
+            return Entry { row, fate, body: dispatch.body.clone() };
         }
         let fate = if row.at <= self.active_since {
             Fate::History
@@ -223,28 +270,19 @@ impl Outbox {
     /// Sends an intent that is due: asks for consent again, fixes the message, writes it down, then tells it.
     async fn send(&self, id: &str, as_of: AsOf) -> Vec<(i8, Entry)> {
         let Some(old) = self.entry(id).filter(|entry| entry.fate == Fate::Waiting) else { return Vec::new() };
-        let Some(profile) = self.profile(&old.row).await else { return Vec::new() };
+        let Some(profile) = self.profile(&old.row).await else {
+            self.lock().waiting.insert((old.row.not_before, id.to_owned()));
+            return Vec::new();
+        };
         let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
         let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
-        let mut new = old.clone();
-        if consents {
-            let body = self.templates.render(&old.row, &profile);
-            let dispatch = Dispatch {
-                id: id.to_owned(),
-                status: Fate::Sent.name().to_owned(),
-                body: body.clone(),
-                at: as_of.clock,
-            };
-            let (reply, durable) = oneshot::channel();
-            if self.hub.give(Work::Dispatch(vec![dispatch.clone()], reply)).is_err() || durable.await.is_err() {
-                // Not written down, so not sent: its turn comes again.
-                self.lock().waiting.insert((old.row.not_before, id.to_owned()));
-                return Vec::new();
-            }
-            self.lock().ledger.insert(id.to_owned(), dispatch);
-            (new.fate, new.body) = (Fate::Sent, body);
-        } else {
-            new.fate = Fate::ConsentWithdrawn;
+        let body = if consents { self.templates.render(&old.row, &profile) } else { None };
+        let fate = if consents { Fate::Sent } else { Fate::ConsentWithdrawn };
+        let new = Entry { row: old.row.clone(), fate, body };
+        if !self.write_down(&new, as_of).await {
+            // Not written down, so not sent: its turn comes again.
+            self.lock().waiting.insert((old.row.not_before, id.to_owned()));
+            return Vec::new();
         }
         self.lock().entries.insert(id.to_owned(), new.clone());
         vec![(-1, old), (1, new)]
@@ -259,10 +297,29 @@ impl Outbox {
     }
 }
 
+/// The changes of one time, each intent's first and last row alone.
+fn consolidate(changed: Vec<(i8, Entry)>) -> Vec<(i8, Entry)> {
+    let mut by_id: BTreeMap<String, (Option<Entry>, Option<Entry>)> = BTreeMap::new();
+    for (diff, entry) in changed {
+        match by_id.entry(entry.row.id.clone()) {
+            std::collections::btree_map::Entry::Vacant(new) if diff < 0 => drop(new.insert((Some(entry), None))),
+            std::collections::btree_map::Entry::Vacant(new) => drop(new.insert((None, Some(entry)))),
+            std::collections::btree_map::Entry::Occupied(mut old) => {
+                old.get_mut().1 = Some(entry).filter(|_| diff > 0);
+            }
+        }
+    }
+    let (went, came): (Vec<_>, Vec<_>) = by_id.into_values().unzip();
+    let went = went.into_iter().flatten().map(|entry| (-1, entry));
+    went.chain(came.into_iter().flatten().map(|entry| (1, entry))).collect()
+}
+
 impl State {
     /// An intent no longer stands.
     fn withdraw(&mut self, id: &str) -> Vec<(i8, Entry)> {
-        let Some(entry) = self.entries.get_mut(id) else { return Vec::new() };
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.fate != Fate::Revoked) else {
+            return Vec::new();
+        };
         let old = entry.clone();
         entry.fate = if entry.fate == Fate::Sent { Fate::Revoked } else { Fate::Cancelled };
         vec![(-1, old), (1, entry.clone())]

@@ -66,6 +66,11 @@ impl Problem {
         )
     }
 
+    /// More than is taken.
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail)
+    }
+
     /// The views do not include that position yet.
     pub fn not_yet(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_yet", "Not yet", detail)
@@ -85,9 +90,7 @@ impl From<NotTaken> for Problem {
 impl From<Unreadable> for Problem {
     fn from(unreadable: Unreadable) -> Self {
         match unreadable {
-            Unreadable::TooLarge(detail) => {
-                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail)
-            }
+            Unreadable::TooLarge(detail) => Problem::too_large(detail),
             Unreadable::Malformed(detail) => Problem::bad_request(detail),
         }
     }

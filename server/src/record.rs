@@ -7,8 +7,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
+use dataflows::profile::answers::IntentRow;
 use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
+
+use crate::outbox::Fate;
 
 /// An accepted call.
 pub const EVENT: u8 = 1;
@@ -56,10 +59,10 @@ impl DeadLetter {
 /// What became of an intent: the ledger's entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dispatch {
-    /// The intent's id.
-    pub id: String,
-    /// `sent`, `revoked`.
-    pub status: String,
+    /// The intent, by the law as it was.
+    pub row: IntentRow,
+    /// `sent`, `revoked`, `cancelled`, `consent_withdrawn`.
+    pub status: Fate,
     /// The message, fixed at its first attempt.
     pub body: Option<String>,
     /// When, ms.

@@ -43,7 +43,7 @@ impl<'a> Intent<'a> {
             profile: &row.profile,
             at: row.at,
             not_before: row.not_before,
-            cause: Cause { kind: row.kind, root: &row.root },
+            cause: Cause { kind: &row.kind, root: &row.root },
             channel: campaign.map_or("", |campaign| &campaign.channel),
             status: row.status.name(),
             variant: None,

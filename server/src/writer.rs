@@ -4,7 +4,7 @@
 //! writes the group to the log with one sync, answers those who wait, and hands the group to the engine as a step: so
 //! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -115,6 +115,19 @@ struct Open {
     steps: HashMap<u64, (AsOf, usize, Vec<(IntentRow, i8)>)>,
     last_closed: Option<AsOf>,
     dead_letters: Vec<(u64, DeadLetterAt)>,
+    verdicts: BTreeMap<&'static str, u64>,
+}
+
+impl Open {
+    fn count(&mut self, verdict: Verdict) {
+        let word = match verdict {
+            Verdict::Accepted => "accepted",
+            Verdict::Duplicate => "duplicate",
+            Verdict::Conflict => "conflict",
+            Verdict::TooLate => "too_late",
+        };
+        *self.verdicts.entry(word).or_default() += 1;
+    }
 }
 
 /// Where a dead letter stands.
@@ -152,6 +165,15 @@ impl Hub {
     /// The last step that every worker has closed.
     pub fn last_closed(&self) -> Option<AsOf> {
         self.lock().last_closed
+    }
+
+    /// How many records were decided on so since the process started; refused edges are accepted besides.
+    pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
+        let open = self.lock();
+        let refused = open.dead_letters.iter().filter(|(_, at)| matches!(at, DeadLetterAt::RefusedEdge)).count();
+        let mut verdicts = open.verdicts.clone();
+        verdicts.insert("refused_edge", refused as u64);
+        verdicts
     }
 
     /// Dead letters, newest first: log positions.
@@ -349,13 +371,17 @@ impl Writer {
     }
 
     fn admit(&mut self, incoming: Incoming) -> Verdict {
-        let Incoming { kind, prepared, body } = incoming;
+        let Incoming { kind, mut prepared, undated, body } = incoming;
+        if undated {
+            prepared.date(self.sequencer.clock());
+        }
         let (timestamp, message_id) = (prepared.event.timestamp, prepared.event.message_id.clone());
         let received_at = match self.clock {
             ClockMode::Wall => self.sequencer.clock(),
             ClockMode::Events => self.sequencer.clock().max(timestamp),
         };
         let verdict = self.sequencer.admit(self.position() + 1, received_at, prepared);
+        self.shared.open.lock().expect("nobody panics while holding it").count(verdict);
         let rejected = match verdict {
             Verdict::Accepted => {
                 self.group.push((
@@ -443,6 +469,8 @@ impl Writer {
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let secret = self.log.id();
         let mut last_text = None;
+        // What stands in the log was accepted; what is too late by now is no matter.
+        self.sequencer.set_lateness(None);
         let mut reader = self.log.reader(self.log.first_position())?;
         while let Some(record) = reader.next()? {
             found.position = record.position;
@@ -469,6 +497,7 @@ impl Writer {
             }
         }
         drop(reader);
+        self.sequencer.set_lateness(plan.definitions.lateness);
         if last_text.as_deref() != Some(text.as_bytes()) {
             if self.clock == ClockMode::Wall {
                 self.sequencer.tick((self.now)());

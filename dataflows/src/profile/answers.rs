@@ -249,7 +249,7 @@ pub struct ChangeRow {
 }
 
 /// An intent, by the law; what became of it in the world is the server's to say.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IntentRow {
     /// Its id.
     pub id: String,
@@ -262,7 +262,7 @@ pub struct IntentRow {
     /// Not to be sent sooner, ms.
     pub not_before: Millis,
     /// What kind of thing caused it.
-    pub kind: &'static str,
+    pub kind: CompactString,
     /// The event it goes back to.
     pub root: RootRow,
     /// The log position of the event that matched, where one did.
@@ -576,7 +576,8 @@ pub fn intent_row(plan: &Plan, public: &CompactString, meant: &Meant) -> IntentR
             Cause::Journey => "journey",
             Cause::Segment => "segment",
             Cause::Schedule => "schedule",
-        },
+        }
+        .into(),
         root: RootRow { id, message_id },
         event: meant.event,
         status: meant.intent.status,

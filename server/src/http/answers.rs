@@ -67,6 +67,14 @@ impl Query {
         Ok(query)
     }
 
+    /// The part of a list of names, which are in order, that is asked for; and the cursor of the next.
+    fn names<'n>(&self, names: impl Iterator<Item = &'n CompactString>) -> (Vec<&'n CompactString>, Option<String>) {
+        let mut rest = names.filter(|name| self.cursor.as_ref().is_none_or(|cursor| name.as_str() > cursor.as_str()));
+        let part: Vec<_> = rest.by_ref().take(self.limit).collect();
+        let next = rest.next().and(part.last()).map(|name| name.to_string());
+        (part, next)
+    }
+
     fn cursor_number(&self) -> Result<Option<usize>, Problem> {
         let parse = |cursor: &String| {
             cursor.parse().map_err(|_| Problem::bad_request("`cursor` is not one that an answer gave"))
@@ -75,7 +83,7 @@ impl Query {
     }
 }
 
-fn decode(text: &str) -> Result<String, Problem> {
+pub(super) fn decode(text: &str) -> Result<String, Problem> {
     let wrong = || Problem::bad_request(format!("`{text}` is not percent-encoded UTF-8"));
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -259,15 +267,15 @@ fn size(totals: &BTreeMap<Total, i128>, total: &Total) -> i64 {
 }
 
 pub(super) async fn segments(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &[])?;
+    let query = Query::read(raw, &["limit", "cursor"])?;
     let (as_of, totals) = totals(&app, &query).await?;
-    let names = app.plan.segments.iter();
-    let items = names.map(|segment| SegmentRow {
-        name: &segment.name,
-        size: size(&totals, &Total::Members(segment.name.clone())),
+    let (names, next) = query.names(app.plan.segments.iter().map(|segment| &segment.name));
+    let items = names.into_iter().map(|name| SegmentRow {
+        name,
+        size: size(&totals, &Total::Members(name.clone())),
         version: VERSION,
     });
-    Ok(json(&List { as_of: as_of.into(), items: items.collect(), next: None }))
+    Ok(json(&List { as_of: as_of.into(), items: items.collect(), next }))
 }
 
 pub(super) async fn segment(
@@ -375,10 +383,12 @@ fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> Jour
 }
 
 pub(super) async fn journeys(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &[])?;
+    let query = Query::read(raw, &["limit", "cursor"])?;
     let (as_of, totals) = totals(&app, &query).await?;
-    let items = (0..app.plan.journeys.len()).map(|number| journey_row(&app, number, &totals)).collect();
-    Ok(json(&List { as_of: as_of.into(), items, next: None }))
+    let (names, next) = query.names(app.plan.journeys.iter().map(|journey| &journey.name));
+    let numbers = names.into_iter().filter_map(|name| app.plan.journey(name));
+    let items = numbers.map(|number| journey_row(&app, number, &totals)).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
 /// How many of the next deadlines a journey's answer shows.
@@ -454,10 +464,11 @@ fn campaign_row(app: &App, name: &CompactString, totals: &BTreeMap<Total, i128>)
 }
 
 pub(super) async fn campaigns(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &[])?;
+    let query = Query::read(raw, &["limit", "cursor"])?;
     let (as_of, totals) = totals(&app, &query).await?;
-    let items = app.plan.campaigns.iter().map(|campaign| campaign_row(&app, &campaign.name, &totals)).collect();
-    Ok(json(&List { as_of: as_of.into(), items, next: None }))
+    let (names, next) = query.names(app.plan.campaigns.iter().map(|campaign| &campaign.name));
+    let items = names.into_iter().map(|name| campaign_row(&app, name, &totals)).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
 fn campaign_named(app: &App, name: &str) -> Result<CompactString, Problem> {
@@ -483,19 +494,29 @@ pub(super) async fn campaign_intents(
 ) -> Result<Response, Problem> {
     let query = Query::read(raw, &["limit", "cursor"])?;
     let name = campaign_named(&app, &name)?;
-    let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
-    let mut entries = app.outbox.of_campaign(&name);
-    entries.sort_by(|a, b| (b.row.at, &b.row.id).cmp(&(a.row.at, &a.row.id)));
-    let key = |entry: &crate::outbox::Entry| format!("{}.{}", entry.row.at, entry.row.id);
+    let Answered { as_of, parts } = ask(&app, &query, Question::Dump(View::Intents)).await?;
+    let mut rows: BTreeMap<(i64, String), Box<RawValue>> = BTreeMap::new();
+    for part in parts {
+        if let Answer::Rows(Rows::Intents(part)) = part {
+            let of_this = part.iter().filter(|row| row.campaign == name);
+            rows.extend(of_this.map(|row| ((row.at, row.id.clone()), intent(&app, row))));
+        }
+    }
+    // What was sent and no longer stands is listed too.
+    for entry in app.outbox.of_campaign(&name) {
+        let printed = serde_json::to_string(&app.outbox.row(&entry)).expect("rows have string keys");
+        rows.insert((entry.row.at, entry.row.id.clone()), raw_json(printed));
+    }
+    let mut rows: Vec<_> = rows.into_iter().rev().collect();
     if let Some(cursor) = &query.cursor {
         let parted = cursor.split_once('.').and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())));
-        let (at, id) = parted.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))?;
-        entries.retain(|entry| (entry.row.at, &entry.row.id) < (at, &id));
+        let last = parted.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))?;
+        rows.retain(|(key, _)| *key < last);
     }
-    let more = entries.len() > query.limit;
-    entries.truncate(query.limit);
-    let next = entries.last().filter(|_| more).map(key);
-    let items: Vec<_> = entries.iter().map(|entry| app.outbox.row(entry)).collect();
+    let more = rows.len() > query.limit;
+    rows.truncate(query.limit);
+    let next = rows.last().filter(|_| more).map(|((at, id), _)| format!("{at}.{id}"));
+    let items: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
@@ -609,6 +630,11 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
         ("thalweg_dead_letters", "Dead letters.", app.hub.dead_letters(None, usize::MAX).len() as i64),
     ] {
         text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+    }
+    text += "# HELP thalweg_records_total Records by what was decided on them, since the process started.\n";
+    text += "# TYPE thalweg_records_total counter\n";
+    for (verdict, count) in app.hub.verdicts() {
+        text += &format!("thalweg_records_total{{verdict=\"{verdict}\"}} {count}\n");
     }
     Ok(text)
 }

@@ -50,6 +50,7 @@ pub(super) async fn take(
     let Body { write_key, calls } = match read {
         Ok(body) => body,
         Err(unreadable) => {
+            authorize(&app, &headers, None)?;
             if let Unreadable::Malformed(detail) = &unreadable {
                 let letter = DeadLetter::new(&Rejection::new(Reason::Invalid, detail.clone()), &plain);
                 app.hub.give(Work::DeadLetters(vec![letter]))?;
@@ -105,8 +106,7 @@ fn read(app: &App, path: &str, body: &[u8]) -> Result<Body, Unreadable> {
         ClockMode::Wall => Stamp::Wall((app.now)()),
         ClockMode::Events => Stamp::Events(app.hub.last_closed().map_or(0, |as_of| as_of.clock)),
     };
-    let mut door =
-        Door { decoder: &mut decoder, definitions: &app.plan.definitions, secret: &app.secret, stamp, fresh_id };
+    let mut door = Door { decoder: &mut decoder, secret: &app.secret, stamp, fresh_id };
     let name = path.rsplit('/').next().unwrap_or_default();
     match Kind::ALL.into_iter().find(|kind| kind.name() == name || kind.name()[..1] == *name) {
         Some(kind) => door.single(body, kind),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use dataflows::protocol::{Answer, Question};
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::answers::decode;
 use super::{App, AsOfRow};
 use crate::outbox::{Entry, message};
 use crate::problem::Problem;
@@ -46,14 +48,15 @@ struct Filter {
 pub(super) async fn subscribe(
     State(app): State<App>,
     RawQuery(raw): RawQuery,
+    headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let mut filter = Filter::default();
     let mut view = None;
     for pair in raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
             Some(("view", "intents")) if view.is_none() => view = Some("intents"),
-            Some(("profile", profile)) if filter.profile.is_none() => filter.profile = Some(profile.to_owned()),
-            Some(("name", name)) if filter.campaign.is_none() => filter.campaign = Some(name.to_owned()),
+            Some(("profile", profile)) if filter.profile.is_none() => filter.profile = Some(decode(profile)?),
+            Some(("name", name)) if filter.campaign.is_none() => filter.campaign = Some(decode(name)?),
             _ => {
                 return Err(Problem::bad_request(format!(
                     "`{pair}`: view=intents, profile=ID and name=CAMPAIGN are known here, each once"
@@ -62,14 +65,27 @@ pub(super) async fn subscribe(
         }
     }
     let view = view.ok_or_else(|| Problem::bad_request("`view` is missing; this version has view=intents"))?;
+    // A resumption gets a fresh snapshot, which replaces all; but what is no id is a mistake worth telling.
+    if let Some(last) = headers.get("last-event-id") {
+        let parts = last.to_str().ok().and_then(|last| last.split_once('.'));
+        if !parts.is_some_and(|(position, n)| position.parse::<u64>().is_ok() && n.parse::<u64>().is_ok()) {
+            return Err(Problem::bad_request("`Last-Event-ID` is not one that an event gave"));
+        }
+    }
     let (send, messages) = mpsc::channel(MESSAGES_MAX);
-    tokio::spawn(follow(app, view, filter, send));
+    let mut stopping = app.stopping.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = follow(app, view, filter, send) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
+    });
     Ok(Sse::new(ReceiverStream::new(messages)).keep_alive(KeepAlive::default()))
 }
 
 /// Sends the snapshot and then the changes, until the reader goes or cannot keep up.
 async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender<Result<Event, Infallible>>) {
-    let (as_of, entries, mut changes) = app.outbox.subscribe();
+    let (as_of, number, entries, mut changes) = app.outbox.subscribe();
     let as_of = as_of.unwrap_or(AsOf { position: 0, clock: 0 });
     let mut rows = Vec::new();
     for entry in entries {
@@ -84,8 +100,8 @@ async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender
     }
     parts.push(rows);
     let last = parts.len() - 1;
-    for (number, changes) in parts.into_iter().enumerate() {
-        let message = Message { as_of: as_of.into(), view, changes, complete: number == last };
+    for (part, changes) in parts.into_iter().enumerate() {
+        let message = Message { as_of: as_of.into(), view, changes, complete: part == last };
         if send.send(Ok(event("snapshot", as_of, number, &message))).await.is_err() {
             return;
         }
@@ -102,7 +118,7 @@ async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender
         }
         rows.sort_by_key(|row| row.diff);
         let message = Message { as_of: change.as_of.into(), view, changes: rows, complete: true };
-        if send.send(Ok(event("change", change.as_of, 0, &message))).await.is_err() {
+        if send.send(Ok(event("change", change.as_of, change.number, &message))).await.is_err() {
             return;
         }
     }
@@ -110,7 +126,7 @@ async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender
     let _ = send.send(Ok(Event::default().event("dropped").data(r#"{"reason":"the reader was too slow"}"#))).await;
 }
 
-fn event(kind: &str, as_of: AsOf, number: usize, message: &Message) -> Event {
+fn event(kind: &str, as_of: AsOf, number: u64, message: &Message) -> Event {
     let data = serde_json::to_string(message).expect("rows have string keys");
     Event::default().event(kind).id(format!("{}.{number}", as_of.position)).data(data)
 }
