@@ -21,7 +21,7 @@ pub const SHOP: &str = include_str!("../../examples/shop.yaml");
 /// Demo time runs so many times as fast as the wall.
 const SPEED: Millis = 300;
 /// People who are around.
-const PEOPLE: usize = 400;
+const PEOPLE: usize = 2_000;
 /// Between two rounds of events.
 const ROUND: Duration = Duration::from_millis(50);
 

@@ -113,7 +113,8 @@ struct Open {
     workers: usize,
     questions: HashMap<u64, Waiting>,
     steps: HashMap<u64, (AsOf, usize, Vec<(IntentRow, i8)>)>,
-    last_closed: Option<AsOf>,
+    /// The clock of the last group that was acknowledged.
+    clock: Millis,
     dead_letters: Vec<(u64, DeadLetterAt)>,
     verdicts: BTreeMap<&'static str, u64>,
 }
@@ -162,9 +163,9 @@ impl Hub {
         answered.await.map_err(|_| NotTaken::Stopping)
     }
 
-    /// The last step that every worker has closed.
-    pub fn last_closed(&self) -> Option<AsOf> {
-        self.lock().last_closed
+    /// The clock of the last group that was acknowledged, ms; 0 before the first.
+    pub fn clock(&self) -> Millis {
+        self.lock().clock
     }
 
     /// How many records were decided on so since the process started; refused edges are accepted besides.
@@ -279,7 +280,6 @@ impl Shared {
                 if step.1 == workers
                     && let Some((as_of, _, intents)) = open.steps.remove(&number)
                 {
-                    open.last_closed = Some(as_of);
                     let _ = told.send(Closed { as_of, intents });
                     self.closed.notify_all();
                 }
@@ -434,6 +434,7 @@ impl Writer {
             self.log.append(&self.group)?;
             self.group.clear();
         }
+        self.shared.open.lock().expect("nobody panics while holding it").clock = as_of.clock;
         for reply in self.replies.drain(..) {
             match reply {
                 Reply::Receipt(reply, verdicts) => drop(reply.send(Receipt { as_of, verdicts })),
@@ -504,8 +505,8 @@ impl Writer {
             }
             found.active_since = self.sequencer.clock();
             self.group.push((record::DEFINITIONS, self.sequencer.clock(), text.as_bytes().to_vec()));
-            self.commit()?;
         }
+        self.commit()?;
         self.close();
         let mut open = self.shared.open.lock().expect("nobody panics while holding it");
         while !open.steps.is_empty() {

@@ -104,7 +104,7 @@ fn read(app: &App, path: &str, body: &[u8]) -> Result<Body, Unreadable> {
     let mut decoder = Decoder::new(Arc::clone(&app.plan.vocabulary));
     let stamp = match app.clock {
         ClockMode::Wall => Stamp::Wall((app.now)()),
-        ClockMode::Events => Stamp::Events(app.hub.last_closed().map_or(0, |as_of| as_of.clock)),
+        ClockMode::Events => Stamp::Events(app.hub.clock()),
     };
     let mut door = Door { decoder: &mut decoder, secret: &app.secret, stamp, fresh_id };
     let name = path.rsplit('/').next().unwrap_or_default();
