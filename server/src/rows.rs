@@ -1,7 +1,5 @@
 //! Rows as JSON, in the shapes and the order of keys in which the contract shows them.
 
-use std::collections::BTreeMap;
-
 use dataflows::definitions::Definitions;
 use dataflows::json::canonical;
 use dataflows::profile::answers::{IntentRow, RootRow, Rows};
@@ -69,6 +67,3 @@ pub fn lines(rows: &Rows, definitions: &Definitions) -> Vec<String> {
         Rows::Intents(rows) => all(&rows.iter().map(|row| Intent::new(row, definitions)).collect::<Vec<_>>()),
     }
 }
-
-/// Numbers by name, for the report.
-pub type Numbers = BTreeMap<String, i128>;

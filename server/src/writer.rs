@@ -10,7 +10,6 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use dataflows::admission::Verdict;
-use dataflows::definitions::Definitions;
 use dataflows::engine::{Config, Engine};
 use dataflows::event::{Decoder, Reason, Rejection};
 use dataflows::intake::Sequencer;
@@ -514,9 +513,4 @@ impl Writer {
         }
         Ok(found)
     }
-}
-
-/// The definitions that a plan was made of.
-pub fn definitions(plan: &Plan) -> &Definitions {
-    &plan.definitions
 }
