@@ -54,8 +54,12 @@ impl Running {
         let (told, answers) = channel();
         let closed = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&closed);
+        let driver = std::thread::current();
         let engine = Engine::start(Config { workers, plan }, move |response| match response {
-            Response::Closed { .. } => drop(count.fetch_add(1, Ordering::Release)),
+            Response::Closed { .. } => {
+                count.fetch_add(1, Ordering::Release);
+                driver.unpark();
+            }
             Response::Answer { part, .. } => drop(told.send(part)),
         });
         Running { engine, sequencer: Sequencer::new(SECRET, None), closed, answers, steps: 0, position: 0 }
@@ -84,7 +88,7 @@ impl Running {
     fn wait_for(&self, open: u64) {
         let workers = self.engine.workers() as u64;
         while self.closed.load(Ordering::Acquire) + open * workers < self.steps * workers {
-            std::thread::yield_now();
+            std::thread::park();
         }
     }
 

@@ -10,7 +10,7 @@ mod parse;
 
 use std::fmt;
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 use crate::value::Value;
@@ -50,7 +50,7 @@ pub struct Path {
     /// Where it begins.
     pub root: Root,
     /// The keys, outermost first; empty for [`Root::Event`] and [`Root::Type`] alone.
-    pub keys: Box<[CompactString]>,
+    pub keys: Box<[EcoString]>,
 }
 
 /// A condition over paths `P`.
@@ -281,7 +281,7 @@ impl fmt::Display for Path {
             if parse::is_plain_key(key) {
                 write!(f, ".{key}")?;
             } else {
-                write!(f, "[\"{}\"]", key.replace('\\', "\\\\").replace('"', "\\\""))?;
+                write!(f, "[\"{}\"]", key.as_str().replace('\\', "\\\\").replace('"', "\\\""))?;
             }
         }
         Ok(())

@@ -17,9 +17,9 @@ mod assemble;
 mod profiles;
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 
 use differential_dataflow::trace::cursor::cursor_list;
 use differential_dataflow::trace::{Cursor, TraceReader};
@@ -58,26 +58,46 @@ pub struct Config {
 /// The running engine. Dropping it stops the workers after what they were given.
 #[derive(Debug)]
 pub struct Engine {
-    doors: Vec<Sender<Command>>,
+    doors: Vec<Door>,
     workers: Option<JoinHandle<()>>,
+}
+
+/// The way to a worker: what it is to do, and its thread, which sleeps when it has nothing to do.
+#[derive(Debug)]
+struct Door {
+    commands: Sender<Command>,
+    thread: Thread,
+}
+
+impl Door {
+    fn give(&self, command: Command) {
+        // A worker that is gone has taken the process with it.
+        let _ = self.commands.send(command);
+        self.thread.unpark();
+    }
 }
 
 impl Engine {
     /// Starts the workers. `respond` is called from their threads with everything they say, in the order of steps
     /// for each worker.
     pub fn start(config: Config, respond: impl Fn(Response) + Send + Sync + 'static) -> Engine {
-        let (doors, inboxes): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| channel()).unzip();
+        let (commands, inboxes): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| channel()).unzip();
+        let (awake, threads) = channel();
         let inboxes: Vec<_> = inboxes.into_iter().map(|inbox| Mutex::new(Some(inbox))).collect();
         let plan = config.plan;
         let workers = std::thread::Builder::new().name("engine".into()).spawn(move || {
             let respond = Arc::new(respond);
             let guards = timely::execute(timely::Config::process(config.workers), move |worker| {
+                let _ = awake.send((worker.index(), std::thread::current()));
                 let inbox = inboxes[worker.index()].lock().expect("no worker holds this lock twice").take();
                 run(worker, inbox.expect("each worker takes its own"), Arc::clone(&plan), &*respond);
             });
             drop(guards.expect("threads of one process need no network"));
         });
-        Engine { doors, workers: Some(workers.expect("the system gives a thread")) }
+        let mut threads: Vec<_> = threads.iter().take(config.workers).collect();
+        threads.sort_unstable_by_key(|(index, _)| *index);
+        let doors = commands.into_iter().zip(threads).map(|(commands, (_, thread))| Door { commands, thread });
+        Engine { doors: doors.collect(), workers: Some(workers.expect("the system gives a thread")) }
     }
 
     /// How many workers there are.
@@ -102,8 +122,7 @@ impl Engine {
                 plan: plan.clone(),
                 questions: questions.clone(),
             };
-            // A worker that is gone has taken the process with it.
-            let _ = door.send(Command::Step(step));
+            door.give(Command::Step(step));
         }
     }
 }
@@ -111,7 +130,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         for door in &self.doors {
-            let _ = door.send(Command::Stop);
+            door.give(Command::Stop);
         }
         if let Some(workers) = self.workers.take() {
             let _ = workers.join();
@@ -129,25 +148,20 @@ fn run(worker: &mut Worker, inbox: Receiver<Command>, plan: Arc<Plan>, respond: 
     let mut stopping = false;
     loop {
         while open.len() < STEPS_OPEN_MAX && !stopping {
-            // With nothing under way there is nothing to do but wait for a command.
-            let command = if open.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() };
-            match command {
-                Some(Command::Step(step)) => {
+            match inbox.try_recv() {
+                Ok(Command::Step(step)) => {
                     let time = time_of(&step);
                     open.insert(time, (step.number, step.questions.clone()));
                     inputs.give(worker.index(), time, step);
                 }
-                Some(Command::Stop) => stopping = true,
-                None if open.is_empty() => stopping = true,
-                None => break,
+                Err(TryRecvError::Empty) => break,
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
             }
         }
         if stopping && open.is_empty() {
             break;
         }
-        if !worker.step() {
-            std::thread::yield_now();
-        }
+        worker.step_or_park(None);
         while let Some(first) = open.first_entry().filter(|first| outputs.is_closed(*first.key())) {
             let (time, (number, questions)) = first.remove_entry();
             close(worker.index(), time, number, questions, &mut outputs, respond);

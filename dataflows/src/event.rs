@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use compact_str::{CompactString, ToCompactString};
+use ecow::EcoString;
 use hashbrown::HashSet;
 use serde::{Deserialize, Serialize};
 
@@ -135,44 +135,56 @@ impl From<Fault> for Rejection {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Context {
     /// The page: `properties.page`, `properties.path`, `context.page.path` or `name`, the first present.
-    pub page: Option<CompactString>,
+    pub page: Option<EcoString>,
     /// `context.device.type`
-    pub device: Option<CompactString>,
+    pub device: Option<EcoString>,
     /// `context.os.name`
-    pub os: Option<CompactString>,
+    pub os: Option<EcoString>,
     /// The browser's name.
-    pub browser: Option<CompactString>,
+    pub browser: Option<EcoString>,
     /// Channel and campaign by UTM fields, when `context.campaign` names either.
-    pub utm: Option<(Option<CompactString>, Option<CompactString>)>,
+    pub utm: Option<(Option<EcoString>, Option<EcoString>)>,
     /// `context.timezone`
-    pub timezone: Option<CompactString>,
+    pub timezone: Option<EcoString>,
     /// `context.consent.categoryPreferences`: purpose and answer.
-    pub consent: Vec<(CompactString, bool)>,
+    pub consent: Vec<(EcoString, bool)>,
     /// The traits told by an identify call: top-level key, JSON text.
-    pub told: Vec<(CompactString, Box<str>)>,
+    pub told: Vec<(EcoString, Box<str>)>,
 }
 
-/// A record of the dataflow: one accepted call.
+/// What a call carries beyond its ids and its place in time: shared among calls that carry the same.
+///
+/// It stands on lines of cache of its own: those who read it must not wait for others who count its owners.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(align(64))]
+pub struct Details {
+    /// Values that definitions name, by slot.
+    pub values: Box<[(Slot, Value)]>,
+    /// Its surroundings.
+    pub context: Context,
+    /// Whether it tells of its person: traits, consent, a time zone.
+    pub tells: bool,
+}
+
+/// A record of the dataflow: one accepted call. As long as a line of cache, since all of them are kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
     /// When it happened, ms.
     pub timestamp: Millis,
     /// Its place in the log, where the body is.
     pub position: u64,
-    /// The call.
-    pub kind: Kind,
+    /// The id it belongs to.
+    pub own: EcoString,
+    /// Its id for deduplication, and the second key of the order.
+    pub message_id: EcoString,
+    /// What it carries, if anything that counts.
+    pub details: Option<Arc<Details>>,
     /// Its name, if a definition names it.
     pub name: NameId,
+    /// The call.
+    pub kind: Kind,
     /// Whether `own` came from `userId`.
     pub known: bool,
-    /// The id it belongs to.
-    pub own: CompactString,
-    /// Its id for deduplication, and the second key of the order.
-    pub message_id: CompactString,
-    /// Values that definitions name, by slot.
-    pub values: Box<[(Slot, Value)]>,
-    /// Its surroundings, shared among equal ones.
-    pub context: Option<Arc<Context>>,
 }
 
 impl Event {
@@ -182,6 +194,16 @@ impl Event {
             .cmp(&other.timestamp)
             .then_with(|| self.message_id.as_bytes().cmp(other.message_id.as_bytes()))
             .then_with(|| self.own.as_bytes().cmp(other.own.as_bytes()))
+    }
+
+    /// Values that definitions name, by slot.
+    pub fn values(&self) -> &[(Slot, Value)] {
+        self.details.as_ref().map_or(&[], |details| &details.values)
+    }
+
+    /// Its surroundings.
+    pub fn context(&self) -> Option<&Context> {
+        self.details.as_ref().map(|details| &details.context)
     }
 }
 
@@ -193,13 +215,13 @@ pub struct Link {
     /// When it happened, ms.
     pub timestamp: Millis,
     /// The call's message id.
-    pub message_id: CompactString,
+    pub message_id: EcoString,
     /// The call's `userId`.
-    pub user: CompactString,
+    pub user: EcoString,
     /// The call's `anonymousId`, if it is another: it may link to this user, and to no other.
-    pub anonymous: Option<CompactString>,
+    pub anonymous: Option<EcoString>,
     /// An alias call's `previousId`, if it is another: the two are one.
-    pub previous: Option<CompactString>,
+    pub previous: Option<EcoString>,
 }
 
 /// A call as it was written: checked, its parts found, its values not yet read.
@@ -210,13 +232,13 @@ pub struct Call<'a> {
     /// The event's name: `event` of a track, `page_view`, `screen_view`; empty for others.
     pub event: Cow<'a, str>,
     /// `userId`
-    pub user: Option<CompactString>,
+    pub user: Option<EcoString>,
     /// `anonymousId`
-    pub anonymous: Option<CompactString>,
+    pub anonymous: Option<EcoString>,
     /// `previousId`
-    pub previous: Option<CompactString>,
+    pub previous: Option<EcoString>,
     /// `messageId`
-    pub message_id: Option<CompactString>,
+    pub message_id: Option<EcoString>,
     /// `timestamp`, else `originalTimestamp`, ms.
     pub timestamp: Option<Millis>,
     /// `originalTimestamp`, ms.
@@ -254,14 +276,14 @@ impl<'a> Call<'a> {
     }
 
     /// The id the call belongs to.
-    pub fn own(&self) -> &CompactString {
+    pub fn own(&self) -> &EcoString {
         self.user.as_ref().or(self.anonymous.as_ref()).expect("a call without ids was refused by `parse`")
     }
 
     /// The links that the call states, if any; `position` is filled in when the log has given one.
-    pub fn link(&self, timestamp: Millis, message_id: &CompactString) -> Option<Link> {
+    pub fn link(&self, timestamp: Millis, message_id: &EcoString) -> Option<Link> {
         let user = self.user.as_ref()?;
-        let other = |id: &Option<CompactString>| id.clone().filter(|id| id != user);
+        let other = |id: &Option<EcoString>| id.clone().filter(|id| id != user);
         let anonymous = other(&self.anonymous);
         let previous = other(&self.previous).filter(|_| self.kind == Kind::Alias);
         (anonymous.is_some() || previous.is_some()).then(|| Link {
@@ -281,11 +303,11 @@ struct Parts<'a> {
     kind: Option<Cow<'a, str>>,
     event: Option<Cow<'a, str>>,
     name: Option<Cow<'a, str>>,
-    user: Option<CompactString>,
-    anonymous: Option<CompactString>,
-    previous: Option<CompactString>,
-    group: Option<CompactString>,
-    message_id: Option<CompactString>,
+    user: Option<EcoString>,
+    anonymous: Option<EcoString>,
+    previous: Option<EcoString>,
+    group: Option<EcoString>,
+    message_id: Option<EcoString>,
     timestamp: Option<(Millis, u64)>,
     original: Option<(Millis, u64)>,
     sent_at: Option<Millis>,
@@ -435,16 +457,16 @@ fn text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
     if reader.peek()? == Next::Text { reader.text().map(Some) } else { reader.skip().map(|_| None) }
 }
 
-fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<CompactString>) -> Result<Option<Rejection>, Fault> {
+fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<EcoString>) -> Result<Option<Rejection>, Fault> {
     *into = match reader.peek()? {
         Next::Null => reader.null().map(|()| None)?,
-        Next::Text => Some(reader.text()?.to_compact_string()).filter(|id| !id.is_empty()),
+        Next::Text => Some(EcoString::from(reader.text()?)).filter(|id| !id.is_empty()),
         Next::Number => {
             let number = reader.number()?;
             if number.contains(['.', 'e', 'E']) {
                 return Ok(Some(Rejection::new(Reason::NoId, format!("`{key}` is neither a string nor an integer"))));
             }
-            Some(number.to_compact_string())
+            Some(number.into())
         }
         _ => {
             reader.skip()?;
@@ -455,10 +477,10 @@ fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<CompactString>) -> R
     Ok(long.then(|| Rejection::new(Reason::NoId, format!("`{key}` is longer than {ID_BYTES_MAX} bytes"))))
 }
 
-fn message_id(reader: &mut Reader<'_>, into: &mut Option<CompactString>) -> Result<Option<Rejection>, Fault> {
+fn message_id(reader: &mut Reader<'_>, into: &mut Option<EcoString>) -> Result<Option<Rejection>, Fault> {
     match reader.peek()? {
         Next::Null => reader.null()?,
-        Next::Text => *into = Some(reader.text()?.to_compact_string()).filter(|id| !id.is_empty()),
+        Next::Text => *into = Some(EcoString::from(reader.text()?)).filter(|id| !id.is_empty()),
         _ => {
             reader.skip()?;
             return Ok(Some(invalid("`messageId` is not a string")));
@@ -487,33 +509,27 @@ fn instant(reader: &mut Reader<'_>, key: &str, into: &mut Option<(Millis, u64)>)
     }))
 }
 
-/// Makes events of calls. It keeps equal surroundings once, so each thread that decodes has its own.
+/// Makes events of calls. It keeps equal details once, so each thread that decodes has its own.
 #[derive(Debug)]
 pub struct Decoder {
     vocabulary: Arc<Vocabulary>,
-    contexts: HashSet<Arc<Context>>,
+    details: HashSet<Arc<Details>>,
     values: Vec<(Slot, Value)>,
 }
 
-/// Surroundings kept for sharing; past it the table is begun anew.
-const CONTEXTS_MAX: usize = 1 << 16;
+/// Details kept for sharing: as many as stay near. Past it the table is begun anew.
+const DETAILS_MAX: usize = 1 << 12;
 
 impl Decoder {
     /// A decoder that keeps what `vocabulary` names.
     pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
-        Decoder { vocabulary, contexts: HashSet::new(), values: Vec::new() }
+        Decoder { vocabulary, details: HashSet::new(), values: Vec::new() }
     }
 
     /// The compact record of a call at its time; `position` is filled in when the log has given one.
-    pub fn event(
-        &mut self,
-        call: &Call<'_>,
-        timestamp: Millis,
-        message_id: &CompactString,
-    ) -> Result<Event, Rejection> {
+    pub fn event(&mut self, mut call: Call<'_>, timestamp: Millis, message_id: EcoString) -> Result<Event, Rejection> {
         let is_activity = call.kind.is_activity();
         let name = if is_activity { self.vocabulary.name(&call.event) } else { NameId::NONE };
-        let mut context = call.surroundings.clone();
         self.values.clear();
         for (key, value) in &call.properties {
             extract_member(&mut Reader::new(value), key, self.vocabulary.property_wants(name), 0, &mut self.values)?;
@@ -521,25 +537,26 @@ impl Decoder {
         if let (Some(text), wants @ [_, ..]) = (call.context, self.vocabulary.context_wants(name)) {
             extract(&mut Reader::new(text), wants, 0, &mut self.values)?;
         }
+        let page = if is_activity { page(&call)? } else { None };
+        let mut context = std::mem::take(&mut call.surroundings);
         if is_activity {
-            context.page = page(call)?.or(context.page);
+            context.page = page.or(context.page);
         } else {
             context = Context { consent: context.consent, timezone: context.timezone, ..Context::default() };
         }
         if call.kind == Kind::Identify {
-            context.told = call.traits.iter().map(|(key, value)| (key.to_compact_string(), (*value).into())).collect();
+            context.told = call.traits.iter().map(|(key, value)| (key.as_ref().into(), (*value).into())).collect();
         }
         self.values.sort_unstable_by_key(|(slot, _)| *slot);
         Ok(Event {
             timestamp,
             position: 0,
-            kind: call.kind,
+            message_id,
+            details: self.share(context),
             name,
+            kind: call.kind,
             known: call.user.is_some(),
-            own: call.own().clone(),
-            message_id: message_id.clone(),
-            values: self.values.as_slice().into(),
-            context: self.share(context),
+            own: call.user.or(call.anonymous).expect("a call without ids was refused by `parse`"),
         })
     }
 
@@ -548,32 +565,34 @@ impl Decoder {
         self.vocabulary.check_schema(&call.event, &call.properties)
     }
 
-    fn share(&mut self, context: Context) -> Option<Arc<Context>> {
-        if context == Context::default() {
+    fn share(&mut self, context: Context) -> Option<Arc<Details>> {
+        if self.values.is_empty() && context == Context::default() {
             return None;
         }
-        if self.contexts.len() >= CONTEXTS_MAX {
-            self.contexts.clear();
+        let tells = context.timezone.is_some() || !context.consent.is_empty() || !context.told.is_empty();
+        let details = Details { values: self.values.as_slice().into(), context, tells };
+        if self.details.len() >= DETAILS_MAX {
+            self.details.clear();
         }
-        Some(Arc::clone(self.contexts.get_or_insert_with(&context, |context| Arc::new(context.clone()))))
+        Some(Arc::clone(self.details.get_or_insert_with(&details, |details| Arc::new(details.clone()))))
     }
 }
 
 /// A path that some definition names, below `properties` or `context`.
-pub type Want = (Box<[CompactString]>, Slot);
+pub type Want = (Box<[EcoString]>, Slot);
 
 /// The page: `properties.page`, `properties.path`, `context.page.path` or `name`, the first that is a text.
-fn page(call: &Call<'_>) -> Result<Option<CompactString>, Fault> {
+fn page(call: &Call<'_>) -> Result<Option<EcoString>, Fault> {
     for wanted in ["page", "path"] {
         // The last of a repeated key stands.
         if let Some((_, value)) = call.properties.iter().rev().find(|(key, _)| key == wanted)
             && let Some(page) = text(&mut Reader::new(value))?
         {
-            return Ok(Some(page.to_compact_string()));
+            return Ok(Some(page.into()));
         }
     }
     let in_context = call.surroundings.page.clone();
-    Ok(in_context.or_else(|| call.page_name.as_ref().map(|name| name.to_compact_string())))
+    Ok(in_context.or_else(|| call.page_name.as_deref().map(EcoString::from)))
 }
 
 fn extract(
@@ -610,11 +629,11 @@ pub fn value(reader: &mut Reader<'_>) -> Result<Value, Fault> {
     Ok(match reader.peek()? {
         Next::Null => reader.null().map(|()| Value::Null)?,
         Next::Bool => Value::Bool(reader.bool()?),
-        Next::Text => Value::Text(reader.text()?.to_compact_string()),
+        Next::Text => Value::Text(reader.text()?.into()),
         Next::Object => reader.skip().map(|_| Value::Object)?,
         Next::Number => {
             let number = reader.number()?;
-            Number::parse(number).map_or_else(|| Value::Huge(number.to_compact_string()), Value::Number)
+            Number::parse(number).map_or_else(|| Value::Huge(number.into()), Value::Number)
         }
         Next::List => {
             let mut items = Vec::new();
@@ -628,10 +647,10 @@ pub fn value(reader: &mut Reader<'_>) -> Result<Value, Fault> {
 }
 
 fn read_context(reader: &mut Reader<'_>, context: &mut Context) -> Result<(), Fault> {
-    let mut campaign: [Option<CompactString>; 3] = [None, None, None];
+    let mut campaign: [Option<EcoString>; 3] = [None, None, None];
     reader.object(|reader, key| {
         match &*key {
-            "timezone" => context.timezone = text(reader)?.map(|zone| zone.to_compact_string()),
+            "timezone" => context.timezone = text(reader)?.map(|zone| zone.into()),
             "page" => members(reader, &["path"], |_, page| context.page = Some(page))?,
             "device" => members(reader, &["type"], |_, device| context.device = Some(device))?,
             "os" => members(reader, &["name"], |_, os| context.os = Some(os))?,
@@ -652,7 +671,7 @@ fn read_context(reader: &mut Reader<'_>, context: &mut Context) -> Result<(), Fa
 }
 
 /// The string members of an object that `keys` name, by their place in it.
-fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, CompactString)) -> Result<(), Fault> {
+fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, EcoString)) -> Result<(), Fault> {
     if reader.peek()? != Next::Object {
         return reader.skip().map(|_| ());
     }
@@ -660,7 +679,7 @@ fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, 
         match keys.iter().position(|wanted| *wanted == key) {
             Some(which) => {
                 if let Some(text) = text(reader)?.filter(|text| !text.is_empty()) {
-                    found(which, text.to_compact_string());
+                    found(which, text.into());
                 }
             }
             None => {
@@ -671,7 +690,7 @@ fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, 
     })
 }
 
-fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<(CompactString, bool)>) -> Result<(), Fault> {
+fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<(EcoString, bool)>) -> Result<(), Fault> {
     if reader.peek()? != Next::Object {
         return reader.skip().map(|_| ());
     }
@@ -681,10 +700,20 @@ fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<(CompactString, bool)
         }
         reader.object(|reader, purpose| {
             if reader.peek()? == Next::Bool {
-                consent.push((purpose.to_compact_string(), reader.bool()?));
+                consent.push((purpose.into(), reader.bool()?));
                 return Ok(());
             }
             reader.skip().map(|_| ())
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_fits_a_line_of_cache() {
+        assert_eq!(size_of::<Event>(), 64);
+    }
 }

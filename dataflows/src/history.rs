@@ -47,8 +47,14 @@ pub trait Fold {
     );
     /// What `back` needs to return here.
     fn mark(&self, state: &Self::State) -> Self::Mark;
-    /// Returns to `mark`, taking off all effects since. `entries` are still those that were folded.
-    fn back(&self, state: &mut Self::State, mark: &Self::Mark, entries: &[Self::Entry], effects: &mut Self::Effects);
+    /// Returns to `mark`, or to the start, taking off all effects since. `entries` are still those that were folded.
+    fn back(
+        &self,
+        state: &mut Self::State,
+        mark: Option<&Self::Mark>,
+        entries: &[Self::Entry],
+        effects: &mut Self::Effects,
+    );
 }
 
 /// A place to return to: after `folded` entries and the instant `at`.
@@ -78,6 +84,11 @@ impl<F: Fold> History<F> {
         &self.state
     }
 
+    /// The same, to note there what is not folded.
+    pub fn state_mut(&mut self) -> &mut F::State {
+        &mut self.state
+    }
+
     /// All entries, in order, those of the future too.
     pub fn entries(&self) -> &[F::Entry] {
         &self.entries
@@ -94,8 +105,8 @@ impl<F: Fold> History<F> {
         if self.folded == 0 { next } else { next.min(fold.due(&self.state)) }
     }
 
-    /// Puts an entry in its place.
-    pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects) {
+    /// Puts an entry in its place; whether that was one that had been folded over.
+    pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects) -> bool {
         let place = match self.entries.last() {
             Some(last) if F::order(last, &entry).is_ge() => {
                 self.entries.partition_point(|other| F::order(other, &entry).is_lt())
@@ -103,10 +114,16 @@ impl<F: Fold> History<F> {
             _ => self.entries.len(),
         };
         // An instant is stepped whole, so an entry at the last instant is late too.
-        if F::instant(&entry) <= self.at {
+        let late = F::instant(&entry) <= self.at;
+        if late {
             self.back(place, F::instant(&entry), fold, effects);
         }
+        if self.entries.len() == self.entries.capacity() {
+            // All entries are kept: doubling would leave a third of the memory empty.
+            self.entries.reserve_exact(self.entries.len() / 4 + 4);
+        }
         self.entries.insert(place, entry);
+        late
     }
 
     /// Takes all entries out that `leaves` names, in order.
@@ -139,10 +156,14 @@ impl<F: Fold> History<F> {
         }
     }
 
-    /// Goes back to the beginning, taking all effects off, to go on under another fold.
-    pub fn restart(&mut self, old: &F, new: &F, effects: &mut F::Effects) {
-        self.back(0, Millis::MIN, old, effects);
-        self.state = new.start();
+    /// Goes back to the beginning, taking all effects off.
+    pub fn rewind(&mut self, fold: &F, effects: &mut F::Effects) {
+        self.back(0, Millis::MIN, fold, effects);
+    }
+
+    /// Goes on from the beginning under another fold.
+    pub fn begin(&mut self, fold: &F) {
+        self.state = fold.start();
     }
 
     /// Goes back to a place before entry `place` and before the instant `instant`.
@@ -150,16 +171,9 @@ impl<F: Fold> History<F> {
         while self.places.last().is_some_and(|last| last.folded > place || last.at >= instant) {
             self.places.pop();
         }
-        match self.places.last() {
-            Some(last) => {
-                fold.back(&mut self.state, &last.mark, &self.entries, effects);
-                (self.folded, self.at) = (last.folded, last.at);
-            }
-            None => {
-                fold.back(&mut self.state, &fold.mark(&fold.start()), &self.entries, effects);
-                (self.folded, self.at) = (0, Millis::MIN);
-            }
-        }
+        let last = self.places.last();
+        fold.back(&mut self.state, last.map(|last| &last.mark), &self.entries, effects);
+        (self.folded, self.at) = last.map_or((0, Millis::MIN), |last| (last.folded, last.at));
     }
 
     /// Drops marks so that the gap around a distance is at most about half that distance.
@@ -222,7 +236,8 @@ mod tests {
         fn mark(&self, state: &Sum) -> Self::Mark {
             (state.total, state.head, state.seen.len(), state.total)
         }
-        fn back(&self, state: &mut Sum, mark: &Self::Mark, _: &[Self::Entry], effects: &mut i64) {
+        fn back(&self, state: &mut Sum, mark: Option<&Self::Mark>, _: &[Self::Entry], effects: &mut i64) {
+            let mark = mark.unwrap_or(&(0, 0, 0, 0));
             *effects += mark.0 - state.total;
             (state.total, state.head) = (mark.0, mark.1);
             state.seen.truncate(mark.2);
@@ -248,10 +263,10 @@ mod tests {
                     0 if !entries.is_empty() => {
                         let gone = entries.swap_remove(random(entries.len() as u64) as usize);
                         let mut left = history.extract(|entry| *entry == gone, &Rolling, &mut effects);
-                        left.drain(1..).for_each(|again| history.insert(again, &Rolling, &mut effects));
+                        left.drain(1..).for_each(|again| drop(history.insert(again, &Rolling, &mut effects)));
                     }
                     1 => clock += random(7) as Millis,
-                    2 => history.restart(&Rolling, &Rolling, &mut effects),
+                    2 => history.rewind(&Rolling, &mut effects),
                     _ => {
                         let entry = (clock - 20 + random(25) as Millis, random(100) as i64);
                         entries.push(entry);

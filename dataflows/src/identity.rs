@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::event::Link;
 use crate::time::Millis;
 
 /// An id, as it was written.
-pub type Id = CompactString;
+pub type Id = EcoString;
 
 /// Something that changes who is whom.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,12 +26,12 @@ pub enum Change {
     /// The edge between two ids is struck, now and for later events.
     Unlink(Id, Id),
     /// An event was taken back: own id, message id.
-    Retract(Id, CompactString),
+    Retract(Id, EcoString),
     /// From now on no component grows beyond so many ids by an edge that is accepted.
     Limit(usize),
 }
 
-/// A person's ids, where they changed: the least of them by bytes is the key.
+/// A person's ids, where they changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Component {
     /// Where the person's history is kept.
@@ -40,17 +40,30 @@ pub struct Component {
     pub ids: Vec<Id>,
 }
 
+/// An id's history goes from one person to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// The id.
+    pub id: Id,
+    /// The key of the person it belonged to.
+    pub from: Id,
+    /// The key of the person it belongs to now.
+    pub to: Id,
+}
+
 /// What a time's changes did.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Components that are new or other than before. An id of an old one stands in exactly one of them.
     pub components: Vec<Component>,
+    /// Ids that belong to another key than before.
+    pub moves: Vec<Move>,
     /// Log positions of the calls whose edges were refused.
     pub refused: Vec<u64>,
 }
 
 /// What an event says of an anonymous id: ordered as events are, so that the least one counts.
-type Claim = (Millis, CompactString, Id);
+type Claim = (Millis, EcoString, Id);
 
 /// Who is whom.
 #[derive(Debug)]
@@ -59,11 +72,13 @@ pub struct Identity {
     /// By anonymous id, all that claim it.
     claims: HashMap<Id, BTreeSet<Claim>>,
     /// By ordered pair of ids, the aliases that join them, by event.
-    aliases: HashMap<(Id, Id), BTreeSet<(Id, CompactString)>>,
+    aliases: HashMap<(Id, Id), BTreeSet<(Id, EcoString)>>,
     /// The links of an event, by its own id and message id, to take them back.
-    links: HashMap<(Id, CompactString), Link>,
+    links: HashMap<(Id, EcoString), Link>,
     struck: HashSet<(Id, Id)>,
     neighbours: HashMap<Id, BTreeMap<Id, u32>>,
+    /// Ids that calls with a link bear as `userId`, and how many do.
+    users: HashMap<Id, u32>,
     keys: HashMap<Id, Id>,
     /// Accepted, but dated after the clock: they take part in nothing yet.
     future: BTreeMap<(Millis, u64), Link>,
@@ -80,6 +95,7 @@ impl Identity {
             links: HashMap::new(),
             struck: HashSet::new(),
             neighbours: HashMap::new(),
+            users: HashMap::new(),
             keys: HashMap::new(),
             future: BTreeMap::new(),
             touched: BTreeSet::new(),
@@ -110,7 +126,9 @@ impl Identity {
                 refused.push(link.position);
             }
         }
-        Outcome { components: self.components(), refused }
+        let mut outcome = Outcome { refused, ..Outcome::default() };
+        self.components(&mut outcome);
+        outcome
     }
 
     /// The key of the person an id belongs to, if it is linked to any other.
@@ -137,7 +155,7 @@ impl Identity {
         true
     }
 
-    fn retract(&mut self, own: Id, message_id: CompactString) {
+    fn retract(&mut self, own: Id, message_id: EcoString) {
         self.future.retain(|_, link| link.user != own || link.message_id != message_id);
         if let Some(link) = self.links.remove(&(own, message_id)) {
             self.state(&link, false);
@@ -146,6 +164,11 @@ impl Identity {
 
     /// States or takes back what one call says.
     fn state(&mut self, link: &Link, stated: bool) {
+        let calls = self.users.entry(link.user.clone()).or_insert(0);
+        *calls = if stated { *calls + 1 } else { *calls - 1 };
+        if *calls == 0 {
+            self.users.remove(&link.user);
+        }
         if let Some(previous) = &link.previous {
             let pair = ordered(&link.user, previous);
             let events = self.aliases.entry(pair.clone()).or_default();
@@ -240,24 +263,27 @@ impl Identity {
         found
     }
 
-    /// The components that the ids touched are in now, as far as they are other than before.
-    fn components(&mut self) -> Vec<Component> {
-        let mut components = Vec::new();
+    /// The components that the ids touched are in now, as far as they are other than before. The key is an id that calls
+    /// bear as `userId`, since most of what comes later comes under it; else the least.
+    fn components(&mut self, outcome: &mut Outcome) {
         let mut open = std::mem::take(&mut self.touched);
         while let Some(id) = open.pop_first() {
             let ids = self.component_of(&id);
-            let key = ids.first().expect("it holds the id itself").clone();
+            let key = ids.iter().find(|id| self.users.contains_key(*id)).or(ids.first());
+            let key = key.expect("it holds the id itself").clone();
             for id in &ids {
                 open.remove(id);
-                if ids.len() == 1 {
-                    self.keys.remove(id);
-                } else {
-                    self.keys.insert(id.clone(), key.clone());
+                let before = match key == *id {
+                    true => self.keys.remove(id),
+                    false => self.keys.insert(id.clone(), key.clone()),
+                };
+                let from = before.unwrap_or_else(|| id.clone());
+                if from != key {
+                    outcome.moves.push(Move { id: id.clone(), from, to: key.clone() });
                 }
             }
-            components.push(Component { key, ids: ids.into_iter().collect() });
+            outcome.components.push(Component { key, ids: ids.into_iter().collect() });
         }
-        components
     }
 }
 

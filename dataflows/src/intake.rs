@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use compact_str::{CompactString, ToCompactString};
+use ecow::EcoString;
 use sha2::{Digest, Sha256};
 
 use crate::admission::{Admission, Verdict};
@@ -38,23 +38,25 @@ pub enum Line {
     /// The clock goes on to this instant.
     Clock(Millis),
     /// An event is taken back: own id, message id.
-    Retract(CompactString, CompactString),
+    Retract(EcoString, EcoString),
     /// The edge between two ids is struck.
-    Unlink(CompactString, CompactString),
+    Unlink(EcoString, EcoString),
 }
 
 impl Prepared {
     /// Makes a call ready, with the time and message id that its door settled on.
     pub fn new(
-        call: &Call<'_>,
+        call: Call<'_>,
         timestamp: Millis,
-        message_id: CompactString,
+        message_id: EcoString,
         decoder: &mut Decoder,
         secret: &[u8; 16],
     ) -> Result<Prepared, Rejection> {
-        let event = decoder.event(call, timestamp, &message_id)?;
-        let key = Admission::key(secret, &event.own, &message_id);
-        Ok(Prepared { link: call.link(timestamp, &message_id).map(Box::new), event, key, content: call.content })
+        let link = call.link(timestamp, &message_id).map(Box::new);
+        let content = call.content;
+        let event = decoder.event(call, timestamp, message_id)?;
+        let key = Admission::key(secret, &event.own, &event.message_id);
+        Ok(Prepared { event, link, key, content })
     }
 }
 
@@ -78,11 +80,11 @@ pub fn prepare(line: &str, decoder: &mut Decoder, secret: &[u8; 16]) -> Result<L
     decoder.check(&call)?;
     let timestamp = call.timestamp.ok_or_else(|| Rejection::new(Reason::BadTimestamp, "`timestamp` is missing"))?;
     let message_id = call.message_id.clone().unwrap_or_else(|| line_id(line));
-    Ok(Line::Event(Prepared::new(&call, timestamp, message_id, decoder, secret)?))
+    Ok(Line::Event(Prepared::new(call, timestamp, message_id, decoder, secret)?))
 }
 
 /// The message id of a line that has none.
-fn line_id(line: &str) -> CompactString {
+fn line_id(line: &str) -> EcoString {
     let digest = Sha256::digest(line.as_bytes());
     digest.iter().take(16).fold(String::from("line:"), |id, byte| id + &format!("{byte:02x}")).into()
 }
@@ -90,7 +92,7 @@ fn line_id(line: &str) -> CompactString {
 /// A line that is no call but moves the clock or corrects.
 fn control(line: &str) -> Result<Option<Line>, Rejection> {
     let (mut kind, mut to) = (None, None);
-    let mut texts: [Option<CompactString>; 4] = [const { None }; 4];
+    let mut texts: [Option<EcoString>; 4] = [const { None }; 4];
     let mut reader = Reader::new(line);
     if reader.peek()? != Next::Object {
         return Ok(None);
@@ -100,7 +102,7 @@ fn control(line: &str) -> Result<Option<Line>, Rejection> {
         match (&*key, reader.peek()?) {
             ("type", Next::Text) => kind = Some(reader.text()?),
             ("to", Next::Number) => to = reader.number()?.parse().ok(),
-            (_, Next::Text) if place.is_some() => texts[place.unwrap_or(0)] = Some(reader.text()?.to_compact_string()),
+            (_, Next::Text) if place.is_some() => texts[place.unwrap_or(0)] = Some(reader.text()?.into()),
             _ => {
                 reader.skip()?;
             }
@@ -199,13 +201,13 @@ impl Sequencer {
     }
 
     /// An event is taken back.
-    pub fn retract(&mut self, position: u64, own: CompactString, message_id: CompactString) {
+    pub fn retract(&mut self, position: u64, own: EcoString, message_id: EcoString) {
         self.step.links.push((position, Change::Retract(own.clone(), message_id.clone())));
         self.record(Record::Retract(position, own, message_id));
     }
 
     /// An edge between two ids is struck.
-    pub fn unlink(&mut self, position: u64, a: CompactString, b: CompactString) {
+    pub fn unlink(&mut self, position: u64, a: EcoString, b: EcoString) {
         self.step.links.push((position, Change::Unlink(a, b)));
     }
 

@@ -6,8 +6,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use compact_str::CompactString;
-use hashbrown::HashMap;
+use std::hash::BuildHasher;
+
+use ecow::EcoString;
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
 
 use crate::history::{Fold, History};
 use crate::time::Millis;
@@ -15,28 +18,41 @@ use crate::time::Millis;
 /// One key's history.
 pub struct Slot<F: Fold> {
     /// The key.
-    pub key: CompactString,
-    /// All ids that share the history, the key among them, in order.
-    pub ids: Box<[CompactString]>,
+    pub key: EcoString,
+    /// All ids that share the history, in order; none: the key alone.
+    ids: Option<Box<[EcoString]>>,
     /// The history.
     pub history: History<F>,
-    arrived: Vec<F::Entry>,
     touched: bool,
     /// The earliest instant at which the heap will bring it up.
     scheduled: Millis,
 }
 
+impl<F: Fold> Slot<F> {
+    /// All ids that share the history, in order.
+    pub fn ids(&self) -> &[EcoString] {
+        self.ids.as_deref().unwrap_or(std::slice::from_ref(&self.key))
+    }
+}
+
 /// Histories by key.
 pub struct Keyed<F: Fold> {
     slots: Vec<Slot<F>>,
-    index: HashMap<CompactString, usize>,
-    due: BinaryHeap<Reverse<(Millis, usize)>>,
-    touched: Vec<usize>,
+    index: HashTable<u32>,
+    hasher: FixedState,
+    due: BinaryHeap<Reverse<(Millis, u32)>>,
+    touched: Vec<u32>,
 }
 
 impl<F: Fold> Default for Keyed<F> {
     fn default() -> Self {
-        Keyed { slots: Vec::new(), index: HashMap::new(), due: BinaryHeap::new(), touched: Vec::new() }
+        Keyed {
+            slots: Vec::new(),
+            index: HashTable::new(),
+            hasher: FixedState::default(),
+            due: BinaryHeap::new(),
+            touched: Vec::new(),
+        }
     }
 }
 
@@ -48,35 +64,45 @@ impl<F: Fold> Keyed<F> {
 
     /// The slot of a key.
     pub fn get(&self, key: &str) -> Option<&Slot<F>> {
-        self.index.get(key).map(|slot| &self.slots[*slot])
+        let slot = self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key)?;
+        Some(&self.slots[*slot as usize])
     }
 
-    /// An entry came; it takes its place when the histories are next advanced.
-    pub fn insert(&mut self, key: &CompactString, entry: F::Entry, fold: &F) {
+    /// An entry came; it is folded when the histories are next advanced. What it unsettles is taken off at once.
+    pub fn insert(
+        &mut self,
+        key: &EcoString,
+        entry: F::Entry,
+        fold: &F,
+        effects: &mut F::Effects,
+        unsettled: impl FnOnce(&mut Slot<F>, &mut F::Effects),
+    ) {
         let slot = self.touch(key, fold);
-        self.slots[slot].arrived.push(entry);
+        let slot = &mut self.slots[slot as usize];
+        if slot.history.insert(entry, fold, effects) {
+            unsettled(slot, effects);
+        }
     }
 
     /// These ids share the history of this key from now on.
-    pub fn share(&mut self, key: &CompactString, ids: Vec<CompactString>, fold: &F) {
+    pub fn share(&mut self, key: &EcoString, ids: Vec<EcoString>, fold: &F) {
         let slot = self.touch(key, fold);
-        self.slots[slot].ids = ids.into();
+        self.slots[slot as usize].ids = (ids.len() > 1).then(|| ids.into());
     }
 
-    /// Takes entries out, those too that came at this time.
+    /// Takes entries out.
     pub fn extract(
         &mut self,
-        key: &CompactString,
+        key: &EcoString,
         leaves: impl Fn(&F::Entry) -> bool,
         fold: &F,
         effects: &mut F::Effects,
-        mut settled: impl FnMut(&Slot<F>, &mut F::Effects),
+        unsettled: impl FnOnce(&mut Slot<F>, &mut F::Effects),
     ) -> Vec<F::Entry> {
         let slot = self.touch(key, fold);
-        let slot = &mut self.slots[slot];
-        let mut gone = slot.history.extract(&leaves, fold, effects);
-        settled(slot, effects);
-        gone.extend(slot.arrived.extract_if(.., |entry| leaves(entry)));
+        let slot = &mut self.slots[slot as usize];
+        let gone = slot.history.extract(leaves, fold, effects);
+        unsettled(slot, effects);
         gone
     }
 
@@ -86,23 +112,19 @@ impl<F: Fold> Keyed<F> {
         clock: Millis,
         fold: &F,
         effects: &mut F::Effects,
-        mut settled: impl FnMut(&Slot<F>, &mut F::Effects),
+        mut settled: impl FnMut(&mut Slot<F>, &mut F::Effects),
     ) {
         while let Some(Reverse((at, slot))) = self.due.peek().copied().filter(|Reverse((at, _))| *at <= clock) {
             self.due.pop();
             // Others were superseded by an earlier one, which has already brought it up.
-            if self.slots[slot].scheduled == at {
-                self.slots[slot].scheduled = Millis::MAX;
+            if self.slots[slot as usize].scheduled == at {
+                self.slots[slot as usize].scheduled = Millis::MAX;
                 self.mark_touched(slot);
             }
         }
         for number in std::mem::take(&mut self.touched) {
-            let slot = &mut self.slots[number];
+            let slot = &mut self.slots[number as usize];
             slot.touched = false;
-            slot.arrived.sort_unstable_by(F::order);
-            for entry in slot.arrived.drain(..) {
-                slot.history.insert(entry, fold, effects);
-            }
             slot.history.advance(clock, fold, effects);
             settled(slot, effects);
             let due = slot.history.due(fold);
@@ -119,37 +141,42 @@ impl<F: Fold> Keyed<F> {
         old: &F,
         new: &F,
         effects: &mut F::Effects,
-        mut settled: impl FnMut(&Slot<F>, &mut F::Effects),
+        mut unsettled: impl FnMut(&mut Slot<F>, &mut F::Effects),
     ) {
         for number in 0..self.slots.len() {
-            self.slots[number].history.restart(old, new, effects);
-            settled(&self.slots[number], effects);
-            self.mark_touched(number);
+            let slot = &mut self.slots[number];
+            slot.history.rewind(old, effects);
+            unsettled(slot, effects);
+            slot.history.begin(new);
+            self.mark_touched(number as u32);
         }
     }
 
-    fn touch(&mut self, key: &CompactString, fold: &F) -> usize {
-        let slot = match self.index.get(key) {
+    fn touch(&mut self, key: &EcoString, fold: &F) -> u32 {
+        let hash = self.hasher.hash_one(key.as_str());
+        let slot = match self.index.find(hash, |slot| self.slots[*slot as usize].key == *key) {
             Some(slot) => *slot,
             None => {
+                let number = self.slots.len() as u32;
+                let (slots, hasher) = (&self.slots, &self.hasher);
+                let rehash = |slot: &u32| hasher.hash_one(slots[*slot as usize].key.as_str());
+                self.index.insert_unique(hash, number, rehash);
                 self.slots.push(Slot {
                     key: key.clone(),
-                    ids: Box::new([key.clone()]),
+                    ids: None,
                     history: History::new(fold),
-                    arrived: Vec::new(),
                     touched: false,
                     scheduled: Millis::MAX,
                 });
-                self.index.insert(key.clone(), self.slots.len() - 1);
-                self.slots.len() - 1
+                number
             }
         };
         self.mark_touched(slot);
         slot
     }
 
-    fn mark_touched(&mut self, slot: usize) {
-        if !std::mem::replace(&mut self.slots[slot].touched, true) {
+    fn mark_touched(&mut self, slot: u32) {
+        if !std::mem::replace(&mut self.slots[slot as usize].touched, true) {
             self.touched.push(slot);
         }
     }

@@ -8,10 +8,11 @@ mod make;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use compact_str::CompactString;
+use ecow::EcoString;
 
 use crate::condition::{Condition, Term};
 use crate::definitions::{self, Definitions, Model, SessionField};
+use crate::profile::Layout;
 use crate::time::Millis;
 use crate::total::Total;
 use crate::value::Value;
@@ -27,7 +28,7 @@ pub enum Field {
     /// A value of the event.
     Slot(Slot),
     /// A trait told by identify, and the path inside it.
-    Told(CompactString, Box<[CompactString]>),
+    Told(EcoString, Box<[EcoString]>),
     /// A computed trait, by number.
     Computed(usize),
 }
@@ -50,8 +51,8 @@ pub struct Feed {
     pub field: Option<Field>,
     /// Whether events emitted by timers are seen.
     pub emitted: bool,
-    /// Whether what is seen is kept, since some aggregate lets it go again.
-    pub kept: bool,
+    /// The tape on which what is seen is kept, where some aggregate needs more of it than a count or a sum.
+    pub kept: Option<usize>,
     /// The aggregates that it feeds.
     pub aggregates: Vec<usize>,
 }
@@ -94,8 +95,8 @@ impl Op {
 /// A value kept over the events of one feed: a computed trait, or how often something was performed.
 #[derive(Clone, Debug)]
 pub struct Aggregate {
-    /// The feed it belongs to.
-    pub feed: usize,
+    /// The tape on which its feed keeps what is seen, where it does.
+    pub tape: usize,
     /// How values are put together.
     pub op: Op,
     /// The window, ms; none: everything.
@@ -132,7 +133,7 @@ pub enum SessionOp {
 #[derive(Clone, Debug)]
 pub struct TraitPlan {
     /// Its name.
-    pub name: CompactString,
+    pub name: EcoString,
     /// Where it comes from.
     pub source: TraitSource,
 }
@@ -143,7 +144,7 @@ pub enum Test {
     /// A computed trait.
     Computed(usize, definitions::TraitTest),
     /// A told trait.
-    Told(CompactString, definitions::TraitTest),
+    Told(EcoString, definitions::TraitTest),
     /// A class of visitor.
     Visitor(definitions::Visitor),
     /// How many sessions began in a window.
@@ -180,6 +181,8 @@ pub enum Window {
 pub struct SequencePlan {
     /// The steps that happen.
     pub steps: Vec<StepPlan>,
+    /// The place of the first of them among the steps of all sequences.
+    pub first_step: usize,
     /// What must not happen after them.
     pub absence: Option<AbsencePlan>,
     /// How long a completion counts, ms; none: for ever.
@@ -216,7 +219,7 @@ pub struct AbsencePlan {
 #[derive(Clone, Debug)]
 pub struct SegmentPlan {
     /// Its name.
-    pub name: CompactString,
+    pub name: EcoString,
     /// Its condition.
     pub test: Test,
     /// The windows it reads, directly or through traits and other segments.
@@ -281,7 +284,7 @@ pub struct Emission {
 #[derive(Clone, Debug)]
 pub struct StatePlan {
     /// Its name.
-    pub name: CompactString,
+    pub name: EcoString,
     /// The ways out by event, in the order of the file.
     pub transitions: Vec<Transition>,
     /// The ways out by time, in the order of the file.
@@ -296,7 +299,7 @@ pub struct StatePlan {
 #[derive(Clone, Debug)]
 pub struct JourneyPlan {
     /// Its name.
-    pub name: CompactString,
+    pub name: EcoString,
     /// The state everyone begins in.
     pub start: usize,
     /// Its states, by name.
@@ -344,7 +347,7 @@ impl Schedule {
 #[derive(Clone, Debug)]
 pub struct CampaignPlan {
     /// Its name.
-    pub name: CompactString,
+    pub name: EcoString,
     /// What begins it.
     pub cause: Cause,
     /// For an event: holds for those that count.
@@ -354,7 +357,7 @@ pub struct CampaignPlan {
     /// Only members of this segment.
     pub audience: Option<usize>,
     /// Only with this consent.
-    pub consent: Option<CompactString>,
+    pub consent: Option<EcoString>,
     /// At most so many in so long, counted over these campaigns.
     pub cap: Option<(u64, Millis, Vec<usize>)>,
     /// Sent no sooner than so long after, ms.
@@ -382,7 +385,7 @@ pub struct TouchRule {
 #[derive(Clone, Debug)]
 pub struct ConversionRule {
     /// Its name.
-    pub name: CompactString,
+    pub name: EcoString,
     /// Holds for the events that count.
     pub rule: Option<Rule>,
     /// What tells one conversion from another.
@@ -440,6 +443,12 @@ pub struct Plan {
     pub aggregates: Vec<Aggregate>,
     /// How many aggregates have a bag.
     pub bags: usize,
+    /// How many feeds keep what they see.
+    pub keeps: usize,
+    /// How many steps all sequences have.
+    pub steps: usize,
+    /// Where a profile has what it keeps for each definition.
+    pub layout: Layout,
     /// Computed traits, by name.
     pub traits: Vec<TraitPlan>,
     /// Windows over sessions: spans, ms; the first is everything.
@@ -447,7 +456,7 @@ pub struct Plan {
     /// Segments to judge again when sessions of a window change.
     pub session_readers: Vec<Vec<usize>>,
     /// Paths inside told traits that conditions read, by top-level key.
-    pub told_paths: Vec<(CompactString, Box<[CompactString]>)>,
+    pub told_paths: Vec<(EcoString, Box<[EcoString]>)>,
     /// Segments to judge again when what is told changes.
     pub told_readers: Vec<usize>,
     /// Segments to judge again when the class of visitor changes.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
@@ -47,9 +47,9 @@ pub enum Record {
     /// An accepted event.
     Event(Event),
     /// An event that came before this log position is taken back: own id, message id.
-    Retract(u64, CompactString, CompactString),
+    Retract(u64, EcoString, EcoString),
     /// A worker's question, under its number.
-    Ask(usize, u64, Question),
+    Ask(usize, u64, Box<Question>),
     /// The clock goes on, on a worker.
     Tick(usize),
 }
@@ -58,11 +58,11 @@ pub enum Record {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Question {
     /// One profile, by any of its ids.
-    Profile(CompactString),
+    Profile(EcoString),
     /// A profile's rows of one view, newest first.
     History {
         /// Any id of the profile.
-        id: CompactString,
+        id: EcoString,
         /// Which rows.
         view: View,
         /// Which part of them.
@@ -71,16 +71,16 @@ pub enum Question {
     /// Members of a segment in order of public id, after one.
     Members {
         /// The segment's name.
-        segment: CompactString,
+        segment: EcoString,
         /// Only ids after this one.
-        after: Option<CompactString>,
+        after: Option<EcoString>,
         /// How many at most.
         limit: usize,
     },
     /// The next deadlines of a journey's timers.
     Deadlines {
         /// The journey's name.
-        journey: CompactString,
+        journey: EcoString,
         /// How many at most.
         limit: usize,
     },
@@ -88,6 +88,16 @@ pub enum Question {
     Totals,
     /// All rows of one view.
     Dump(View),
+}
+
+impl Question {
+    /// The id whose person it is about, if it is about one.
+    pub fn about(&self) -> Option<&EcoString> {
+        match self {
+            Question::Profile(id) | Question::History { id, .. } => Some(id),
+            _ => None,
+        }
+    }
 }
 
 /// What leaves the engine.
@@ -127,7 +137,7 @@ pub enum Answer {
     /// Rows of one profile, newest first, and how many there are in all.
     History(Rows, usize),
     /// Members: public id, since when.
-    Members(Vec<(CompactString, Millis)>),
+    Members(Vec<(EcoString, Millis)>),
     /// Deadlines: when, public id, what is emitted, the state moved to; and the totals of the same time.
     Deadlines(Vec<Deadline>, Vec<(Total, i128)>),
     /// Totals that this worker keeps.
@@ -135,4 +145,4 @@ pub enum Answer {
 }
 
 /// A deadline of a timer: when, public id, what is emitted, the state moved to.
-pub type Deadline = (Millis, CompactString, Option<CompactString>, Option<CompactString>);
+pub type Deadline = (Millis, EcoString, Option<EcoString>, Option<EcoString>);

@@ -1,6 +1,6 @@
 //! What is counted over people: the keys of the one differential collection of totals.
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 /// A number kept over all profiles.
@@ -17,15 +17,15 @@ pub enum Total {
     /// Sessions of one event.
     Bounces,
     /// Members of a segment.
-    Members(CompactString),
+    Members(EcoString),
     /// Profiles in a state: journey, state.
-    Inside(CompactString, CompactString),
+    Inside(EcoString, EcoString),
     /// Moves: journey, from, to, by which event; none: by a timer.
-    Moves(CompactString, CompactString, CompactString, Option<CompactString>),
+    Moves(EcoString, EcoString, EcoString, Option<EcoString>),
     /// Intents of a campaign, by the law's status.
-    Intents(CompactString, CompactString),
+    Intents(EcoString, EcoString),
     /// Credit in conversions, 10^-9: model, channel, campaign.
-    CreditConversions(CompactString, CompactString, CompactString),
+    CreditConversions(EcoString, EcoString, EcoString),
     /// Credit in value, 10^-9: model, channel, campaign.
-    CreditValue(CompactString, CompactString, CompactString),
+    CreditValue(EcoString, EcoString, EcoString),
 }

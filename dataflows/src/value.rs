@@ -2,7 +2,7 @@
 //!
 //! In goes one JSON value of an event; out comes a small ordered value that can be kept, compared and sent on.
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 use crate::number::Number;
@@ -18,9 +18,9 @@ pub enum Value {
     /// A number within range, as a decimal of 6 places.
     Number(Number),
     /// A string, ordered by its UTF-8 bytes.
-    Text(CompactString),
+    Text(EcoString),
     /// A JSON number beyond the range of [`Number`], by its text: not a number to any comparison, yet it can be an id.
-    Huge(CompactString),
+    Huge(EcoString),
     /// An array.
     List(Box<[Value]>),
     /// An object: present, and opaque. What lies inside is reached by its own path.

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use compact_str::{CompactString, ToCompactString};
+use ecow::EcoString;
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct Slot(pub u16);
 /// Names and paths, numbered.
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
-    names: HashMap<CompactString, NameId>,
+    names: HashMap<EcoString, NameId>,
     texts: Vec<Value>,
     slots: BTreeMap<Path, Slot>,
     properties: Vec<Vec<Want>>,
@@ -82,9 +82,9 @@ impl Vocabulary {
     /// Numbers a name.
     pub fn learn(&mut self, name: &str) -> NameId {
         let next = NameId(self.texts.len() as u32);
-        let id = *self.names.entry(name.to_compact_string()).or_insert(next);
+        let id = *self.names.entry(name.into()).or_insert(next);
         if id == next {
-            self.texts.push(Value::Text(name.to_compact_string()));
+            self.texts.push(Value::Text(name.into()));
             self.properties.push(Vec::new());
             self.context.push(Vec::new());
         }
@@ -100,7 +100,7 @@ impl Vocabulary {
             _ => &mut self.properties[name.0 as usize],
         };
         if !wants.iter().any(|(_, other)| *other == slot) {
-            wants.push((path.keys.iter().map(|key| key.to_compact_string()).collect(), slot));
+            wants.push((path.keys.iter().map(|key| key.into()).collect(), slot));
         }
         slot
     }

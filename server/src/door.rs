@@ -5,7 +5,7 @@
 
 use std::io::Read;
 
-use compact_str::{CompactString, format_compact};
+use ecow::{EcoString, eco_format};
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::json::{Next, Reader};
@@ -41,7 +41,7 @@ pub enum Arrived {
         /// Why.
         rejection: Rejection,
         /// Its message id, where it has one.
-        message_id: Option<CompactString>,
+        message_id: Option<EcoString>,
         /// As it was sent.
         body: Box<[u8]>,
     },
@@ -102,7 +102,7 @@ pub struct Door<'d> {
     /// How time is told.
     pub stamp: Stamp,
     /// Makes message ids for calls that have none.
-    pub fresh_id: fn() -> CompactString,
+    pub fresh_id: fn() -> EcoString,
 }
 
 impl Door<'_> {
@@ -153,9 +153,10 @@ impl Door<'_> {
         self.decoder.check(&call)?;
         let timestamp = settle(&call, call.sent_at.or(envelope.sent_at), self.stamp)?;
         let message_id = call.message_id.clone().unwrap_or_else(self.fresh_id);
-        let prepared = Prepared::new(&call, timestamp, message_id, self.decoder, self.secret)?;
         let undated = call.timestamp.is_none() && matches!(self.stamp, Stamp::Events(_));
-        Ok(Incoming { kind: call.kind, prepared, undated, body: text.into() })
+        let kind = call.kind;
+        let prepared = Prepared::new(call, timestamp, message_id, self.decoder, self.secret)?;
+        Ok(Incoming { kind, prepared, undated, body: text.into() })
     }
 }
 
@@ -241,11 +242,11 @@ impl<'a> Envelope<'a> {
 }
 
 /// The message id of a call that was refused, as far as it can be read.
-fn message_id(call: &str) -> Option<CompactString> {
+fn message_id(call: &str) -> Option<EcoString> {
     let mut found = None;
     let read = Reader::new(call).object(|reader, key| {
         if key == "messageId" && reader.peek()? == Next::Text {
-            found = Some(format_compact!("{}", reader.text()?));
+            found = Some(eco_format!("{}", reader.text()?));
             return Ok(());
         }
         reader.skip_roughly().map(|_| ())

@@ -96,7 +96,7 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
     let (kind, timestamp, message_id, body) =
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let call = Call::parse(body, Some(kind))?;
-    Prepared::new(&call, timestamp, message_id.into(), decoder, secret)
+    Prepared::new(call, timestamp, message_id.into(), decoder, secret)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Tokens first, then precedence as in CEL: `||`, `&&`, comparisons and `in`, `!` and `-`, members.
 
-use compact_str::CompactString;
+use ecow::EcoString;
 
 use super::{Comparison, Condition, ConditionError, Members, Path, Root, Term, TextTest};
 use crate::number::Number;
@@ -72,7 +72,7 @@ fn fail<T>(column: usize, message: impl Into<String>) -> Parsed<T> {
 enum Token<'t> {
     Word(&'t str),
     Number(Number),
-    Text(CompactString),
+    Text(EcoString),
     Symbol(&'static str),
     End,
 }
@@ -170,7 +170,7 @@ impl<'t> Lexer<'t> {
     fn text(&mut self, quote: char) -> Parsed<Token<'t>> {
         let start = self.column;
         self.take(1);
-        let mut text = CompactString::default();
+        let mut text = EcoString::default();
         loop {
             let column = self.column;
             text.push_str(self.take_while(|c| c != quote && c != '\\' && c != '\n' && c != '\r'));
@@ -499,7 +499,7 @@ impl<'t> Parser<'t> {
     }
 
     /// One more key of a path: `.key` or `["any key"]`. A `.name(` is left alone: it is a call.
-    fn key(&mut self) -> Parsed<Option<CompactString>> {
+    fn key(&mut self) -> Parsed<Option<EcoString>> {
         if self.at("[") {
             let Token::Text(key) = self.ahead(1).clone() else {
                 self.next += 1;

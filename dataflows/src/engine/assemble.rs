@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use differential_dataflow::hashable::Hashable;
 use differential_dataflow::operators::arrange::TraceAgent;
 use differential_dataflow::trace::implementations::KeySpine;
 use differential_dataflow::{AsCollection, VecCollection};
-use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
@@ -27,7 +26,7 @@ use timely::worker::Worker;
 use super::profiles::Profiles;
 use super::{Time, clock_of};
 use crate::event::Event;
-use crate::identity::{Change, Component, Id, Identity};
+use crate::identity::{Change, Component, Id, Identity, Move};
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
 use crate::protocol::{Answer, Question, Record, Step};
@@ -62,29 +61,26 @@ pub(super) struct Said {
     pub(super) answers: Vec<(u64, Answer)>,
 }
 
-/// What goes to the place where a person's history is kept.
+/// What links change, told to the worker that it concerns.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Routed {
-    /// An event of the person of this key; none: of its own id.
-    Event(Option<Id>, Event),
-    /// An event before a log position is taken back: key, position, own id, message id.
-    Retract(Id, u64, Id, CompactString),
-    /// These ids are one person.
+pub(super) enum Assignment {
+    /// To the worker of an id: where its events belong from now on.
+    Home(Id, Id),
+    /// To the worker of a person: an id's history leaves.
+    Leave(Move),
+    /// To the worker of a person: these ids are one.
     Share(Component),
-    /// The history of an id goes from one person to another: from, id, to.
-    Leave(Id, Id, Id),
-    /// A question about the person of a key, asked at a worker.
-    Ask(usize, u64, Question, Option<Id>),
-    /// The clock goes on, on this worker.
-    Tick(usize),
 }
 
-/// An id belongs to the person of a key; the key's own message tells all ids.
+/// What goes on from the worker of an id to that of its person, by its key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Assign {
-    id: Id,
-    key: Id,
-    component: Option<Component>,
+pub(super) enum Forward {
+    /// An event.
+    Event(Event),
+    /// An event before a log position is taken back: position, own id, message id.
+    Retract(u64, Id, EcoString),
+    /// A question about the person, under its number.
+    Ask(u64, Box<Question>),
 }
 
 impl Inputs {
@@ -99,7 +95,7 @@ impl Inputs {
         for (number, question) in step.questions {
             let of_one = matches!(question, Question::Profile(_) | Question::History { .. });
             if !of_one || worker == 0 {
-                self.records.send(Record::Ask(worker, number, question));
+                self.records.send(Record::Ask(worker, number, Box::new(question)));
             }
         }
         self.records.send(Record::Tick(worker));
@@ -140,10 +136,9 @@ pub(super) fn assemble(worker: &mut Worker, plan: Arc<Plan>) -> (Inputs, Outputs
         let links = scope.input_from(&mut inputs.links);
         let plans = scope.input_from(&mut inputs.plans);
         let assigned = identity(links, plan.definitions.identity.max_ids as usize, Rc::clone(&said));
-        let routed = route(records, assigned);
-        let (moves, moved) = scope.feedback::<Vec<(Id, Event)>>(1);
-        let (leaving, changes) = profiles(routed, moved, plans, plan, said.clone());
-        leaving.connect_loop(moves);
+        let (loops, forwarded) = scope.feedback::<Vec<(Id, Forward)>>(1);
+        let (forward, changes) = profiles(records, assigned, forwarded, plans, plan, said.clone());
+        forward.connect_loop(loops);
         let arranged = changes.arrange_by_self_named("Totals");
         arranged.stream.probe_with(&probe);
         arranged.trace
@@ -156,7 +151,7 @@ fn identity<'s>(
     links: StreamVec<'s, Time, (u64, Option<Change>)>,
     ids_max: usize,
     said: Rc<RefCell<BTreeMap<Time, Said>>>,
-) -> StreamVec<'s, Time, Assign> {
+) -> StreamVec<'s, Time, Assignment> {
     let mut identity = Identity::new(ids_max);
     let mut stash: BTreeMap<Time, (Capability<Time>, Vec<(u64, Option<Change>)>)> = BTreeMap::new();
     links.unary_frontier(Exchange::new(|_| 0), "Identity", move |_, _| {
@@ -171,12 +166,11 @@ fn identity<'s>(
                 links.sort_by_key(|(position, _)| *position);
                 let outcome = identity.apply(links.into_iter().filter_map(|(_, change)| change), clock_of(time));
                 let mut session = output.session(&capability);
-                for component in outcome.components {
-                    for id in &component.ids {
-                        let all = (*id == component.key).then(|| component.clone());
-                        session.give(Assign { id: id.clone(), key: component.key.clone(), component: all });
-                    }
+                for moved in outcome.moves {
+                    session.give(Assignment::Home(moved.id.clone(), moved.to.clone()));
+                    session.give(Assignment::Leave(moved));
                 }
+                session.give_iterator(outcome.components.into_iter().map(Assignment::Share));
                 if !outcome.refused.is_empty() {
                     said.borrow_mut().entry(time).or_default().refused = outcome.refused;
                 }
@@ -185,155 +179,106 @@ fn identity<'s>(
     })
 }
 
-/// Raw ids to persons: each id's worker knows whose it is.
-fn route<'s>(
-    records: StreamVec<'s, Time, Record>,
-    assigned: StreamVec<'s, Time, Assign>,
-) -> StreamVec<'s, Time, Routed> {
-    struct Waiting {
-        capability: Capability<Time>,
-        records: Vec<Vec<Record>>,
-        assigned: Vec<Assign>,
-    }
-    let mut keys: HashMap<Id, Id> = HashMap::new();
-    let mut stash: BTreeMap<Time, Waiting> = BTreeMap::new();
-    let by_id = Exchange::new(|record: &Record| match record {
-        Record::Event(event) => event.own.hashed(),
-        Record::Retract(_, own, _) => own.hashed(),
-        Record::Ask(_, _, Question::Profile(id) | Question::History { id, .. }) => id.hashed(),
-        Record::Ask(worker, ..) | Record::Tick(worker) => *worker as u64,
-    });
-    let to_id = Exchange::new(|assign: &Assign| assign.id.hashed());
-    records.binary_frontier(assigned, by_id, to_id, "Route", move |_, _| {
-        move |(records, before), (assigned, until), output| {
-            let waiting = |capability| Waiting { capability, records: Vec::new(), assigned: Vec::new() };
-            records.for_each(|capability, records| {
-                if let Some(capability) = capability.retain_least(0) {
-                    let time = *capability.time();
-                    stash.entry(time).or_insert_with(|| waiting(capability)).records.push(std::mem::take(records));
-                }
-            });
-            assigned.for_each(|capability, assigned| {
-                if let Some(capability) = capability.retain_least(0) {
-                    let time = *capability.time();
-                    stash.entry(time).or_insert_with(|| waiting(capability)).assigned.append(assigned);
-                }
-            });
-            let ready = |time: &Time| !before.less_equal(time) && !until.less_equal(time);
-            while let Some(first) = stash.first_entry().filter(|first| ready(first.key())) {
-                let Waiting { capability, records, assigned } = first.remove();
-                let mut session = output.session(&capability);
-                for Assign { id, key, component } in assigned {
-                    let old = if key == id { keys.remove(&id) } else { keys.insert(id.clone(), key.clone()) };
-                    let old = old.unwrap_or_else(|| id.clone());
-                    if old != key {
-                        session.give(Routed::Leave(old, id, key));
-                    }
-                    if let Some(component) = component {
-                        session.give(Routed::Share(component));
-                    }
-                }
-                let key = |id: &Id| if keys.is_empty() { None } else { keys.get(id).cloned() };
-                for record in records.into_iter().flatten() {
-                    session.give(match record {
-                        Record::Event(event) => Routed::Event(key(&event.own), event),
-                        Record::Retract(position, own, message_id) => {
-                            Routed::Retract(key(&own).unwrap_or_else(|| own.clone()), position, own, message_id)
-                        }
-                        Record::Ask(worker, number, question) => {
-                            let of = match &question {
-                                Question::Profile(id) | Question::History { id, .. } => {
-                                    Some(key(id).unwrap_or_else(|| id.clone()))
-                                }
-                                _ => None,
-                            };
-                            Routed::Ask(worker, number, question, of)
-                        }
-                        Record::Tick(worker) => Routed::Tick(worker),
-                    });
-                }
-            }
-        }
-    })
-}
-
-/// The keyed histories of persons, in two beats.
+/// The keyed histories of persons, in two beats: an id's worker knows whose it is, and keeps the person's history if it
+/// bears the person's key; what belongs elsewhere goes on to the second beat.
 fn profiles<'s>(
-    routed: StreamVec<'s, Time, Routed>,
-    moved: StreamVec<'s, Time, (Id, Event)>,
+    records: StreamVec<'s, Time, Record>,
+    assigned: StreamVec<'s, Time, Assignment>,
+    forwarded: StreamVec<'s, Time, (Id, Forward)>,
     plans: StreamVec<'s, Time, Arc<Plan>>,
     plan: Arc<Plan>,
     said: Rc<RefCell<BTreeMap<Time, Said>>>,
-) -> (StreamVec<'s, Time, (Id, Event)>, VecCollection<'s, Time, Total, i128>) {
+) -> (StreamVec<'s, Time, (Id, Forward)>, VecCollection<'s, Time, Total, i128>) {
     /// A step between its arrival and its end.
     struct Under {
         first: Option<Capability<Time>>,
         second: Capability<Time>,
-        routed: Vec<Vec<Routed>>,
-        moved: Vec<(Id, Event)>,
+        records: Vec<Vec<Record>>,
+        assigned: Vec<Assignment>,
+        forwarded: Vec<(Id, Forward)>,
         plan: Option<Arc<Plan>>,
     }
-    let by_key = Exchange::new(|routed: &Routed| match routed {
-        Routed::Event(key, event) => key.as_ref().unwrap_or(&event.own).hashed(),
-        Routed::Retract(key, ..) | Routed::Leave(key, ..) | Routed::Share(Component { key, .. }) => key.hashed(),
-        Routed::Ask(_, _, _, Some(key)) => key.hashed(),
-        Routed::Ask(worker, ..) | Routed::Tick(worker) => *worker as u64,
+    let by_id = Exchange::new(|record: &Record| match record {
+        Record::Event(event) => event.own.hashed(),
+        Record::Retract(_, own, _) => own.hashed(),
+        Record::Ask(worker, _, question) => question.about().map_or(*worker as u64, Id::hashed),
+        Record::Tick(worker) => *worker as u64,
     });
-    let to_key = Exchange::new(|(key, _): &(Id, Event)| key.hashed());
-    let mut builder = OperatorBuilder::new("Profiles".to_owned(), routed.scope());
-    let mut routed = builder.new_input(routed, by_key);
-    let mut moved = builder.new_input(moved, to_key);
+    let by_concern = Exchange::new(|assignment: &Assignment| match assignment {
+        Assignment::Home(id, _) => id.hashed(),
+        Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => key.hashed(),
+    });
+    let by_key = Exchange::new(|(key, _): &(Id, Forward)| key.hashed());
+    let mut builder = OperatorBuilder::new("Profiles".to_owned(), records.scope());
+    let mut records = builder.new_input(records, by_id);
+    let mut assigned = builder.new_input(assigned, by_concern);
+    let mut forwarded = builder.new_input(forwarded, by_key);
     let mut plans = builder.new_input(plans, Pipeline);
-    // Only the first beat sends histories away, so what arrives in the second cannot cause more of it.
-    let (leaving, leaving_stream) = builder.new_output_connection([(0, Antichain::from_elem(0))]);
+    // Only the first beat sends anything on, so what arrives in the second cannot cause more of it.
+    let sends_on = [(0, Antichain::from_elem(0)), (1, Antichain::from_elem(0))];
+    let (forward, forward_stream) = builder.new_output_connection(sends_on);
     let (changes, changes_stream) = builder.new_output::<Vec<(Total, Time, i128)>>();
-    let mut leaving = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Id, Event)>>>::from(leaving);
+    let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Id, Forward)>>>::from(forward);
     let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Total, Time, i128)>>>::from(changes);
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut profiles = Profiles::new(plan);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
         move |frontiers: &[MutableAntichain<Time>]| {
-            let under = |second| Under { first: None, second, routed: Vec::new(), moved: Vec::new(), plan: None };
-            routed.for_each(|capability, data| {
+            let under = |second| Under {
+                first: None,
+                second,
+                records: Vec::new(),
+                assigned: Vec::new(),
+                forwarded: Vec::new(),
+                plan: None,
+            };
+            records.for_each(|capability, data| {
                 let Some(first) = capability.retain_least(0) else { return };
                 let time = *first.time();
                 let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
                 step.first.get_or_insert(first);
-                step.routed.push(std::mem::take(data));
+                step.records.push(std::mem::take(data));
             });
-            moved.for_each(|capability, data| {
+            assigned.for_each(|capability, data| {
+                let Some(first) = capability.retain_least(0) else { return };
+                let time = *first.time();
+                let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
+                step.first.get_or_insert(first);
+                step.assigned.append(data);
+            });
+            forwarded.for_each(|capability, data| {
                 // Every worker ticks at every step, so the step that this belongs to is under way here.
                 let under = capability.least().and_then(|time| stash.get_mut(&(time - 1)));
-                under.expect("a history moves within a step").moved.append(data);
+                under.expect("what goes on belongs to a step under way").forwarded.append(data);
             });
             plans.for_each(|capability, data| {
                 let Some(time) = capability.least().copied() else { return };
                 let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
                 step.plan = data.pop();
             });
-            let mut leaving = leaving.activate();
+            let mut forward = forward.activate();
             let mut changes = changes.activate();
             // One step after the other: a later step must not reach histories that an earlier one has yet to judge.
             while let Some(mut step) = stash.first_entry() {
                 let time = *step.key();
                 let passed = |input: usize, time: Time| !frontiers[input].less_equal(&time);
-                if !passed(0, time) || !passed(2, time) {
+                if !passed(0, time) || !passed(1, time) || !passed(3, time) {
                     break;
                 }
                 let under = step.get_mut();
                 if let Some(first) = under.first.take() {
-                    let mut session = leaving.session(&first);
-                    for routed in under.routed.drain(..).flatten() {
-                        profiles.arrive(routed, |to, event| session.give((to, event)));
-                    }
+                    let mut session = forward.session(&first);
+                    let mut send = |key, forward| session.give((key, forward));
+                    under.assigned.drain(..).for_each(|assignment| profiles.assign(assignment, &mut send));
+                    under.records.drain(..).flatten().for_each(|record| profiles.record(record, &mut send));
                 }
-                if !passed(1, time + 1) {
+                if !passed(2, time + 1) {
                     break;
                 }
                 let under = step.remove();
                 let mut said_now = Said::default();
-                let totals = profiles.settle(clock_of(time), under.moved, under.plan, &mut said_now);
+                let totals = profiles.settle(clock_of(time), under.forwarded, under.plan, &mut said_now);
                 let mut session = changes.session(&under.second);
                 session.give_iterator(totals.into_iter().map(|(total, change)| (total, time + 1, change)));
                 let mut said = said.borrow_mut();
@@ -343,7 +288,7 @@ fn profiles<'s>(
             }
         }
     });
-    (leaving_stream, changes_stream.as_collection())
+    (forward_stream, changes_stream.as_collection())
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
 //! The profiles of one worker: what arrives for them in the first beat of a step, and what is true of them after it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use compact_str::CompactString;
+use ecow::EcoString;
+use hashbrown::HashMap;
 
-use super::assemble::{Routed, Said};
+use super::assemble::{Assignment, Forward, Said};
 use crate::event::Event;
-use crate::identity::Id;
+use crate::identity::{Id, Move};
 use crate::keyed::{Keyed, Slot};
 use crate::plan::Plan;
 use crate::profile::Effects;
 use crate::profile::answers::{Asked, IntentRow, Page, Rows, intent_row, public_id};
-use crate::profile::segments::NOT_A_MEMBER;
-use crate::protocol::{Answer, Question};
+use crate::profile::campaigns::Meant;
+use crate::protocol::{Answer, Question, Record};
 use crate::time::Millis;
 use crate::total::Total;
 
@@ -21,10 +21,12 @@ use crate::total::Total;
 pub(super) struct Profiles {
     plan: Arc<Plan>,
     keyed: Keyed<Plan>,
+    /// Ids of this worker whose person has another key.
+    away: HashMap<Id, Id>,
     effects: Effects,
-    intents: BTreeMap<IntentRow, i8>,
-    retracts: Vec<(Id, u64, Id, CompactString)>,
-    asked: Vec<(u64, Question, Option<Id>)>,
+    intents: Vec<(IntentRow, i8)>,
+    retracts: Vec<(Id, u64, Id, EcoString)>,
+    asked: Vec<(u64, Box<Question>, Option<Id>)>,
 }
 
 impl Profiles {
@@ -34,44 +36,66 @@ impl Profiles {
         Profiles {
             plan,
             keyed: Keyed::default(),
+            away: HashMap::new(),
             effects,
-            intents: BTreeMap::new(),
+            intents: Vec::new(),
             retracts: Vec::new(),
             asked: Vec::new(),
         }
     }
 
-    /// The first beat: something arrives; `leave` is called with each event whose person is now another.
-    pub(super) fn arrive(&mut self, routed: Routed, mut leave: impl FnMut(Id, Event)) {
-        match routed {
-            Routed::Event(None, event) => {
-                let key = event.own.clone();
-                self.keyed.insert(&key, event, &self.plan);
-            }
-            Routed::Event(Some(key), event) => self.keyed.insert(&key, event, &self.plan),
-            Routed::Share(component) => self.keyed.share(&component.key, component.ids, &self.plan),
-            Routed::Leave(from, id, to) => {
+    /// The first beat: who is whom. `send` takes what goes on to the worker of a key.
+    pub(super) fn assign(&mut self, assignment: Assignment, send: &mut impl FnMut(Id, Forward)) {
+        match assignment {
+            Assignment::Home(id, key) if id == key => drop(self.away.remove(&id)),
+            Assignment::Home(id, key) => drop(self.away.insert(id, key)),
+            Assignment::Share(component) => self.keyed.share(&component.key, component.ids, &self.plan),
+            Assignment::Leave(Move { id, from, to }) => {
                 for event in self.extract(&from, |event| event.own == id) {
-                    leave(to.clone(), event);
+                    send(to.clone(), Forward::Event(event));
                 }
             }
-            // The event may be on its way from another person, so it is looked for when all have arrived.
-            Routed::Retract(key, position, own, message_id) => self.retracts.push((key, position, own, message_id)),
-            Routed::Ask(_, number, question, of) => self.asked.push((number, question, of)),
-            Routed::Tick(_) => {}
         }
+    }
+
+    /// The first beat: something is recorded.
+    pub(super) fn record(&mut self, record: Record, send: &mut impl FnMut(Id, Forward)) {
+        match record {
+            Record::Event(event) => match self.home(&event.own) {
+                Some(key) => send(key, Forward::Event(event)),
+                None => self.insert(None, event),
+            },
+            Record::Retract(position, own, message_id) => {
+                send(self.home(&own).unwrap_or_else(|| own.clone()), Forward::Retract(position, own, message_id));
+            }
+            Record::Ask(_, number, question) => match question.about() {
+                Some(id) => send(self.home(id).unwrap_or_else(|| id.clone()), Forward::Ask(number, question)),
+                None => self.asked.push((number, question, None)),
+            },
+            Record::Tick(_) => {}
+        }
+    }
+
+    /// The key of an id's person, if that is another id.
+    fn home(&self, id: &Id) -> Option<Id> {
+        if self.away.is_empty() { None } else { self.away.get(id).cloned() }
     }
 
     /// The second beat: all has arrived. Gives the changes of totals; the rest is said.
     pub(super) fn settle(
         &mut self,
         clock: Millis,
-        moved: Vec<(Id, Event)>,
+        forwarded: Vec<(Id, Forward)>,
         plan: Option<Arc<Plan>>,
         said: &mut Said,
     ) -> Vec<(Total, i128)> {
-        for (key, event) in moved {
-            self.keyed.insert(&key, event, &self.plan);
+        for (key, forward) in forwarded {
+            match forward {
+                Forward::Event(event) => self.insert(Some(key), event),
+                // The event may be on its way from another person, so it is looked for when all have arrived.
+                Forward::Retract(position, own, message_id) => self.retracts.push((key, position, own, message_id)),
+                Forward::Ask(number, question) => self.asked.push((number, question, Some(key))),
+            }
         }
         for (key, position, own, message_id) in std::mem::take(&mut self.retracts) {
             self.extract(&key, |event| event.position < position && event.own == own && event.message_id == message_id);
@@ -80,31 +104,40 @@ impl Profiles {
         if let Some(plan) = plan {
             let old = std::mem::replace(&mut self.plan, Arc::clone(&plan));
             let intents = &mut self.intents;
-            self.keyed.refold(&old, &plan, &mut self.effects, |slot, effects| gather(&old, slot, effects, intents));
+            self.keyed.refold(&old, &plan, &mut self.effects, |slot, effects| took_back(&old, slot, effects, intents));
             totals = self.take_totals(&old);
-            self.effects = Effects::new(&plan);
+            self.effects.prepare(&plan);
         }
         let (plan, intents) = (Arc::clone(&self.plan), &mut self.intents);
-        self.keyed.advance(clock, &plan, &mut self.effects, |slot, effects| gather(&plan, slot, effects, intents));
+        self.keyed.advance(clock, &plan, &mut self.effects, |slot, effects| tell(&plan, slot, effects, intents));
         totals.extend(self.take_totals(&plan));
-        said.intents = std::mem::take(&mut self.intents).into_iter().filter(|(_, change)| *change != 0).collect();
+        said.intents = consolidated(std::mem::take(&mut self.intents));
         for (number, question, of) in std::mem::take(&mut self.asked) {
-            if let Some(part) = self.answer(question, of, clock) {
+            if let Some(part) = self.answer(*question, of, clock) {
                 said.answers.push((number, part));
             }
         }
         totals
     }
 
+    /// An event of the person of a key; none: of its own id.
+    fn insert(&mut self, key: Option<Id>, event: Event) {
+        let (plan, intents) = (&self.plan, &mut self.intents);
+        let key = key.unwrap_or_else(|| event.own.clone());
+        let unsettled = |slot: &mut _, effects: &mut _| took_back(plan, slot, effects, intents);
+        self.keyed.insert(&key, event, plan, &mut self.effects, unsettled);
+    }
+
     fn extract(&mut self, key: &Id, leaves: impl Fn(&Event) -> bool) -> Vec<Event> {
         let (plan, intents) = (&self.plan, &mut self.intents);
-        self.keyed.extract(key, leaves, plan, &mut self.effects, |slot, effects| gather(plan, slot, effects, intents))
+        let unsettled = |slot: &mut _, effects: &mut _| took_back(plan, slot, effects, intents);
+        self.keyed.extract(key, leaves, plan, &mut self.effects, unsettled)
     }
 
     fn take_totals(&mut self, plan: &Plan) -> Vec<(Total, i128)> {
         let counts = plan.totals.iter().zip(&mut self.effects.counts).filter(|(_, count)| **count != 0);
         let counts = counts.map(|(total, count)| (total.clone(), i128::from(std::mem::take(count))));
-        counts.chain(std::mem::take(&mut self.effects.credit)).collect()
+        counts.chain(self.effects.credit.take(plan)).collect()
     }
 
     fn answer(&self, question: Question, of: Option<Id>, clock: Millis) -> Option<Answer> {
@@ -143,18 +176,19 @@ impl Profiles {
 
     fn ask<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
         let state = slot.history.state();
-        state.core.person.first_seen?;
-        Some(Asked { plan: &self.plan, state, past: slot.history.past(), ids: &slot.ids, clock })
+        let credit = &self.effects.credit;
+        let asked = Asked { plan: &self.plan, state, past: slot.history.past(), credit, ids: slot.ids(), clock };
+        state.core.exists().then_some(asked)
     }
 
     fn everyone(&self, clock: Millis) -> impl Iterator<Item = Asked<'_>> {
         self.keyed.slots().iter().filter_map(move |slot| self.ask(slot, clock))
     }
 
-    fn members(&self, segment: usize, after: Option<&CompactString>, limit: usize) -> Vec<(CompactString, Millis)> {
+    fn members(&self, segment: usize, after: Option<&EcoString>, limit: usize) -> Vec<(EcoString, Millis)> {
         let all = self.keyed.slots().iter().filter_map(|slot| {
-            let since = slot.history.state().core.members[segment];
-            let public = (since != NOT_A_MEMBER).then(|| public_id(slot.history.state(), &slot.ids))?;
+            let since = slot.history.state().member_since(segment)?;
+            let public = public_of(slot);
             after.is_none_or(|after| public > after).then(|| (public.clone(), since))
         });
         let mut all: Vec<_> = all.collect();
@@ -164,10 +198,46 @@ impl Profiles {
     }
 }
 
-/// Takes what a history's steps meant to be sent, and what they took back of it.
-fn gather(plan: &Plan, slot: &Slot<Plan>, effects: &mut Effects, intents: &mut BTreeMap<IntentRow, i8>) {
-    for (meant, change) in effects.intents.drain(..) {
-        let row = intent_row(plan, public_id(slot.history.state(), &slot.ids), &meant);
-        *intents.entry(row).or_default() += change;
+fn public_of(slot: &Slot<Plan>) -> &EcoString {
+    public_id(slot.history.state(), slot.history.past(), slot.ids())
+}
+
+/// A history went back: takes off the intents that it took back, under the id by which they were told.
+fn took_back(plan: &Plan, slot: &mut Slot<Plan>, effects: &mut Effects, intents: &mut Vec<(IntentRow, i8)>) {
+    let told_as = &slot.history.state().told_as;
+    let rows = effects.intents.drain(..).map(|(meant, change)| (intent_row(plan, told_as, &meant), change));
+    intents.extend(rows);
+}
+
+/// A history is up to the clock: tells the intents that came. Under another id than before all are told anew.
+fn tell(plan: &Plan, slot: &mut Slot<Plan>, effects: &mut Effects, intents: &mut Vec<(IntentRow, i8)>) {
+    let state = slot.history.state();
+    let public = public_of(slot);
+    if effects.intents.is_empty() && (state.tapes.intents.is_empty() || state.told_as == *public) {
+        return;
     }
+    let (public, before) = (public.clone(), state.told_as.clone());
+    let came = std::mem::take(&mut effects.intents);
+    intents.extend(came.iter().map(|(meant, change)| (intent_row(plan, &public, meant), *change)));
+    if before != public {
+        let stood = state.tapes.intents.iter().map(|intent| Meant::new(*intent, slot.history.past()));
+        let stood = stood.filter(|meant| !came.iter().any(|(other, _)| other == meant));
+        for meant in stood {
+            intents.push((intent_row(plan, &before, &meant), -1));
+            intents.push((intent_row(plan, &public, &meant), 1));
+        }
+        slot.history.state_mut().told_as = public;
+    }
+}
+
+/// Rows with the sum of their changes, where it is not nothing.
+fn consolidated(mut rows: Vec<(IntentRow, i8)>) -> Vec<(IntentRow, i8)> {
+    rows.sort_unstable();
+    rows.dedup_by(|(row, change), (kept, sum)| {
+        let same = row == kept;
+        *sum += if same { *change } else { 0 };
+        same
+    });
+    rows.retain(|(_, change)| *change != 0);
+    rows
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use compact_str::{CompactString, ToCompactString};
+use ecow::EcoString;
 
 use super::*;
 use crate::condition::{Path, Root};
@@ -39,6 +39,7 @@ impl Plan {
         plan.vocabulary = Arc::new(vocabulary);
         plan.rules = rules;
         plan.definitions = Arc::clone(&definitions);
+        plan.layout = Layout::of(&plan);
         plan
     }
 }
@@ -68,6 +69,9 @@ impl<'d> Maker<'d> {
             feeds: Vec::new(),
             aggregates: Vec::new(),
             bags: 0,
+            keeps: 0,
+            steps: 0,
+            layout: Layout::default(),
             traits: Vec::new(),
             session_windows: vec![None],
             session_readers: vec![Vec::new()],
@@ -152,7 +156,7 @@ impl<'d> Maker<'d> {
         let rule = self.rule(&names, condition);
         let field = path.map(|path| self.field(&names, path));
         let number = self.plan.feeds.len();
-        self.plan.feeds.push(Feed { rule, field, emitted, kept: false, aggregates: Vec::new() });
+        self.plan.feeds.push(Feed { rule, field, emitted, kept: None, aggregates: Vec::new() });
         for name in names.into_iter().collect::<BTreeSet<_>>() {
             self.rules[name.0 as usize].feeds.push(number);
         }
@@ -165,11 +169,14 @@ impl<'d> Maker<'d> {
             return *aggregate;
         }
         let number = self.plan.aggregates.len();
-        let bagged = op.needs_bag() || (within.is_none() && matches!(op, Op::First | Op::Last));
-        let bag = bagged.then_some(self.plan.bags);
-        self.plan.bags += usize::from(bagged);
-        self.plan.aggregates.push(Aggregate { feed, op, within, bag, readers: Vec::new() });
-        self.plan.feeds[feed].kept |= within.is_some();
+        let bag = op.needs_bag().then_some(self.plan.bags);
+        self.plan.bags += usize::from(op.needs_bag());
+        if within.is_some() || !matches!(op, Op::Count | Op::Sum | Op::Average) {
+            self.plan.keeps += usize::from(self.plan.feeds[feed].kept.is_none());
+            self.plan.feeds[feed].kept.get_or_insert(self.plan.keeps - 1);
+        }
+        let tape = self.plan.feeds[feed].kept.unwrap_or(0);
+        self.plan.aggregates.push(Aggregate { tape, op, within, bag, readers: Vec::new() });
         self.plan.feeds[feed].aggregates.push(number);
         self.aggregates.insert((feed, op, within), number);
         number
@@ -207,7 +214,7 @@ impl<'d> Maker<'d> {
                     TraitSource::Aggregate(self.aggregate(feed, op, of.within))
                 }
             };
-            made.insert(name, TraitPlan { name: name.to_compact_string(), source });
+            made.insert(name, TraitPlan { name: name.into(), source });
         }
         self.plan.traits = made.into_values().collect();
     }
@@ -227,21 +234,21 @@ impl<'d> Maker<'d> {
         self.views = self.plan.views.iter().copied().zip(0..).collect();
         for (name, journey) in &definitions.journeys {
             let states = journey.states.keys().map(|state| {
-                let name = state.to_compact_string();
+                let name = state.into();
                 StatePlan { name, transitions: Vec::new(), timers: Vec::new(), campaigns: Vec::new(), total: 0 }
             });
             let states: Vec<StatePlan> = states.collect();
             let start = state_number(&states, &journey.start);
-            self.plan.journeys.push(JourneyPlan { name: name.to_compact_string(), start, states, readers: Vec::new() });
+            self.plan.journeys.push(JourneyPlan { name: name.into(), start, states, readers: Vec::new() });
         }
     }
 
     fn segments(&mut self) {
         let definitions = self.definitions;
         for name in definitions.segments.keys() {
-            let total = self.total(Total::Members(name.to_compact_string()));
+            let total = self.total(Total::Members(name.into()));
             let segment = SegmentPlan {
-                name: name.to_compact_string(),
+                name: name.into(),
                 test: Test::All(Vec::new()),
                 windows: BTreeSet::new(),
                 readers: Vec::new(),
@@ -271,7 +278,7 @@ impl<'d> Maker<'d> {
                 }
                 None => {
                     push_once(&mut self.plan.told_readers, reader);
-                    Test::Told(name.to_compact_string(), test.clone())
+                    Test::Told(name.into(), test.clone())
                 }
             },
             S::Visitor(class) => {
@@ -333,7 +340,10 @@ impl<'d> Maker<'d> {
             names.insert(name);
             AbsencePlan { name, rule: self.rule(&[name], absence.condition.as_ref()), within: absence.within }
         });
-        self.plan.sequences.push(SequencePlan { steps, absence, recent, readers: vec![reader] });
+        let first_step = self.plan.steps;
+        let steps: Vec<StepPlan> = steps;
+        self.plan.steps += steps.len();
+        self.plan.sequences.push(SequencePlan { steps, first_step, absence, recent, readers: vec![reader] });
         for name in names {
             self.rules[name.0 as usize].sequences.push(number);
         }
@@ -367,7 +377,7 @@ impl<'d> Maker<'d> {
         for (number, (name, journey)) in definitions.journeys.iter().enumerate() {
             let view = self.views[&View::Journey(number)];
             for (from, (state_name, state)) in journey.states.iter().enumerate() {
-                let total = self.total(Total::Inside(name.to_compact_string(), state_name.to_compact_string()));
+                let total = self.total(Total::Inside(name.into(), state_name.into()));
                 let transitions =
                     state.transitions.iter().map(|way| self.transition(number, from, way, view)).collect();
                 let timers = state.timers.iter().map(|timer| self.timer(number, from, timer, view)).collect();
@@ -391,7 +401,7 @@ impl<'d> Maker<'d> {
     fn moves(&mut self, journey: usize, from: usize, to: usize, on: Option<&str>) -> usize {
         let of = &self.plan.journeys[journey];
         let name = |state: usize| of.states[state].name.clone();
-        let total = Total::Moves(of.name.clone(), name(from), name(to), on.map(CompactString::from));
+        let total = Total::Moves(of.name.clone(), name(from), name(to), on.map(EcoString::from));
         self.plan.totals.iter().position(|other| *other == total).unwrap_or_else(|| self.total(total))
     }
 
@@ -443,7 +453,7 @@ impl<'d> Maker<'d> {
                 (self.field(&[name], &refund.id), refund.value.as_ref().map(|path| self.field(&[name], path)))
             });
             let rule = ConversionRule {
-                name: conversion.name.to_compact_string(),
+                name: conversion.name.as_str().into(),
                 rule: self.rule(&[name], conversion.condition.as_ref()),
                 id: conversion.id.as_ref().map(|path| self.field(&[name], path)),
                 value: conversion.value.as_ref().map(|path| self.field(&[name], path)),
@@ -490,14 +500,14 @@ impl<'d> Maker<'d> {
                 }
             };
             let totals = Status::ALL
-                .map(|status| self.total(Total::Intents(name.to_compact_string(), status.name().to_compact_string())));
+                .map(|status| self.total(Total::Intents(name.into(), status.name().into())));
             self.plan.campaigns.push(CampaignPlan {
-                name: name.to_compact_string(),
+                name: name.into(),
                 cause,
                 rule,
                 schedule,
                 audience: campaign.audience.as_ref().map(|segment| self.plan.segment(segment).expect("checked")),
-                consent: campaign.consent.as_ref().map(|purpose| purpose.to_compact_string()),
+                consent: campaign.consent.as_ref().map(|purpose| purpose.into()),
                 cap: campaign.cap.as_ref().map(|cap| (cap.at_most, cap.per, self.capped(number, cap.tag.as_deref()))),
                 hold: campaign.hold,
                 quiet_hours: campaign.quiet_hours.as_ref().map(|hours| (hours.from, hours.to)),
@@ -511,7 +521,7 @@ impl<'d> Maker<'d> {
     fn emissions(&mut self) {
         for number in 0..self.plan.journeys.len() {
             let journey = &self.plan.journeys[number];
-            let names: Vec<CompactString> = journey.states.iter().map(|state| state.name.clone()).collect();
+            let names: Vec<EcoString> = journey.states.iter().map(|state| state.name.clone()).collect();
             let name = journey.name.clone();
             for (from, state) in self.plan.journeys[number].states.iter_mut().enumerate() {
                 for timer in &mut state.timers {

@@ -3,7 +3,7 @@
 //! A feed picks events and a value of each; the aggregates on it put the values together, each over its own window.
 //! What a window lets go again stands on the feed's tape, so that an aggregate is a few numbers and a place on it.
 
-use imbl::OrdMap;
+use std::collections::BTreeMap;
 
 use crate::definitions::SessionField;
 use crate::number::{Number, divide_rounded};
@@ -13,23 +13,12 @@ use crate::value::Value;
 
 use super::{Instant, Left, Root, Seen, State};
 
-/// What marks keep of aggregates.
-#[derive(Clone, Debug)]
-pub struct Aggregates {
-    cells: Box<[Cell]>,
-    bags: Box<[Bag]>,
-}
+/// The words of an aggregate: how many it counts, the place on the feed's tape of the first event still in its window,
+/// and the sum's low and high half.
+pub(super) const WORDS: usize = 4;
 
 /// How often each value is there.
-type Bag = OrdMap<Value, u32>;
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Cell {
-    count: u32,
-    /// The place on the feed's tape of the first event still in the window.
-    head: u32,
-    sum: i128,
-}
+pub(super) type Bag = BTreeMap<Value, u32>;
 
 /// Something seen, until its last window has let it go.
 #[derive(Clone, Debug)]
@@ -78,21 +67,6 @@ impl Figure {
     }
 }
 
-impl Aggregates {
-    /// Nothing seen yet.
-    pub fn new(plan: &Plan) -> Self {
-        Aggregates {
-            cells: vec![Cell::default(); plan.aggregates.len()].into(),
-            bags: vec![Bag::new(); plan.bags].into(),
-        }
-    }
-
-    /// How many events an aggregate counts.
-    pub fn count(&self, aggregate: usize) -> u64 {
-        u64::from(self.cells[aggregate].count)
-    }
-}
-
 /// Whether an operation looks at a value at all.
 fn counts(op: Op, value: &Value) -> bool {
     match op {
@@ -122,9 +96,9 @@ impl Instant<'_> {
             for aggregate in &looks.aggregates {
                 self.take(*aggregate, &value);
             }
-            if looks.kept {
+            if let Some(tape) = looks.kept {
                 let kept = Kept { at: self.at, accepted: seen.kind.is_some(), root: seen.root, value };
-                self.state.tapes.kept[*feed].push(kept);
+                self.state.tapes.kept[tape].push(kept);
             }
         }
     }
@@ -132,14 +106,13 @@ impl Instant<'_> {
     fn take(&mut self, aggregate: usize, value: &Value) {
         let plan = self.plan;
         let of = &plan.aggregates[aggregate];
-        if let Some(within) = of.within {
-            let cell = &self.state.core.aggregates.cells[aggregate];
-            if cell.head as usize == self.state.tapes.kept[of.feed].len() {
-                self.due_by(self.at + within);
-            }
+        if let Some(within) = of.within
+            && self.state.head(plan, aggregate) == self.state.tapes.kept[of.tape].len()
+        {
+            self.due_by(self.at + within);
         }
         if counts(of.op, value) {
-            self.state.core.aggregates.add(of.op, aggregate, of.bag, value);
+            self.state.count(plan, aggregate, value, 1);
             self.wake_all(&of.readers);
         }
     }
@@ -151,16 +124,16 @@ impl Instant<'_> {
             let Some(within) = of.within else { continue };
             let mut last = None;
             let state = &mut *self.state;
-            while let Some(kept) = state.tapes.kept[of.feed].get(state.core.aggregates.cells[number].head as usize) {
+            while let Some(kept) = state.tapes.kept[of.tape].get(state.head(plan, number)) {
                 if kept.at + within > self.at {
                     break;
                 }
                 if counts(of.op, &kept.value) {
-                    state.core.aggregates.remove(of.op, number, of.bag, &kept.value);
-                    let leaves = Left { at: kept.at, accepted: kept.accepted, root: kept.root };
-                    last = last.max(Some(leaves));
+                    last = last.max(Some(Left { at: kept.at, accepted: kept.accepted, root: kept.root }));
+                    let value = kept.value.clone();
+                    state.count(plan, number, &value, -1);
                 }
-                state.core.aggregates.cells[number].head += 1;
+                state.words[plan.layout.aggregates + number * WORDS + 1] += 1;
             }
             if let Some(last) = last {
                 left.push((Window::Aggregate(number), last));
@@ -171,8 +144,7 @@ impl Instant<'_> {
 
     pub(super) fn aggregate_due(&self) -> Millis {
         let due = |(number, of): (usize, &crate::plan::Aggregate)| {
-            let head = self.state.core.aggregates.cells[number].head as usize;
-            Some(self.state.tapes.kept[of.feed].get(head)?.at + of.within?)
+            Some(self.state.tapes.kept[of.tape].get(self.state.head(self.plan, number))?.at + of.within?)
         };
         self.plan
             .aggregates
@@ -185,35 +157,59 @@ impl Instant<'_> {
     }
 }
 
-impl Aggregates {
-    fn add(&mut self, op: Op, aggregate: usize, bag: Option<usize>, value: &Value) {
-        let cell = &mut self.cells[aggregate];
-        cell.count += 1;
+impl State {
+    /// How many events an aggregate counts.
+    pub fn counted(&self, plan: &Plan, aggregate: usize) -> u64 {
+        self.words[plan.layout.aggregates + aggregate * WORDS] as u64
+    }
+
+    fn head(&self, plan: &Plan, aggregate: usize) -> usize {
+        self.words[plan.layout.aggregates + aggregate * WORDS + 1] as usize
+    }
+
+    fn sum(&self, plan: &Plan, aggregate: usize) -> i128 {
+        let place = plan.layout.aggregates + aggregate * WORDS;
+        i128::from(self.words[place + 3]) << 64 | i128::from(self.words[place + 2] as u64)
+    }
+
+    /// A value comes into an aggregate (1) or leaves it (-1).
+    fn count(&mut self, plan: &Plan, aggregate: usize, value: &Value, sign: i64) {
+        let place = plan.layout.aggregates + aggregate * WORDS;
+        self.words[place] += sign;
         if let Value::Number(number) = value {
-            cell.sum += i128::from(number.0);
+            let sum = self.sum(plan, aggregate) + i128::from(sign * number.0);
+            (self.words[place + 2], self.words[place + 3]) = (sum as i64, (sum >> 64) as i64);
         }
-        let Some(bag) = bag else { return };
-        match op {
-            // Of a window the tape knows; of everything only one value is needed.
-            Op::First if cell.count > 1 => {}
-            Op::First | Op::Last => self.bags[bag] = Bag::unit(value.clone(), 1),
-            _ => *self.bags[bag].entry(value.clone()).or_insert(0) += 1,
+        if let Some(bag) = plan.aggregates[aggregate].bag {
+            put(&mut self.bags[bag], value, sign);
         }
     }
 
-    fn remove(&mut self, op: Op, aggregate: usize, bag: Option<usize>, value: &Value) {
-        let cell = &mut self.cells[aggregate];
-        cell.count -= 1;
-        if let Value::Number(number) = value {
-            cell.sum -= i128::from(number.0);
-        }
-        let Some(bag) = bag.filter(|_| op.needs_bag()) else { return };
-        match self.bags[bag].get_mut(value) {
-            Some(times) if *times > 1 => *times -= 1,
-            _ => {
-                self.bags[bag].remove(value);
+    /// Before going back to a mark: the bags hold what they held there. Nothing but the tape and the window's place on
+    /// it decides what is in a bag.
+    pub(super) fn unbag(&mut self, plan: &Plan, words: &[i64], lengths: &[u32]) {
+        for (number, of) in plan.aggregates.iter().enumerate() {
+            let Some(bag) = of.bag else { continue };
+            let (head, length) = (words[plan.layout.aggregates + number * WORDS + 1] as usize, lengths[of.tape] as usize);
+            let now = self.head(plan, number);
+            let tape = &self.tapes.kept[of.tape];
+            let came = tape[now.max(length)..].iter().map(|kept| (kept, -1));
+            let left = tape[head..now.min(length)].iter().map(|kept| (kept, 1));
+            for (kept, sign) in came.chain(left).filter(|(kept, _)| counts(of.op, &kept.value)) {
+                put(&mut self.bags[bag], &kept.value, sign);
             }
         }
+    }
+}
+
+fn put(bag: &mut Bag, value: &Value, sign: i64) {
+    if sign > 0 {
+        *bag.entry(value.clone()).or_insert(0) += 1;
+        return;
+    }
+    match bag.get_mut(value) {
+        Some(times) if *times > 1 => *times -= 1,
+        _ => drop(bag.remove(value)),
     }
 }
 
@@ -233,20 +229,20 @@ impl State {
 
     fn aggregate_figure(&self, plan: &Plan, aggregate: usize) -> Figure {
         let of = &plan.aggregates[aggregate];
-        let cell = &self.core.aggregates.cells[aggregate];
-        let bag = of.bag.map(|bag| &self.core.aggregates.bags[bag]);
+        let (count, sum) = (self.counted(plan, aggregate), self.sum(plan, aggregate));
+        let bag = of.bag.map(|bag| &self.bags[bag]);
         let inside = || {
-            self.tapes.kept[of.feed][cell.head as usize..]
-                .iter()
-                .map(|kept| &kept.value)
-                .filter(|value| counts(of.op, value))
+            let kept = &self.tapes.kept[of.tape][self.head(plan, aggregate)..];
+            kept.iter().map(|kept| &kept.value).filter(|value| counts(of.op, value))
         };
         match (of.op, bag) {
-            (Op::Count, _) => Figure::count(u64::from(cell.count)),
-            (Op::Sum, _) => Figure::Number(cell.sum),
-            (Op::Average, _) => Figure::mean(cell.sum, i128::from(cell.count)),
-            (Op::First | Op::Min, Some(bag)) => Figure::of(bag.get_min().map(|(value, _)| value)),
-            (Op::Last | Op::Max, Some(bag)) => Figure::of(bag.get_max().map(|(value, _)| value)),
+            (Op::Count, _) => Figure::count(count),
+            (Op::Sum, _) => Figure::Number(sum),
+            (Op::Average, _) => Figure::mean(sum, i128::from(count)),
+            (Op::First, _) => Figure::of(inside().next()),
+            (Op::Last, _) => Figure::of(inside().next_back()),
+            (Op::Min, Some(bag)) => Figure::of(bag.first_key_value().map(|(value, _)| value)),
+            (Op::Max, Some(bag)) => Figure::of(bag.last_key_value().map(|(value, _)| value)),
             (Op::Unique, Some(bag)) => Figure::count(bag.len() as u64),
             // The first of the greatest count, so of several the least value.
             (Op::MostFrequent, Some(bag)) => {
@@ -256,22 +252,19 @@ impl State {
                 });
                 Figure::of(best.map(|(value, _)| value))
             }
-            (Op::First, None) => Figure::of(inside().next()),
-            (Op::Last, None) => Figure::of(inside().next_back()),
             (Op::Min | Op::Max | Op::Unique | Op::MostFrequent, None) => unreachable!("the plan gives these a bag"),
         }
     }
 
     fn session_figure(&self, plan: &Plan, window: usize, op: SessionOp) -> Figure {
-        let sessions = &self.tapes.sessions[self.core.visits.heads[window] as usize..];
-        let count = sessions.len() as u64;
+        let sessions = || self.sessions_from(self.session_head(plan, window));
+        let count = sessions().count() as u64;
         let sum = |field| {
-            sessions
-                .iter()
+            sessions()
                 .map(|session| match field {
                     SessionField::Events => i128::from(session.events) * 1_000_000,
                     SessionField::LengthMs => i128::from(session.end - session.start) * 1_000_000,
-                    SessionField::Value => self.session_money(plan, session).1,
+                    SessionField::Value => self.session_money(plan, &session).1,
                 })
                 .sum::<i128>()
         };
@@ -280,7 +273,7 @@ impl State {
             SessionOp::Sum(field) => Figure::Number(sum(field)),
             SessionOp::Average(field) => Figure::mean(sum(field), i128::from(count)),
             SessionOp::Days => {
-                let mut days: Vec<Millis> = sessions.iter().map(|session| session.start.div_euclid(DAY)).collect();
+                let mut days: Vec<Millis> = sessions().map(|session| session.start.div_euclid(DAY)).collect();
                 days.dedup();
                 Figure::count(days.len() as u64)
             }

@@ -4,14 +4,15 @@
 
 use std::collections::BTreeMap;
 
-use compact_str::{CompactString, ToCompactString};
+use ecow::EcoString;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::aggregates::Figure;
+use super::attribution::{Credit, DIRECT_KEY};
 use super::campaigns::{Intent, Meant, Status, intent_id};
 use super::people::Consent;
-use super::segments::{Change, NOT_A_MEMBER};
+use super::segments::Change;
 use super::sessions::Session;
 use super::{Root, State};
 use crate::definitions::Visitor;
@@ -57,7 +58,7 @@ pub enum Rows {
     /// Profiles.
     Profiles(Vec<ProfileRow>),
     /// Log positions of events.
-    Events(Vec<(CompactString, u64)>),
+    Events(Vec<(EcoString, u64)>),
     /// Sessions.
     Sessions(Vec<SessionRow>),
     /// Touches.
@@ -74,7 +75,7 @@ pub enum Rows {
 
 impl ProfileRow {
     /// All its ids.
-    pub fn ids(&self) -> impl Iterator<Item = &CompactString> {
+    pub fn ids(&self) -> impl Iterator<Item = &EcoString> {
         self.ids.iter().map(|row| &row.id)
     }
 
@@ -125,18 +126,18 @@ impl Rows {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RootRow {
     /// Its own id.
-    pub id: CompactString,
+    pub id: EcoString,
     /// Its message id.
     #[serde(rename = "messageId")]
-    pub message_id: CompactString,
+    pub message_id: EcoString,
 }
 
 /// An event by its ids, and when it was.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct EventRef {
-    id: CompactString,
+    id: EcoString,
     #[serde(rename = "messageId")]
-    message_id: CompactString,
+    message_id: EcoString,
     at: Millis,
 }
 
@@ -144,34 +145,34 @@ pub struct EventRef {
 #[derive(Clone, Debug, Serialize)]
 pub struct ProfileRow {
     /// Its public id.
-    pub id: CompactString,
+    pub id: EcoString,
     ids: Vec<IdRow>,
     visitor: Vec<&'static str>,
     first_seen: Millis,
     last_seen: Millis,
-    traits: BTreeMap<CompactString, Box<RawValue>>,
-    computed: BTreeMap<CompactString, Printed>,
+    traits: BTreeMap<EcoString, Box<RawValue>>,
+    computed: BTreeMap<EcoString, Printed>,
     segments: Vec<MemberRow>,
-    journeys: BTreeMap<CompactString, StandingRow>,
-    consent: BTreeMap<CompactString, ConsentRow>,
+    journeys: BTreeMap<EcoString, StandingRow>,
+    consent: BTreeMap<EcoString, ConsentRow>,
     session: Option<SessionRow>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct IdRow {
-    id: CompactString,
+    id: EcoString,
     known: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct MemberRow {
-    name: CompactString,
+    name: EcoString,
     since: Millis,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct StandingRow {
-    state: CompactString,
+    state: EcoString,
     since: Millis,
     deadlines: Vec<DeadlineRow>,
 }
@@ -179,8 +180,8 @@ struct StandingRow {
 #[derive(Clone, Debug, Serialize)]
 struct DeadlineRow {
     at: Millis,
-    emit: Option<CompactString>,
-    to: Option<CompactString>,
+    emit: Option<EcoString>,
+    to: Option<EcoString>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -192,16 +193,16 @@ struct ConsentRow {
 /// A session.
 #[derive(Clone, Debug, Serialize)]
 pub struct SessionRow {
-    profile: CompactString,
+    profile: EcoString,
     id: Millis,
     start: Millis,
     end: Millis,
     events: u32,
-    entry_page: Option<CompactString>,
-    exit_page: Option<CompactString>,
+    entry_page: Option<EcoString>,
+    exit_page: Option<EcoString>,
     device: DeviceRow,
-    channel: Option<CompactString>,
-    campaign: Option<CompactString>,
+    channel: Option<EcoString>,
+    campaign: Option<EcoString>,
     conversions: u64,
     value: String,
     purpose: &'static str,
@@ -210,26 +211,26 @@ pub struct SessionRow {
 
 #[derive(Clone, Debug, Serialize)]
 struct DeviceRow {
-    r#type: Option<CompactString>,
-    os: Option<CompactString>,
-    browser: Option<CompactString>,
+    r#type: Option<EcoString>,
+    os: Option<EcoString>,
+    browser: Option<EcoString>,
 }
 
 /// A touch.
 #[derive(Clone, Debug, Serialize)]
 pub struct TouchRow {
-    profile: CompactString,
+    profile: EcoString,
     at: Millis,
-    channel: CompactString,
-    campaign: CompactString,
+    channel: EcoString,
+    campaign: EcoString,
     root: RootRow,
 }
 
 /// A conversion, with what refunds leave of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConversionRow {
-    profile: CompactString,
-    name: CompactString,
+    profile: EcoString,
+    name: EcoString,
     id: Printed,
     at: Millis,
     value: String,
@@ -241,8 +242,8 @@ pub struct ConversionRow {
 /// An entry to or an exit from a segment.
 #[derive(Clone, Debug, Serialize)]
 pub struct ChangeRow {
-    profile: CompactString,
-    segment: CompactString,
+    profile: EcoString,
+    segment: EcoString,
     change: &'static str,
     at: Millis,
     root: RootRow,
@@ -254,15 +255,15 @@ pub struct IntentRow {
     /// Its id.
     pub id: String,
     /// The campaign.
-    pub campaign: CompactString,
+    pub campaign: EcoString,
     /// The profile's public id.
-    pub profile: CompactString,
+    pub profile: EcoString,
     /// When it came about, ms.
     pub at: Millis,
     /// Not to be sent sooner, ms.
     pub not_before: Millis,
     /// What kind of thing caused it.
-    pub kind: CompactString,
+    pub kind: EcoString,
     /// The event it goes back to.
     pub root: RootRow,
     /// The log position of the event that matched, where one did.
@@ -275,21 +276,21 @@ pub struct IntentRow {
 #[derive(Clone, Debug, Serialize)]
 pub struct CreditRow {
     model: &'static str,
-    profile: CompactString,
+    profile: EcoString,
     conversion: NamedRef,
     touch: Option<EventRef>,
-    channel: CompactString,
-    campaign: CompactString,
+    channel: EcoString,
+    campaign: EcoString,
     conversions: String,
     value: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct NamedRef {
-    name: CompactString,
-    id: CompactString,
+    name: EcoString,
+    id: EcoString,
     #[serde(rename = "messageId")]
-    message_id: CompactString,
+    message_id: EcoString,
     at: Millis,
 }
 
@@ -326,30 +327,33 @@ pub struct Asked<'a> {
     pub state: &'a State,
     /// Its events up to the clock.
     pub past: &'a [Event],
+    /// The names of channels and campaigns.
+    pub credit: &'a Credit,
     /// All its ids, in order.
-    pub ids: &'a [CompactString],
+    pub ids: &'a [EcoString],
     /// The clock, ms.
     pub clock: Millis,
 }
 
 /// The least known id, else the least: the one by which a profile is told.
-pub fn public_id<'a>(state: &State, ids: &'a [CompactString]) -> &'a CompactString {
-    let known = ids.iter().find(|id| state.core.person.is_known(id));
+pub fn public_id<'a>(state: &State, past: &[Event], ids: &'a [EcoString]) -> &'a EcoString {
+    // Of one id there is no choice.
+    let known = ids.iter().filter(|_| ids.len() > 1).find(|id| state.is_known(id, past));
     known.or(ids.first()).expect("a profile has ids")
 }
 
 /// The event that an item goes back to.
-pub fn root_of(past: &[Event], root: Root, public: &CompactString) -> RootRow {
+pub fn root_of(past: &[Event], root: Root, public: &EcoString) -> RootRow {
     match past.get(root.0 as usize) {
         Some(event) => RootRow { id: event.own.clone(), message_id: event.message_id.clone() },
-        None => RootRow { id: public.clone(), message_id: CompactString::default() },
+        None => RootRow { id: public.clone(), message_id: EcoString::default() },
     }
 }
 
 impl Asked<'_> {
     /// Its public id.
-    pub fn public(&self) -> CompactString {
-        public_id(self.state, self.ids).clone()
+    pub fn public(&self) -> EcoString {
+        public_id(self.state, self.past, self.ids).clone()
     }
 
     /// Rows of one view, newest first.
@@ -362,7 +366,9 @@ impl Asked<'_> {
                 Rows::Events(newest(self.past, page).map(|(_, event)| (public.clone(), event.position)).collect())
             }
             View::Sessions => {
-                Rows::Sessions(newest(&tapes.sessions, page).map(|(_, session)| self.session(session)).collect())
+                let before = page.before.unwrap_or(usize::MAX).min(self.state.session_count());
+                let newest = (0..before).rev().take(page.limit).filter_map(|place| self.state.session(place));
+                Rows::Sessions(newest.map(|session| self.session(&session)).collect())
             }
             View::Touches => Rows::Touches(newest(&tapes.touches, page).map(|(place, _)| self.touch(place)).collect()),
             View::Conversions => {
@@ -374,7 +380,7 @@ impl Asked<'_> {
             View::Changes => {
                 Rows::Changes(newest(&tapes.changes, page).map(|(_, change)| self.change(change)).collect())
             }
-            View::Credit => Rows::Credit(self.credit()),
+            View::Credit => Rows::Credit(self.credit_rows()),
         }
     }
 
@@ -384,7 +390,7 @@ impl Asked<'_> {
         match view {
             View::Profiles => 1,
             View::Events => self.past.len(),
-            View::Sessions => tapes.sessions.len(),
+            View::Sessions => self.state.session_count(),
             View::Touches => tapes.touches.len(),
             View::Conversions | View::Credit => tapes.conversions.len(),
             View::Intents => tapes.intents.len(),
@@ -394,40 +400,43 @@ impl Asked<'_> {
 
     /// The profile.
     pub fn profile(&self) -> ProfileRow {
-        let (plan, core) = (self.plan, &self.state.core);
-        let person = &core.person;
-        let members = plan.segments.iter().zip(&core.members).filter(|(_, since)| **since != NOT_A_MEMBER);
-        let standings = plan.journeys.iter().zip(&core.standings);
+        let (plan, state, core) = (self.plan, self.state, &self.state.core);
+        let members = plan.segments.iter().enumerate();
+        let members = members.filter_map(|(number, segment)| Some((segment, state.member_since(number)?)));
         let consent = |consent: &Consent| ConsentRow { granted: consent.granted, since: consent.since };
-        let open = self.state.tapes.sessions.last().filter(|session| !self.is_closed(session));
+        let open = state.sessions_from(0).next_back().filter(|session| !self.is_closed(session));
         ProfileRow {
             id: self.public(),
-            ids: self.ids.iter().map(|id| IdRow { id: id.clone(), known: person.is_known(id) }).collect(),
+            ids: self.ids.iter().map(|id| IdRow { id: id.clone(), known: state.is_known(id, self.past) }).collect(),
             visitor: Visitor::ALL.iter().filter(|(_, class)| self.state.is(*class)).map(|(name, _)| *name).collect(),
-            first_seen: person.first_seen.expect("only profiles that exist are asked"),
-            last_seen: person.last_seen,
-            traits: person.all_told().map(|(key, json)| (key.clone(), raw(json.to_owned()))).collect(),
+            first_seen: core.first_seen,
+            last_seen: core.last_seen,
+            traits: state.all_told().map(|(key, json)| (key.clone(), raw(json.to_owned()))).collect(),
             computed: plan
                 .traits
                 .iter()
                 .enumerate()
                 .map(|(number, of)| (of.name.clone(), Printed(self.state.figure(plan, number))))
                 .collect(),
-            segments: members.map(|(segment, since)| MemberRow { name: segment.name.clone(), since: *since }).collect(),
-            journeys: standings
-                .map(|(journey, standing)| (journey.name.clone(), self.standing(journey, standing)))
+            segments: members.map(|(segment, since)| MemberRow { name: segment.name.clone(), since }).collect(),
+            journeys: plan
+                .journeys
+                .iter()
+                .enumerate()
+                .map(|(number, journey)| (journey.name.clone(), self.standing(number)))
                 .collect(),
-            consent: person.all_consent().map(|(purpose, answer)| (purpose.clone(), consent(answer))).collect(),
-            session: open.map(|session| self.session(session)),
+            consent: state.all_consent().map(|(purpose, answer)| (purpose.clone(), consent(answer))).collect(),
+            session: open.map(|session| self.session(&session)),
         }
     }
 
-    fn standing(&self, journey: &crate::plan::JourneyPlan, standing: &super::journeys::Standing) -> StandingRow {
+    fn standing(&self, number: usize) -> StandingRow {
+        let journey = &self.plan.journeys[number];
+        let standing = self.state.standing(self.plan, number);
         let state = &journey.states[standing.state];
-        let timers = state.timers.iter().zip(&standing.deadlines);
-        let deadlines = timers.filter_map(|(timer, deadline)| {
+        let deadlines = state.timers.iter().enumerate().filter_map(|(place, timer)| {
             Some(DeadlineRow {
-                at: (*deadline)?.0,
+                at: self.state.deadline(self.plan, number, place)?.0,
                 emit: timer.emit.as_ref().and_then(|emit| match self.plan.vocabulary.text(emit.name) {
                     Value::Text(name) => Some(name.clone()),
                     _ => None,
@@ -441,20 +450,20 @@ impl Asked<'_> {
     }
 
     /// The next deadlines of one journey: when, what is emitted, the state moved to.
-    pub fn deadlines(&self, journey: usize) -> Vec<(Millis, Option<CompactString>, Option<CompactString>)> {
-        let row = self.standing(&self.plan.journeys[journey], &self.state.core.standings[journey]);
+    pub fn deadlines(&self, journey: usize) -> Vec<(Millis, Option<EcoString>, Option<EcoString>)> {
+        let row = self.standing(journey);
         row.deadlines.into_iter().map(|deadline| (deadline.at, deadline.emit, deadline.to)).collect()
     }
 
     fn is_closed(&self, session: &Session) -> bool {
-        let is_last = self.state.tapes.sessions.last() == Some(session);
+        let is_last = self.state.core.visit == *session;
         !is_last || self.clock > session.end + self.plan.definitions.sessions.gap
     }
 
     fn session(&self, session: &Session) -> SessionRow {
         let end = self.past.partition_point(|event| event.timestamp <= session.end);
         let contexts = || self.past[session.first.0 as usize..end].iter().filter_map(seen_in_session);
-        let first = |part: fn(&Context) -> &Option<CompactString>| contexts().find_map(|context| part(context).clone());
+        let first = |part: fn(&Context) -> &Option<EcoString>| contexts().find_map(|context| part(context).clone());
         let touch = self.state.session_touch(session);
         let (conversions, value) = self.state.session_money(self.plan, session);
         SessionRow {
@@ -470,8 +479,8 @@ impl Asked<'_> {
                 os: first(|context| &context.os),
                 browser: first(|context| &context.browser),
             },
-            channel: touch.map(|touch| touch.channel.clone()),
-            campaign: touch.map(|touch| touch.campaign.clone()),
+            channel: touch.map(|touch| self.credit.key(touch.key).0.clone()),
+            campaign: touch.map(|touch| self.credit.key(touch.key).1.clone()),
             conversions,
             value: print_millionths(value),
             purpose: if session.buying || conversions > 0 { "buying" } else { "browsing" },
@@ -488,8 +497,8 @@ impl Asked<'_> {
         TouchRow {
             profile: self.public(),
             at: touch.at,
-            channel: touch.channel.clone(),
-            campaign: touch.campaign.clone(),
+            channel: self.credit.key(touch.key).0.clone(),
+            campaign: self.credit.key(touch.key).1.clone(),
             root: self.root(touch.root),
         }
     }
@@ -523,16 +532,17 @@ impl Asked<'_> {
         intent_row(self.plan, &self.public(), &Meant::new(*intent, self.past))
     }
 
-    fn credit(&self) -> Vec<CreditRow> {
+    fn credit_rows(&self) -> Vec<CreditRow> {
         let tapes = &self.state.tapes;
         let public = self.public();
         let mut rows = Vec::new();
         for (place, conversion) in tapes.conversions.iter().enumerate() {
             let of = &self.past[conversion.root.0 as usize];
             for model in self.plan.models() {
-                for share in self.plan.shares(self.state, place, *model, &tapes.refunds) {
+                for share in self.plan.shares(self.state, place, *model, &tapes.refunds, self.credit) {
                     let touch = share.touch.map(|touch| &tapes.touches[touch]);
                     let event = touch.map(|touch| &self.past[touch.root.0 as usize]);
+                    let (channel, campaign) = self.credit.key(touch.map_or(DIRECT_KEY, |touch| touch.key)).clone();
                     rows.push(CreditRow {
                         model: model.name(),
                         profile: public.clone(),
@@ -547,10 +557,8 @@ impl Asked<'_> {
                             message_id: event.message_id.clone(),
                             at: event.timestamp,
                         }),
-                        channel: touch
-                            .map_or(super::attribution::DIRECT.to_compact_string(), |touch| touch.channel.clone()),
-                        campaign: touch
-                            .map_or(super::attribution::NOT_SET.to_compact_string(), |touch| touch.campaign.clone()),
+                        channel,
+                        campaign,
                         conversions: print_billionths(share.conversions),
                         value: print_billionths(share.value),
                     });
@@ -562,9 +570,9 @@ impl Asked<'_> {
 }
 
 /// An intent as a row; a schedule goes back to the profile itself.
-pub fn intent_row(plan: &Plan, public: &CompactString, meant: &Meant) -> IntentRow {
+pub fn intent_row(plan: &Plan, public: &EcoString, meant: &Meant) -> IntentRow {
     let campaign = &plan.campaigns[meant.intent.campaign];
-    let (id, message_id) = meant.root.clone().unwrap_or((public.clone(), CompactString::default()));
+    let (id, message_id) = meant.root.clone().unwrap_or((public.clone(), EcoString::default()));
     IntentRow {
         id: intent_id(&campaign.name, (&id, &message_id), meant.intent.at),
         campaign: campaign.name.clone(),
@@ -586,7 +594,7 @@ pub fn intent_row(plan: &Plan, public: &CompactString, meant: &Meant) -> IntentR
 
 /// The surroundings of an activity.
 fn seen_in_session(event: &Event) -> Option<&Context> {
-    event.context.as_deref().filter(|_| event.kind.is_activity())
+    event.context().filter(|_| event.kind.is_activity())
 }
 
 fn newest<T>(all: &[T], page: Page) -> impl Iterator<Item = (usize, &T)> {

@@ -4,7 +4,8 @@
 //! is whole, taken off and added again when a refund restates it. Source of the split: cumulative floors over integer
 //! weights, so that shares always sum to the whole.
 
-use compact_str::{CompactString, format_compact};
+use ecow::{EcoString, eco_format};
+use hashbrown::HashMap;
 
 use crate::condition::Term;
 use crate::definitions::Model;
@@ -16,7 +17,7 @@ use crate::total::Total;
 use crate::value::Value;
 
 use super::sessions::Session;
-use super::{Core, Effects, Instant, Root, Seen, State};
+use super::{Effects, Instant, Root, Seen, State};
 
 /// In place of a channel or campaign that is absent.
 pub const NOT_SET: &str = "(not set)";
@@ -24,16 +25,88 @@ pub const NOT_SET: &str = "(not set)";
 pub const DIRECT: &str = "(direct)";
 
 /// A touch of marketing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
     /// When, ms.
     pub at: Millis,
     /// The event.
     pub root: Root,
-    /// The channel.
-    pub channel: CompactString,
-    /// The campaign.
-    pub campaign: CompactString,
+    /// Channel and campaign, as [`Credit`] numbers them.
+    pub key: u32,
+}
+
+/// Changes of credit by model, channel and campaign. Channels and campaigns are numbered as they come: there are few of
+/// them and they are named often.
+#[derive(Debug)]
+pub struct Credit {
+    keys: Vec<(EcoString, EcoString)>,
+    numbers: HashMap<(EcoString, EcoString), u32>,
+    models: usize,
+    /// Conversions and value, 10^-9, by key and model.
+    sums: Vec<(i128, i128)>,
+    changed: Vec<u32>,
+}
+
+/// The number of `(direct)`.
+pub(super) const DIRECT_KEY: u32 = 0;
+
+impl Default for Credit {
+    fn default() -> Self {
+        let direct = (EcoString::from(DIRECT), EcoString::from(NOT_SET));
+        let numbers = HashMap::from([(direct.clone(), DIRECT_KEY)]);
+        Credit { keys: vec![direct], numbers, models: 0, sums: Vec::new(), changed: Vec::new() }
+    }
+}
+
+impl Credit {
+    /// From now on of so many models.
+    pub(super) fn prepare(&mut self, models: usize) {
+        self.models = models;
+        self.sums = vec![(0, 0); models * self.keys.len()];
+    }
+
+    /// The channel and campaign of a number.
+    pub fn key(&self, number: u32) -> &(EcoString, EcoString) {
+        &self.keys[number as usize]
+    }
+
+    fn number(&mut self, key: (EcoString, EcoString)) -> u32 {
+        let next = self.keys.len() as u32;
+        let number = *self.numbers.entry(key).or_insert_with_key(|key| {
+            self.keys.push(key.clone());
+            next
+        });
+        if number == next {
+            self.sums.resize(self.models * self.keys.len(), (0, 0));
+        }
+        number
+    }
+
+    fn add(&mut self, model: usize, key: u32, conversions: i128, value: i128) {
+        let place = key as usize * self.models + model;
+        let sum = &mut self.sums[place];
+        if *sum == (0, 0) {
+            self.changed.push(place as u32);
+        }
+        *sum = (sum.0 + conversions, sum.1 + value);
+    }
+
+    /// Takes all changes.
+    pub fn take(&mut self, plan: &Plan) -> Vec<(Total, i128)> {
+        let mut totals = Vec::new();
+        for place in std::mem::take(&mut self.changed) {
+            let (conversions, value) = std::mem::take(&mut self.sums[place as usize]);
+            let (channel, campaign) = &self.keys[place as usize / self.models];
+            let model = EcoString::from(plan.models()[place as usize % self.models].name());
+            let key = |of: fn(EcoString, EcoString, EcoString) -> Total| {
+                of(model.clone(), channel.clone(), campaign.clone())
+            };
+            totals.push((key(Total::CreditConversions), conversions));
+            totals.push((key(Total::CreditValue), value));
+        }
+        totals.retain(|(_, change)| *change != 0);
+        totals
+    }
 }
 
 /// A conversion: the first of its id.
@@ -60,13 +133,6 @@ pub struct Refund {
     value: Option<i64>,
 }
 
-/// What marks keep of money.
-#[derive(Clone, Debug, Default)]
-pub struct Money {
-    /// Conversions that stand: not refunded to nothing.
-    pub standing: u32,
-}
-
 /// One touch's part of a conversion, in one model; no touch: `(direct)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
@@ -83,15 +149,17 @@ impl Instant<'_> {
     pub(super) fn touch(&mut self, event: &Event, seen: Seen<'_>) {
         let plan = self.plan;
         let rules = &plan.rules[seen.name.0 as usize].touches;
+        let utm = event.context().and_then(|context| context.utm.as_ref());
         let rule = rules.iter().map(|rule| &plan.touches[*rule]).find(|rule| self.holds(rule.rule.as_ref(), seen));
-        let (channel, campaign) = match (rule, event.context.as_deref().and_then(|context| context.utm.as_ref())) {
+        let (channel, campaign) = match (rule, utm) {
             (Some(rule), _) => (self.text(rule.channel.as_ref(), seen), self.text(rule.campaign.as_ref(), seen)),
             (None, Some((channel, campaign))) if plan.definitions.attribution.utm => {
                 (channel.clone().unwrap_or(NOT_SET.into()), campaign.clone().unwrap_or(NOT_SET.into()))
             }
             _ => return,
         };
-        self.state.tapes.touches.push(Touch { at: self.at, root: seen.root, channel, campaign });
+        let key = self.effects.credit.number((channel, campaign));
+        self.state.tapes.touches.push(Touch { at: self.at, root: seen.root, key });
     }
 
     /// Conversions and refunds that an event makes.
@@ -113,7 +181,7 @@ impl Instant<'_> {
                 && tapes.conversions.iter().any(|other| other.id == id && plan.same_name(other.rule, *number));
             if !again {
                 let conversion = Conversion { rule: *number, id, at: self.at, root: seen.root, value };
-                self.state.core.money.standing += u32::from(plan.net(&conversion, &tapes.refunds).is_some());
+                self.state.core.standing += u32::from(plan.net(&conversion, &tapes.refunds).is_some());
                 self.state.tapes.conversions.push(conversion);
             }
         }
@@ -141,7 +209,7 @@ impl Instant<'_> {
         };
         let before = standing(self.state);
         self.state.tapes.refunds.push(Refund { rule: number, id: id.clone(), value });
-        self.state.core.money.standing -= before - standing(self.state);
+        self.state.core.standing -= before - standing(self.state);
         for readers in &plan.session_readers {
             self.wake_all(readers);
         }
@@ -163,13 +231,13 @@ impl Instant<'_> {
         }
     }
 
-    fn text(&self, term: Option<&Term<Field>>, seen: Seen<'_>) -> CompactString {
+    fn text(&self, term: Option<&Term<Field>>, seen: Seen<'_>) -> EcoString {
         let value = term.and_then(|term| term.value(&|field| self.read(field, seen)));
         match value {
             Some(Value::Text(text)) => text.clone(),
             Some(Value::Huge(text)) => text.clone(),
             Some(Value::Number(number)) => print_millionths(i128::from(number.0)).into(),
-            Some(Value::Bool(bool)) => format_compact!("{bool}"),
+            Some(Value::Bool(bool)) => eco_format!("{bool}"),
             _ => NOT_SET.into(),
         }
     }
@@ -224,10 +292,16 @@ impl Plan {
         restated
     }
 
-    /// Before going back to a mark: takes off the credit that will not stand there. Gives those to add again.
-    pub(super) fn uncredit(&self, state: &State, mark: &Core, effects: &mut Effects) -> Vec<usize> {
+    /// Before going back to so many conversions and refunds: takes off the credit that will not stand there. Gives
+    /// those to add again.
+    pub(super) fn uncredit(
+        &self,
+        state: &State,
+        conversions: usize,
+        refunds: usize,
+        effects: &mut Effects,
+    ) -> Vec<usize> {
         let tapes = &state.tapes;
-        let (conversions, refunds) = mark.money_lengths();
         let restated = match tapes.refunds.get(refunds..) {
             Some([_, ..]) => self.restated(&tapes.conversions[..conversions], &tapes.refunds[refunds..]),
             _ => Vec::new(),
@@ -247,22 +321,16 @@ impl Plan {
         sign: i128,
         effects: &mut Effects,
     ) {
-        for model in self.models() {
-            let name = CompactString::const_new(model.name());
-            for share in self.shares(state, conversion, *model, refunds) {
-                let (channel, campaign) = share.touch.map_or((DIRECT.into(), NOT_SET.into()), |touch| {
-                    let touch = &state.tapes.touches[touch];
-                    (touch.channel.clone(), touch.campaign.clone())
-                });
-                let conversions = Total::CreditConversions(name.clone(), channel.clone(), campaign.clone());
-                effects.add_credit(conversions, sign * share.conversions);
-                effects.add_credit(Total::CreditValue(name.clone(), channel, campaign), sign * share.value);
+        for (number, model) in self.models().iter().enumerate() {
+            for share in self.shares(state, conversion, *model, refunds, &effects.credit) {
+                let key = share.touch.map_or(DIRECT_KEY, |touch| state.tapes.touches[touch].key);
+                effects.credit.add(number, key, sign * share.conversions, sign * share.value);
             }
         }
     }
 
     /// The shares of a conversion in a rule model; none of a conversion that was refunded.
-    pub fn shares(&self, state: &State, conversion: usize, model: Model, refunds: &[Refund]) -> Vec<Share> {
+    pub fn shares(&self, state: &State, conversion: usize, model: Model, refunds: &[Refund], credit: &Credit) -> Vec<Share> {
         let of = &state.tapes.conversions[conversion];
         let Some(net) = self.net(of, refunds) else { return Vec::new() };
         let value = i128::from(net) * 1_000;
@@ -270,13 +338,27 @@ impl Plan {
         if path.is_empty() {
             return vec![Share { touch: None, conversions: ONE, value }];
         }
-        let weights = weights(model, &state.tapes.touches[path.clone()], self.definitions.attribution.half_life);
+        let touches = &state.tapes.touches[path.clone()];
+        let weights = match model {
+            // One touch has it all.
+            Model::FirstTouch => return vec![Share { touch: Some(path.start), conversions: ONE, value }],
+            Model::LastTouch => return vec![Share { touch: Some(path.end - 1), conversions: ONE, value }],
+            Model::LastNonDirect => {
+                let direct = |touch: &Touch| matches!(credit.key(touch.key).0.as_str(), "direct" | DIRECT);
+                let last = touches.iter().rposition(|touch| !direct(touch)).unwrap_or(touches.len() - 1);
+                return vec![Share { touch: Some(path.start + last), conversions: ONE, value }];
+            }
+            Model::Linear => vec![1; touches.len()],
+            Model::PositionBased => position_weights(touches.len()),
+            Model::TimeDecay => decay_weights(touches, self.definitions.attribution.half_life),
+        };
         let all: i128 = weights.iter().sum();
-        let mut sum = 0;
+        let (mut sum, mut before) = (0, (0, 0));
         let mut share = |(touch, weight): (usize, i128)| {
-            let part = |whole: i128| whole * (sum + weight) / all - whole * sum / all;
-            let share = Share { touch: Some(touch), conversions: part(ONE), value: part(value) };
             sum += weight;
+            let until = (floor(ONE * sum, all), floor(value * sum, all));
+            let share = Share { touch: Some(touch), conversions: until.0 - before.0, value: until.1 - before.1 };
+            before = until;
             share
         };
         path.zip(weights).map(&mut share).filter(|share| share.conversions != 0 || share.value != 0).collect()
@@ -320,26 +402,24 @@ impl State {
     }
 }
 
-/// The integer weights of a path's touches, oldest first.
-fn weights(model: Model, path: &[Touch], half_life: Millis) -> Vec<i128> {
-    let n = path.len();
-    let only = |chosen: usize| (0..n).map(|touch| i128::from(touch == chosen)).collect();
-    let is_direct = |touch: &Touch| touch.channel == "direct" || touch.channel == DIRECT;
-    match model {
-        Model::FirstTouch => only(0),
-        Model::LastTouch => only(n - 1),
-        Model::LastNonDirect => only(path.iter().rposition(|touch| !is_direct(touch)).unwrap_or(n - 1)),
-        Model::Linear => vec![1; n],
-        Model::PositionBased if n <= 2 => vec![1; n],
-        Model::PositionBased => {
-            let ends = 2 * (n as i128 - 2);
-            (0..n).map(|touch| if touch == 0 || touch == n - 1 { ends } else { 1 }).collect()
-        }
-        Model::TimeDecay => {
-            let newest = path[n - 1].at;
-            path.iter().map(|touch| decay(newest - touch.at, half_life)).collect()
-        }
+/// The quotient of two numbers that are not negative, rounded down; by the machine's own division where they fit it.
+fn floor(a: i128, b: i128) -> i128 {
+    match (u64::try_from(a), u64::try_from(b)) {
+        (Ok(a), Ok(b)) => i128::from(a / b),
+        _ => a / b,
     }
+}
+
+/// The weights of `position_based`, oldest first.
+fn position_weights(n: usize) -> Vec<i128> {
+    let ends = if n <= 2 { 1 } else { 2 * (n as i128 - 2) };
+    (0..n).map(|touch| if touch == 0 || touch == n - 1 { ends } else { 1 }).collect()
+}
+
+/// The weights of `time_decay`, oldest first: by age to the newest touch.
+fn decay_weights(path: &[Touch], half_life: Millis) -> Vec<i128> {
+    let newest = path[path.len() - 1].at;
+    path.iter().map(|touch| decay(newest - touch.at, half_life)).collect()
 }
 
 /// 2^(40 - age / half_life) as an integer, by the constants of the semantics: floor(2^62 · 2^(-2^-i)), i from 1.

@@ -3,7 +3,7 @@
 //! An intent goes through gates in order: audience and consent as of the item that caused it, then the cap, which is
 //! judged when the instant is whole, since priority decides among the intents of one instant.
 
-use compact_str::CompactString;
+use ecow::EcoString;
 use jiff::Timestamp;
 use jiff::tz::{Offset, TimeZone};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,6 @@ use crate::plan::{Cause, Plan};
 use crate::time::Millis;
 use crate::value::Value;
 
-use super::segments::NOT_A_MEMBER;
 use super::{Instant, Root, Seen};
 
 /// What the law says of an intent.
@@ -69,7 +68,7 @@ pub struct Meant {
     /// The intent.
     pub intent: Intent,
     /// The root's own id and message id; none: a schedule.
-    pub root: Option<(CompactString, CompactString)>,
+    pub root: Option<(EcoString, EcoString)>,
     /// The log position of the event that matched.
     pub event: Option<u64>,
 }
@@ -124,11 +123,11 @@ impl Instant<'_> {
 
     /// The gates of audience and consent, as of the item that began these intents.
     pub(super) fn judge_audience(&mut self) {
-        let core = &self.state.core;
+        let state = &*self.state;
         for candidate in &mut self.candidates[self.judged..] {
             let campaign = &self.plan.campaigns[candidate.campaign];
-            let inside = campaign.audience.is_none_or(|segment| core.members[segment] != NOT_A_MEMBER);
-            let consents = campaign.consent.as_ref().is_none_or(|purpose| core.person.consents(purpose));
+            let inside = campaign.audience.is_none_or(|segment| state.is_member(segment));
+            let consents = campaign.consent.as_ref().is_none_or(|purpose| state.consents(purpose));
             candidate.status = match (inside, consents) {
                 (false, _) => Status::Audience,
                 (true, false) => Status::Consent,
@@ -141,13 +140,13 @@ impl Instant<'_> {
     /// (5) Scheduled campaigns of this instant, by name.
     pub(super) fn schedules(&mut self) {
         let plan = self.plan;
-        if self.state.core.person.first_seen.is_none_or(|first| first > self.at) {
+        if !self.state.core.exists() {
             return;
         }
         for (number, campaign) in plan.campaigns.iter().enumerate() {
             let Some(schedule) = &campaign.schedule else { continue };
             let due = schedule.after(self.at - 1) == self.at;
-            if due && self.state.core.members[schedule.segment] != NOT_A_MEMBER {
+            if due && self.state.is_member(schedule.segment) {
                 self.candidate(number, Cause::Schedule, Root::SCHEDULE, None);
                 self.judge_audience();
             }
@@ -222,11 +221,11 @@ impl Instant<'_> {
     fn not_before(&self, campaign: &crate::plan::CampaignPlan) -> Millis {
         let held = self.at + campaign.hold;
         let Some((from, to)) = campaign.quiet_hours else { return held };
-        let told = match self.state.core.person.told("timezone", &[]) {
+        let told = match self.state.told("timezone", &[]) {
             Some(Value::Text(zone)) => Some(zone.as_str()),
             _ => None,
         };
-        let names = [told, self.state.core.person.timezone.as_deref(), Some(&self.plan.definitions.timezone)];
+        let names = [told, self.state.timezone(), Some(&self.plan.definitions.timezone)];
         let zone = names.into_iter().flatten().find_map(zone).unwrap_or(TimeZone::UTC);
         end_of_quiet(held, from, to, &zone).unwrap_or(held)
     }

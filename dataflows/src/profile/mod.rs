@@ -2,7 +2,7 @@
 //!
 //! This file says what a profile's state is made of and in which order the items of one instant are applied:
 //! windows that run out, timers, the events they emit, accepted events, schedules. After each item every view is judged
-//! again. What a view means is in its own file; each has a small part of the [`Core`], which marks copy, and keeps what
+//! again. What a view means is in its own file; each has a few words of the [`State`], which marks copy, and keeps what
 //! only grows on a tape, which going back cuts.
 
 pub mod aggregates;
@@ -16,25 +16,24 @@ pub mod sequences;
 pub mod sessions;
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::ops::Range;
+
+use ecow::EcoString;
 
 use crate::event::{Event, Kind};
 use crate::history::Fold;
 use crate::plan::{Field, Plan, Rule, View, Window, counts, find};
 use crate::time::Millis;
-use crate::total::Total;
 use crate::value::Value;
 use crate::vocabulary::{NameId, Slot};
 
-use aggregates::{Aggregates, Kept};
-use attribution::{Conversion, Money, Refund, Touch};
+use aggregates::{Bag, Kept};
+use attribution::{Conversion, Credit, Refund, Touch};
 use campaigns::{Candidate, Intent, Meant};
-use journeys::{Emitted, Latest, Standing};
-use people::Person;
+use journeys::Emitted;
+use people::{Person, Was};
 use segments::Change;
-use sequences::Progress;
-use sessions::{Session, Visits};
+use sessions::Session;
 
 /// An event of the history that an item goes back to, by its place; [`Root::SCHEDULE`] for what a date began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,50 +44,65 @@ impl Root {
     pub const SCHEDULE: Root = Root(u32::MAX);
 }
 
-/// The part of a state that marks copy.
-#[derive(Clone, Debug)]
+/// What every profile has, whatever the definitions: small, since marks copy it.
+#[derive(Clone, Copy, Debug)]
 pub struct Core {
-    /// Who this is.
-    pub person: Person,
-    /// Sessions.
-    pub visits: Visits,
-    /// Computed traits, and how often things were performed.
-    pub aggregates: Aggregates,
-    /// For each segment since when, ms, or `NOT_A_MEMBER`.
-    pub members: Box<[Millis]>,
-    /// For each journey where it stands.
-    pub standings: Box<[Standing]>,
-    /// For each sequence how far it has come.
-    pub sequences: Box<[Progress]>,
-    /// For each anchor its latest event.
-    pub latest: Box<[Option<Latest>]>,
-    /// The latest activity.
-    pub activity: Option<Latest>,
-    /// Conversions that stand.
-    pub money: Money,
+    /// The first accepted event, ms; [`NEVER`] before it: the profile does not exist.
+    pub first_seen: Millis,
+    /// The last accepted event, ms.
+    pub last_seen: Millis,
     /// Nothing happens before this instant without an event.
     pub due: Millis,
-    lengths: Lengths,
+    /// The latest session; of no events: none yet.
+    pub visit: Session,
+    /// The latest activity.
+    pub activity: Root,
+    /// Conversions that stand: not refunded to nothing.
+    pub standing: u32,
+    class: [bool; 4],
 }
 
-/// How long each tape was.
+/// In place of an instant: it has not come.
+pub const NEVER: Millis = Millis::MIN;
+
+/// Where in a state's words each definition has its own.
+///
+/// What a profile keeps for each definition is a few numbers. All of them stand in one block, so that a mark is one
+/// copy and a step touches few lines of cache; the views know how to read theirs.
 #[derive(Clone, Debug, Default)]
-struct Lengths {
-    sessions: usize,
-    changes: usize,
-    moves: usize,
-    touches: usize,
-    conversions: usize,
-    refunds: usize,
-    intents: usize,
-    kept: Box<[usize]>,
-    waiting: Box<[usize]>,
+pub struct Layout {
+    journeys: Box<[usize]>,
+    aggregates: usize,
+    anchors: usize,
+    session_windows: usize,
+    sequences: Box<[usize]>,
+    /// The words of a profile before its first event.
+    start: Box<[i64]>,
+}
+
+impl Layout {
+    /// The layout of a plan. Segments come first, a word each: since when, ms.
+    pub fn of(plan: &Plan) -> Layout {
+        let mut start = vec![segments::NOT_A_MEMBER; plan.segments.len()];
+        let mut place = |words: &[i64]| {
+            start.extend_from_slice(words);
+            start.len() - words.len()
+        };
+        Layout {
+            journeys: plan.journeys.iter().map(|journey| place(&journeys::words(journey))).collect(),
+            aggregates: place(&vec![0; plan.aggregates.len() * aggregates::WORDS]),
+            anchors: place(&journeys::Latest::NONE.repeat(plan.anchors)),
+            session_windows: place(&vec![0; plan.session_windows.len()]),
+            sequences: plan.sequences.iter().map(|of| place(&sequences::words(of))).collect(),
+            start: start.into(),
+        }
+    }
 }
 
 /// What only grows as the history goes on.
 #[derive(Clone, Debug, Default)]
 pub struct Tapes {
-    /// Sessions, the last one open.
+    /// Sessions before the latest one.
     pub sessions: Vec<Session>,
     /// Entries to and exits from segments.
     pub changes: Vec<Change>,
@@ -102,19 +116,90 @@ pub struct Tapes {
     pub refunds: Vec<Refund>,
     /// Intents.
     pub intents: Vec<Intent>,
-    /// What aggregates with a window let go again, by feed.
+    /// For each id that some event bore as `userId` the first such event.
+    pub known: Vec<Root>,
+    /// What was told before each change of it.
+    pub told: Vec<Was>,
+    /// What feeds keep of events, by feed.
     pub kept: Box<[Vec<Kept>]>,
     /// Completed sequences that wait for an event not to come, by sequence.
     pub waiting: Box<[Vec<Left>]>,
+    /// How the step before stood at each event of a step of several, by step.
+    pub before: Box<[Vec<Millis>]>,
+}
+
+/// How long tapes were.
+#[derive(Clone, Debug)]
+struct Lengths {
+    sessions: u32,
+    changes: u32,
+    moves: u32,
+    touches: u32,
+    conversions: u32,
+    refunds: u32,
+    intents: u32,
+    known: u32,
+    told: u32,
+    /// Those of `kept`, `waiting`, `before`.
+    rows: Box<[u32]>,
+}
+
+impl Tapes {
+    fn lengths(&self) -> Lengths {
+        let kept = self.kept.iter().map(Vec::len);
+        let rows = kept.chain(self.waiting.iter().map(Vec::len)).chain(self.before.iter().map(Vec::len));
+        Lengths {
+            sessions: self.sessions.len() as u32,
+            changes: self.changes.len() as u32,
+            moves: self.moves.len() as u32,
+            touches: self.touches.len() as u32,
+            conversions: self.conversions.len() as u32,
+            refunds: self.refunds.len() as u32,
+            intents: self.intents.len() as u32,
+            known: self.known.len() as u32,
+            told: self.told.len() as u32,
+            rows: rows.map(|length| length as u32).collect(),
+        }
+    }
+
+    /// Cuts those tapes whose notes need no other undoing.
+    fn cut(&mut self, lengths: &Lengths) {
+        self.sessions.truncate(lengths.sessions as usize);
+        self.changes.truncate(lengths.changes as usize);
+        self.touches.truncate(lengths.touches as usize);
+        self.conversions.truncate(lengths.conversions as usize);
+        self.refunds.truncate(lengths.refunds as usize);
+        self.known.truncate(lengths.known as usize);
+        let mut rows = lengths.rows.iter().map(|length| *length as usize);
+        self.kept.iter_mut().zip(rows.by_ref()).for_each(|(tape, length)| tape.truncate(length));
+        self.waiting.iter_mut().zip(rows.by_ref()).for_each(|(tape, length)| tape.truncate(length));
+        self.before.iter_mut().zip(rows.by_ref()).for_each(|(tape, length)| tape.truncate(length));
+    }
 }
 
 /// Everything that is true of a person at one place in their history.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// What marks copy.
+    /// What every profile has.
     pub core: Core,
+    /// What it has for each definition; see [`Layout`].
+    words: Box<[i64]>,
     /// What only grows.
     pub tapes: Tapes,
+    /// What was told of them.
+    pub person: Option<Box<Person>>,
+    /// Values in windows, and how often each is there.
+    bags: Box<[Bag]>,
+    /// The public id under which its intents were told; empty: none were.
+    pub told_as: EcoString,
+}
+
+/// Enough to take a state back to where it was.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    core: Core,
+    words: Box<[i64]>,
+    lengths: Lengths,
 }
 
 /// Consequences of steps, added up over the profiles of a worker until they are sent on.
@@ -123,7 +208,7 @@ pub struct Effects {
     /// Changes of the plan's dense counts.
     pub counts: Vec<i64>,
     /// Changes of credit.
-    pub credit: BTreeMap<Total, i128>,
+    pub credit: Credit,
     /// Intents that came, and those that went, of the profile at hand.
     pub intents: Vec<(Meant, i8)>,
     pending: Vec<u64>,
@@ -132,24 +217,23 @@ pub struct Effects {
 impl Effects {
     /// No effects yet, under `plan`.
     pub fn new(plan: &Plan) -> Self {
-        Effects {
-            counts: vec![0; plan.totals.len()],
-            pending: vec![0; plan.views.len().div_ceil(64)],
-            ..Effects::default()
-        }
+        let mut effects = Effects::default();
+        effects.prepare(plan);
+        effects
     }
 
-    fn add_credit(&mut self, total: Total, change: i128) {
-        if change != 0 {
-            *self.credit.entry(total).or_default() += change;
-        }
+    /// From now on under `plan`; all earlier effects were taken.
+    pub fn prepare(&mut self, plan: &Plan) {
+        self.counts = vec![0; plan.totals.len()];
+        self.pending = vec![0; plan.views.len().div_ceil(64)];
+        self.credit.prepare(plan.models().len());
     }
 }
 
 impl Fold for Plan {
     type Entry = Event;
-    type State = State;
-    type Mark = Core;
+    type State = Box<State>;
+    type Mark = Mark;
     type Effects = Effects;
 
     fn instant(event: &Event) -> Millis {
@@ -160,116 +244,108 @@ impl Fold for Plan {
         a.order(b)
     }
 
-    fn start(&self) -> State {
-        State {
-            core: Core {
-                person: Person::default(),
-                visits: Visits::new(self),
-                aggregates: Aggregates::new(self),
-                members: vec![segments::NOT_A_MEMBER; self.segments.len()].into(),
-                standings: vec![Standing::default(); self.journeys.len()].into(),
-                sequences: Progress::none(self),
-                latest: vec![None; self.anchors].into(),
-                activity: None,
-                money: Money::default(),
-                due: Millis::MAX,
-                lengths: Lengths {
-                    kept: vec![0; self.feeds.len()].into(),
-                    waiting: vec![0; self.sequences.len()].into(),
-                    ..Lengths::default()
-                },
-            },
+    fn start(&self) -> Box<State> {
+        Box::new(State {
+            core: Core::START,
+            words: self.layout.start.clone(),
             tapes: Tapes {
-                kept: vec![Vec::new(); self.feeds.len()].into(),
+                kept: vec![Vec::new(); self.keeps].into(),
                 waiting: vec![Vec::new(); self.sequences.len()].into(),
+                before: vec![Vec::new(); self.steps].into(),
                 ..Tapes::default()
             },
-        }
+            person: None,
+            bags: vec![Bag::new(); self.bags].into(),
+            told_as: EcoString::new(),
+        })
     }
 
-    fn due(&self, state: &State) -> Millis {
+    fn due(&self, state: &Box<State>) -> Millis {
         state.core.due
     }
 
-    fn step(&self, state: &mut State, at: Millis, entries: &[Event], present: Range<usize>, effects: &mut Effects) {
+    fn step(&self, state: &mut Box<State>, at: Millis, entries: &[Event], present: Range<usize>, effects: &mut Effects) {
         Instant { plan: self, state, at, entries, effects, emitted: Vec::new(), candidates: Vec::new(), judged: 0 }
             .run(present);
     }
 
-    fn mark(&self, state: &State) -> Core {
-        let tapes = &state.tapes;
-        Core {
-            lengths: Lengths {
-                sessions: tapes.sessions.len(),
-                changes: tapes.changes.len(),
-                moves: tapes.moves.len(),
-                touches: tapes.touches.len(),
-                conversions: tapes.conversions.len(),
-                refunds: tapes.refunds.len(),
-                intents: tapes.intents.len(),
-                kept: tapes.kept.iter().map(Vec::len).collect(),
-                waiting: tapes.waiting.iter().map(Vec::len).collect(),
-            },
-            ..state.core.clone()
-        }
+    fn mark(&self, state: &Box<State>) -> Mark {
+        Mark { core: state.core, words: state.words.clone(), lengths: state.tapes.lengths() }
     }
 
-    fn back(&self, state: &mut State, mark: &Core, entries: &[Event], effects: &mut Effects) {
-        self.count_standing(&state.core, -1, effects);
-        let restated = self.uncredit(state, mark, effects);
-        let (tapes, lengths) = (&mut state.tapes, &mark.lengths);
-        for total in tapes.moves.drain(lengths.moves..) {
+    fn back(&self, state: &mut Box<State>, mark: Option<&Mark>, entries: &[Event], effects: &mut Effects) {
+        let nothing;
+        let (core, words, lengths) = match mark {
+            Some(mark) => (&mark.core, &mark.words, &mark.lengths),
+            None => {
+                nothing = Lengths::none(self.keeps + self.sequences.len() + self.steps);
+                (&Core::START, &self.layout.start, &nothing)
+            }
+        };
+        self.count_standing(state, -1, effects);
+        let restated = self.uncredit(state, lengths.conversions as usize, lengths.refunds as usize, effects);
+        self.uncount_sessions(state, lengths.sessions as usize, effects);
+        state.unbag(self, words, &lengths.rows);
+        let tapes = &mut state.tapes;
+        for total in tapes.moves.drain(lengths.moves as usize..) {
             effects.counts[total as usize] -= 1;
         }
-        for intent in tapes.intents.drain(lengths.intents..) {
+        for intent in tapes.intents.drain(lengths.intents as usize..) {
             effects.counts[self.campaigns[intent.campaign].totals[intent.status as usize]] -= 1;
             effects.intents.push((Meant::new(intent, entries), -1));
         }
-        self.uncount_sessions(&tapes.sessions[..], lengths.sessions, effects);
-        tapes.sessions.truncate(lengths.sessions);
-        tapes.changes.truncate(lengths.changes);
-        tapes.touches.truncate(lengths.touches);
-        tapes.conversions.truncate(lengths.conversions);
-        tapes.refunds.truncate(lengths.refunds);
-        for (kept, length) in tapes.kept.iter_mut().zip(&lengths.kept) {
-            kept.truncate(*length);
+        for was in tapes.told.drain(lengths.told as usize..).rev() {
+            state.person.as_deref_mut().expect("something was told").put_back(was);
         }
-        for (waiting, length) in tapes.waiting.iter_mut().zip(&lengths.waiting) {
-            waiting.truncate(*length);
-        }
-        state.core.clone_from(mark);
-        if let (Some(last), Some(open)) = (state.tapes.sessions.last_mut(), state.core.visits.open) {
-            *last = open;
-        }
-        self.recount_sessions(&state.tapes.sessions, effects);
+        tapes.cut(lengths);
+        state.core = *core;
+        state.words.copy_from_slice(words);
+        self.recount_session(&state.core, effects);
         for conversion in restated {
             self.add_credit(state, conversion, &state.tapes.refunds, 1, effects);
         }
-        self.count_standing(&state.core, 1, effects);
+        self.count_standing(state, 1, effects);
     }
 }
 
 impl Core {
-    /// How many conversions and refunds there were at this mark.
-    fn money_lengths(&self) -> (usize, usize) {
-        (self.lengths.conversions, self.lengths.refunds)
+    /// Before the first event.
+    const START: Core = Core {
+        first_seen: NEVER,
+        last_seen: NEVER,
+        due: Millis::MAX,
+        visit: Session::NONE,
+        activity: Root::SCHEDULE,
+        standing: 0,
+        class: [false; 4],
+    };
+
+    /// Whether there is such a profile.
+    pub fn exists(&self) -> bool {
+        self.first_seen != NEVER
+    }
+}
+
+impl Lengths {
+    fn none(rows: usize) -> Lengths {
+        Lengths { rows: vec![0; rows].into(), ..Tapes::default().lengths() }
     }
 }
 
 impl Plan {
     /// Adds what a state stands for in the counts over all profiles.
-    fn count_standing(&self, core: &Core, sign: i64, effects: &mut Effects) {
-        if core.person.first_seen.is_none() {
+    fn count_standing(&self, state: &State, sign: i64, effects: &mut Effects) {
+        if !state.core.exists() {
             return;
         }
         effects.counts[counts::PROFILES] += sign;
-        for (segment, since) in self.segments.iter().zip(&core.members) {
-            if *since != segments::NOT_A_MEMBER {
+        for (number, segment) in self.segments.iter().enumerate() {
+            if state.is_member(number) {
                 effects.counts[segment.total] += sign;
             }
         }
-        for (journey, standing) in self.journeys.iter().zip(&core.standings) {
-            effects.counts[journey.states[standing.state].total] += sign;
+        for (number, journey) in self.journeys.iter().enumerate() {
+            effects.counts[journey.states[state.standing(self, number).state].total] += sign;
         }
     }
 }
@@ -366,14 +442,14 @@ impl Instant<'_> {
         let entries = self.entries;
         let event = &entries[index];
         let root = Root(index as u32);
-        if self.state.core.person.first_seen.is_none() {
+        if !self.state.core.exists() {
             self.begin(root);
         }
-        self.tell(event);
+        self.tell(event, index);
         if !event.kind.is_activity() {
             return self.judge(Item::Call(root));
         }
-        let seen = Seen { name: event.name, kind: Some(event.kind), values: &event.values, root };
+        let seen = Seen { name: event.name, kind: Some(event.kind), values: event.values(), root };
         self.visit(event, root);
         self.touch(event, seen);
         self.convert(seen);
@@ -386,7 +462,7 @@ impl Instant<'_> {
 
     /// The first event of a profile: it exists, and stands at the start of each journey.
     fn begin(&mut self, root: Root) {
-        self.state.core.person.first_seen = Some(self.at);
+        self.state.core.first_seen = self.at;
         self.effects.counts[counts::PROFILES] += 1;
         for journey in 0..self.plan.journeys.len() {
             self.enter_start(journey, root);
@@ -472,7 +548,7 @@ impl Instant<'_> {
             Field::Event => Some(self.plan.vocabulary.text(seen.name)),
             Field::Type => seen.kind.map(people::kind_value),
             Field::Slot(slot) => find(seen.values, *slot),
-            Field::Told(key, inside) => self.state.core.person.told(key, inside),
+            Field::Told(key, inside) => self.state.told(key, inside),
             Field::Computed(_) => None,
         }
     }

@@ -1,41 +1,47 @@
 //! Who a person is: the ids they are known by, what was told of them, their consent, the class of visitor.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use compact_str::CompactString;
+use ecow::EcoString;
 
 use crate::definitions::Visitor;
-use crate::event::{Event, Kind};
+use crate::event::{Context, Event, Kind};
 use crate::json::{Next, Reader, canonical};
+use crate::plan::Plan;
 use crate::time::Millis;
 use crate::value::Value;
 
-use super::{Instant, State};
+use super::{Instant, Root, State};
 
-/// What marks keep of a person.
+/// What was told of a person.
 #[derive(Clone, Debug, Default)]
 pub struct Person {
-    /// Their first accepted event, ms.
-    pub first_seen: Option<Millis>,
-    /// Their last accepted event, ms.
-    pub last_seen: Millis,
-    /// The latest `context.timezone`.
-    pub timezone: Option<CompactString>,
-    /// Ids that some event bore as `userId`.
-    known: Arc<BTreeSet<CompactString>>,
-    told: Arc<BTreeMap<CompactString, Told>>,
-    consent: Arc<BTreeMap<CompactString, Consent>>,
-    class: [bool; 4],
+    told: BTreeMap<EcoString, Told>,
+    consent: BTreeMap<EcoString, Consent>,
+    timezone: Option<EcoString>,
+}
+
+/// Nothing was told.
+static NOBODY: Person = Person { told: BTreeMap::new(), consent: BTreeMap::new(), timezone: None };
+
+/// What was there before a change of what is told.
+#[derive(Clone, Debug)]
+pub enum Was {
+    /// A trait.
+    Told(EcoString, Option<Told>),
+    /// An answer of consent.
+    Consent(EcoString, Option<Consent>),
+    /// The time zone.
+    Timezone(Option<EcoString>),
 }
 
 /// A trait told by identify: its JSON text, and its value as rules read it.
 #[derive(Clone, Debug)]
-struct Told {
+pub struct Told {
     json: Box<str>,
     value: Value,
     /// Values at the paths inside it that conditions read.
-    inside: Box<[(Box<[CompactString]>, Value)]>,
+    inside: Box<[(Box<[EcoString]>, Value)]>,
 }
 
 /// An answer to a question of consent.
@@ -55,9 +61,57 @@ pub(super) fn kind_value(kind: Kind) -> &'static Value {
 }
 
 impl Person {
+    /// Takes one change back.
+    pub(super) fn put_back(&mut self, was: Was) {
+        match was {
+            Was::Told(key, was) => drop(set(&mut self.told, key, was)),
+            Was::Consent(purpose, was) => drop(set(&mut self.consent, purpose, was)),
+            Was::Timezone(was) => self.timezone = was,
+        }
+    }
+
+    /// Notes what a call tells; gives what was there before.
+    fn hear(&mut self, context: &Context, at: Millis, plan: &Plan, was: &mut Vec<Was>) {
+        for (key, json) in &context.told {
+            let value = crate::event::value(&mut Reader::new(json)).expect("it was read when it came in");
+            let told = (value != Value::Null).then(|| Told::new(key, json, value, plan));
+            was.push(Was::Told(key.clone(), set(&mut self.told, key.clone(), told)));
+        }
+        if context.timezone.is_some() && context.timezone != self.timezone {
+            was.push(Was::Timezone(std::mem::replace(&mut self.timezone, context.timezone.clone())));
+        }
+        for (purpose, granted) in &context.consent {
+            if self.consent.get(purpose).is_none_or(|consent| consent.granted != *granted) {
+                let consent = Consent { granted: *granted, since: at };
+                was.push(Was::Consent(purpose.clone(), self.consent.insert(purpose.clone(), consent)));
+            }
+        }
+    }
+}
+
+impl Told {
+    fn new(key: &str, json: &str, value: Value, plan: &Plan) -> Told {
+        let paths = plan.told_paths.iter().filter(|(wanted, _)| wanted == key);
+        let inside = paths.filter_map(|(_, path)| Some((path.clone(), value_inside(json, path)?))).collect();
+        Told { json: canonical(json).expect("it was read when it came in").into(), value, inside }
+    }
+}
+
+fn set<V>(map: &mut BTreeMap<EcoString, V>, key: EcoString, value: Option<V>) -> Option<V> {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    }
+}
+
+impl State {
+    fn person(&self) -> &Person {
+        self.person.as_deref().unwrap_or(&NOBODY)
+    }
+
     /// What was told under a top-level key, or at a path inside it.
-    pub fn told(&self, key: &str, inside: &[CompactString]) -> Option<&Value> {
-        let told = self.told.get(key)?;
+    pub fn told(&self, key: &str, inside: &[EcoString]) -> Option<&Value> {
+        let told = self.person().told.get(key)?;
         if inside.is_empty() {
             return Some(&told.value);
         }
@@ -65,35 +119,37 @@ impl Person {
     }
 
     /// All that was told, as JSON texts by key.
-    pub fn all_told(&self) -> impl Iterator<Item = (&CompactString, &str)> {
-        self.told.iter().map(|(key, told)| (key, &*told.json))
-    }
-
-    /// Whether some event bore this id as `userId`.
-    pub fn is_known(&self, id: &CompactString) -> bool {
-        self.known.contains(id)
+    pub fn all_told(&self) -> impl Iterator<Item = (&EcoString, &str)> {
+        self.person().told.iter().map(|(key, told)| (key, &*told.json))
     }
 
     /// All answers of consent, by purpose.
-    pub fn all_consent(&self) -> impl Iterator<Item = (&CompactString, &Consent)> {
-        self.consent.iter()
+    pub fn all_consent(&self) -> impl Iterator<Item = (&EcoString, &Consent)> {
+        self.person().consent.iter()
     }
 
     /// Whether a purpose was granted; what was never answered is not.
     pub fn consents(&self, purpose: &str) -> bool {
-        self.consent.get(purpose).is_some_and(|consent| consent.granted)
+        self.person().consent.get(purpose).is_some_and(|consent| consent.granted)
     }
-}
 
-impl State {
+    /// The latest `context.timezone`.
+    pub fn timezone(&self) -> Option<&str> {
+        self.person().timezone.as_deref()
+    }
+
+    /// Whether some event bore this id as `userId`.
+    pub fn is_known(&self, id: &str, entries: &[Event]) -> bool {
+        self.tapes.known.iter().any(|root| entries[root.0 as usize].own == id)
+    }
+
     /// Whether the person is of a class.
     pub fn is(&self, class: Visitor) -> bool {
-        let sessions = self.tapes.sessions.len();
-        let paying = self.core.money.standing > 0;
+        let (sessions, known, paying) = (self.session_count(), !self.tapes.known.is_empty(), self.core.standing > 0);
         match class {
-            Visitor::FirstTime => sessions == 1 && self.core.person.known.is_empty() && !paying,
+            Visitor::FirstTime => sessions == 1 && !known && !paying,
             Visitor::Returning => sessions >= 2,
-            Visitor::Known => !self.core.person.known.is_empty(),
+            Visitor::Known => known,
             Visitor::Paying => paying,
         }
     }
@@ -101,41 +157,22 @@ impl State {
 
 impl Instant<'_> {
     /// Notes what an event tells of its person.
-    pub(super) fn tell(&mut self, event: &Event) {
-        let plan = self.plan;
-        let person = &mut self.state.core.person;
-        person.last_seen = self.at;
-        if event.known && !person.known.contains(&event.own) {
-            Arc::make_mut(&mut person.known).insert(event.own.clone());
-        }
-        if let Some(told) = event.context.as_ref().map(|context| &context.told).filter(|told| !told.is_empty()) {
-            let all = Arc::make_mut(&mut person.told);
-            for (key, json) in told {
-                let value = crate::event::value(&mut Reader::new(json)).expect("it was read when it came in");
-                if value == Value::Null {
-                    all.remove(key);
-                } else {
-                    let paths = plan.told_paths.iter().filter(|(wanted, _)| wanted == key);
-                    let inside =
-                        paths.filter_map(|(_, path)| Some((path.clone(), value_inside(json, path)?))).collect();
-                    all.insert(
-                        key.clone(),
-                        Told { json: canonical(json).expect("it was read when it came in").into(), value, inside },
-                    );
-                }
+    pub(super) fn tell(&mut self, event: &Event, place: usize) {
+        self.state.core.last_seen = self.at;
+        if event.known {
+            // The event before is near, and most often of the same id.
+            let again = place.checked_sub(1).map(|before| &self.entries[before]);
+            let again = again.is_some_and(|before| before.known && before.own == event.own);
+            if !again && !self.state.is_known(&event.own, self.entries) {
+                self.state.tapes.known.push(Root(place as u32));
             }
-            self.wake_all(&plan.told_readers);
         }
-        let person = &mut self.state.core.person;
-        if let Some(context) = &event.context {
-            if context.timezone.is_some() {
-                person.timezone.clone_from(&context.timezone);
-            }
-            for (purpose, granted) in &context.consent {
-                if person.consent.get(purpose).is_none_or(|consent| consent.granted != *granted) {
-                    let consent = Consent { granted: *granted, since: self.at };
-                    Arc::make_mut(&mut person.consent).insert(purpose.clone(), consent);
-                }
+        if let Some(details) = event.details.as_deref().filter(|details| details.tells) {
+            let state = &mut *self.state;
+            let person = state.person.get_or_insert_default();
+            person.hear(&details.context, self.at, self.plan, &mut state.tapes.told);
+            if !details.context.told.is_empty() {
+                self.wake_all(&self.plan.told_readers);
             }
         }
         self.classify();
@@ -145,15 +182,15 @@ impl Instant<'_> {
     pub(super) fn classify(&mut self) {
         let class =
             [Visitor::FirstTime, Visitor::Returning, Visitor::Known, Visitor::Paying].map(|class| self.state.is(class));
-        if class != self.state.core.person.class {
-            self.state.core.person.class = class;
+        if class != self.state.core.class {
+            self.state.core.class = class;
             self.wake_all(&self.plan.visitor_readers);
         }
     }
 }
 
 /// The value at a path inside a JSON text.
-fn value_inside(json: &str, path: &[CompactString]) -> Option<Value> {
+fn value_inside(json: &str, path: &[EcoString]) -> Option<Value> {
     let mut reader = Reader::new(json);
     let Some((first, rest)) = path.split_first() else { return crate::event::value(&mut reader).ok() };
     if reader.peek().ok()? != Next::Object {

@@ -1,9 +1,9 @@
 //! Segments: who belongs, since when, and which event made it so.
 
-use compact_str::CompactString;
+use ecow::EcoString;
 
 use crate::definitions::{CountTest, TraitTest};
-use crate::plan::{Cause, Test};
+use crate::plan::{Cause, Plan, Test};
 use crate::time::Millis;
 use crate::value::Value;
 
@@ -31,7 +31,7 @@ impl Instant<'_> {
         let plan = self.plan;
         let of = &plan.segments[segment];
         let member = self.state.passes(plan, &of.test);
-        if member == (self.state.core.members[segment] != NOT_A_MEMBER) {
+        if member == self.state.is_member(segment) {
             return;
         }
         let root = match item {
@@ -42,7 +42,7 @@ impl Instant<'_> {
                 read.map(|(_, left)| *left).max().expect("a window it reads ran out, or it would not have changed").root
             }
         };
-        self.state.core.members[segment] = if member { self.at } else { NOT_A_MEMBER };
+        self.state.words[segment] = if member { self.at } else { NOT_A_MEMBER };
         self.effects.counts[of.total] += if member { 1 } else { -1 };
         self.state.tapes.changes.push(Change { segment, entered: member, at: self.at, root });
         self.wake_all(&of.readers);
@@ -55,25 +55,35 @@ impl Instant<'_> {
 }
 
 impl State {
+    /// Whether the person is in a segment.
+    pub fn is_member(&self, segment: usize) -> bool {
+        self.words[segment] != NOT_A_MEMBER
+    }
+
+    /// Since when the person is in a segment, ms.
+    pub fn member_since(&self, segment: usize) -> Option<Millis> {
+        Some(self.words[segment]).filter(|since| *since != NOT_A_MEMBER)
+    }
+
     /// Whether a segment's condition is met.
-    pub fn passes(&self, plan: &crate::plan::Plan, test: &Test) -> bool {
+    pub fn passes(&self, plan: &Plan, test: &Test) -> bool {
         match test {
             Test::Computed(number, test) => trait_passes(test, &self.figure(plan, *number)),
             Test::Told(key, test) => {
-                let value = self.core.person.told(key, &[]).cloned().unwrap_or(Value::Null);
+                let value = self.told(key, &[]).cloned().unwrap_or(Value::Null);
                 trait_passes(test, &figure_of(value))
             }
             Test::Visitor(class) => self.is(*class),
             Test::Sessions(window, test) => {
-                let count = self.tapes.sessions.len() - self.core.visits.heads[*window] as usize;
+                let count = self.session_count() - self.session_head(plan, *window);
                 count_passes(*test, count as u64)
             }
             Test::Journey(journey, state) => {
-                self.core.person.first_seen.is_some() && self.core.standings[*journey].state == *state
+                self.core.exists() && self.standing(plan, *journey).state == *state
             }
-            Test::Segment(segment) => self.core.members[*segment] != NOT_A_MEMBER,
-            Test::Performed(aggregate, test) => count_passes(*test, self.core.aggregates.count(*aggregate)),
-            Test::Sequence(number) => self.core.sequences[*number].is_complete(),
+            Test::Segment(segment) => self.is_member(*segment),
+            Test::Performed(aggregate, test) => count_passes(*test, self.counted(plan, *aggregate)),
+            Test::Sequence(number) => self.is_complete(plan, *number),
             Test::All(tests) => tests.iter().all(|test| self.passes(plan, test)),
             Test::Any(tests) => tests.iter().any(|test| self.passes(plan, test)),
             Test::Not(test) => !self.passes(plan, test),
@@ -119,4 +129,4 @@ fn trait_passes(test: &TraitTest, figure: &Figure) -> bool {
 }
 
 /// A segment's name and since when a profile is in it.
-pub type Membership = (CompactString, Millis);
+pub type Membership = (EcoString, Millis);

@@ -3,41 +3,59 @@
 //! For each step the latest way to have completed it is enough, since a later completion of a step allows everything
 //! that an earlier one does. A step of n events keeps, for each of its last n events, how the step before stood then.
 
-use std::collections::VecDeque;
-
 use crate::plan::{Plan, SequencePlan, Window};
 use crate::time::Millis;
 
-use super::{Instant, Left, Seen};
+use super::{Instant, Left, NEVER, Root, Seen, State};
 
-/// What marks keep of a sequence.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    steps: Box<[StepState]>,
-    /// The latest completion, while it counts: when, and the event it goes back to.
-    completed: Option<(Millis, Left)>,
-    /// The place on the tape of the first completion that still waits for an event not to come.
-    waiting: u32,
+/// The words of a sequence before those of its steps: when it was completed, the event that this goes back to (when,
+/// whether accepted, root), and the place on the tape of the first completion that still waits for an event not to come.
+const SEQUENCE: usize = 5;
+
+/// The words of a sequence before the first event; for each step its latest completion.
+pub(super) fn words(of: &SequencePlan) -> Vec<i64> {
+    let mut words = vec![NEVER, 0, 0, 0, 0];
+    words.resize(SEQUENCE + of.steps.len(), NEVER);
+    words
 }
 
-#[derive(Clone, Debug, Default)]
-struct StepState {
-    /// The latest completion of this step.
-    done: Option<Millis>,
-    /// For the last events of this step: the completion of the step before, as it was then.
-    before: VecDeque<Option<Millis>>,
-}
-
-impl Progress {
-    /// For each sequence of a plan, nothing seen yet.
-    pub fn none(plan: &Plan) -> Box<[Progress]> {
-        let steps = |of: &SequencePlan| of.steps.iter().map(|_| StepState::default()).collect();
-        plan.sequences.iter().map(|of| Progress { steps: steps(of), completed: None, waiting: 0 }).collect()
+impl State {
+    /// Whether a sequence is complete, as far as it counts now.
+    pub fn is_complete(&self, plan: &Plan, sequence: usize) -> bool {
+        self.completed(plan, sequence).is_some()
     }
 
-    /// Whether the sequence is complete, as far as it counts now.
-    pub fn is_complete(&self) -> bool {
-        self.completed.is_some()
+    /// The latest completion, while it counts: when, and the event it goes back to.
+    fn completed(&self, plan: &Plan, sequence: usize) -> Option<(Millis, Left)> {
+        let words = &self.words[plan.layout.sequences[sequence]..];
+        let left = Left { at: words[1], accepted: words[2] == 1, root: Root(words[3] as u32) };
+        (words[0] != NEVER).then_some((words[0], left))
+    }
+
+    /// The first completion of the steps that still waits.
+    fn waiting(&self, plan: &Plan, sequence: usize) -> Option<Left> {
+        let place = self.words[plan.layout.sequences[sequence] + SEQUENCE - 1];
+        self.tapes.waiting[sequence].get(place as usize).copied()
+    }
+
+    /// One more event of a step; whether it completes the step.
+    fn follows(&mut self, plan: &Plan, sequence: usize, step: usize, at: Millis) -> bool {
+        let place = plan.layout.sequences[sequence] + SEQUENCE + step;
+        let of = &plan.sequences[sequence];
+        let mut since = if step == 0 { at } else { self.words[place - 1] };
+        let times = of.steps[step].times as usize;
+        if times > 1 {
+            // How the step before stood when the first of the last n events came.
+            let before = &mut self.tapes.before[of.first_step + step];
+            before.push(since);
+            let Some(first) = before.len().checked_sub(times) else { return false };
+            since = before[first];
+        }
+        let complete = since != NEVER && of.steps[step].within.is_none_or(|within| at - since < within);
+        if complete {
+            self.words[place] = at;
+        }
+        complete
     }
 }
 
@@ -52,14 +70,15 @@ impl Instant<'_> {
                 && absence.name == seen.name
                 && self.holds(absence.rule.as_ref(), seen)
             {
-                self.state.core.sequences[*number].waiting = self.state.tapes.waiting[*number].len() as u32;
+                let length = self.state.tapes.waiting[*number].len();
+                self.state.words[plan.layout.sequences[*number] + SEQUENCE - 1] = length as i64;
             }
             // From the last step to the first, so that no event serves two steps.
             for step in (0..of.steps.len()).rev() {
                 if of.steps[step].name != seen.name || !self.holds(of.steps[step].rule.as_ref(), seen) {
                     continue;
                 }
-                let complete = self.state.core.sequences[*number].advance(of, step, self.at);
+                let complete = self.state.follows(plan, *number, step, self.at);
                 if complete && step + 1 == of.steps.len() {
                     self.end_of_steps(*number, left);
                 }
@@ -80,29 +99,30 @@ impl Instant<'_> {
     }
 
     fn complete(&mut self, number: usize, left: Left) {
-        let of = &self.plan.sequences[number];
-        self.state.core.sequences[number].completed = Some((self.at, left));
+        let plan = self.plan;
+        let words = &mut self.state.words[plan.layout.sequences[number]..];
+        words[..4].copy_from_slice(&[self.at, left.at, i64::from(left.accepted), i64::from(left.root.0)]);
+        let of = &plan.sequences[number];
         self.due_by(of.recent.map_or(Millis::MAX, |recent| self.at + recent));
-        self.wake_all(&self.plan.sequences[number].readers);
+        self.wake_all(&of.readers);
     }
 
     /// Completions by waiting, and completions that are no longer recent, at this instant.
     pub(super) fn sequence_windows(&mut self, left: &mut Vec<(Window, Left)>) {
         let plan = self.plan;
         for (number, of) in plan.sequences.iter().enumerate() {
-            if let Some((at, event)) = self.state.core.sequences[number].completed
+            if let Some((at, event)) = self.state.completed(plan, number)
                 && of.recent.is_some_and(|recent| at + recent <= self.at)
             {
-                self.state.core.sequences[number].completed = None;
+                self.state.words[plan.layout.sequences[number]] = NEVER;
                 left.push((Window::Sequence(number), event));
                 self.wake_all(&of.readers);
             }
             let Some(absence) = &of.absence else { continue };
-            loop {
-                let waiting = self.state.core.sequences[number].waiting as usize;
-                let first = self.state.tapes.waiting[number].get(waiting).copied();
-                let Some(event) = first.filter(|event| event.at + absence.within <= self.at) else { break };
-                self.state.core.sequences[number].waiting += 1;
+            while let Some(event) = self.state.waiting(plan, number)
+                && event.at + absence.within <= self.at
+            {
+                self.state.words[plan.layout.sequences[number] + SEQUENCE - 1] += 1;
                 left.push((Window::Sequence(number), event));
                 self.complete(number, event);
             }
@@ -111,32 +131,11 @@ impl Instant<'_> {
 
     pub(super) fn sequence_due(&self) -> Millis {
         let due = |(number, of): (usize, &SequencePlan)| {
-            let progress = &self.state.core.sequences[number];
-            let recent = progress.completed.zip(of.recent).map_or(Millis::MAX, |((at, _), recent)| at + recent);
-            let waiting = self.state.tapes.waiting[number].get(progress.waiting as usize);
-            let absent =
-                waiting.zip(of.absence.as_ref()).map_or(Millis::MAX, |(event, absence)| event.at + absence.within);
-            recent.min(absent)
+            let completed = self.state.completed(self.plan, number).zip(of.recent);
+            let waiting = self.state.waiting(self.plan, number).zip(of.absence.as_ref());
+            let recent = completed.map_or(Millis::MAX, |((at, _), recent)| at + recent);
+            recent.min(waiting.map_or(Millis::MAX, |(event, absence)| event.at + absence.within))
         };
         self.plan.sequences.iter().enumerate().map(due).min().unwrap_or(Millis::MAX)
-    }
-}
-
-impl Progress {
-    /// One more event of a step; whether it completes the step.
-    fn advance(&mut self, of: &SequencePlan, step: usize, at: Millis) -> bool {
-        let before = if step == 0 { Some(at) } else { self.steps[step - 1].done };
-        let state = &mut self.steps[step];
-        state.before.push_back(before);
-        if (state.before.len() as u64) < of.steps[step].times {
-            return false;
-        }
-        // How the step before stood when the first of the last n events came.
-        let since = state.before.pop_front().flatten();
-        let complete = since.is_some_and(|since| of.steps[step].within.is_none_or(|within| at - since < within));
-        if complete {
-            state.done = Some(at);
-        }
-        complete
     }
 }

@@ -1,13 +1,13 @@
 //! Sessions: maximal runs of a person's activity in which neighbours are at most `gap` apart.
 //!
-//! The open session is part of the core; the tape holds all of them, the last one being the open one. What a session is
-//! worth, whose touch it began with, its pages and device are read off the other tapes and the history when asked.
+//! The latest session is part of the core; the tape holds those before it. What a session is worth, whose touch it began
+//! with, its pages and device are read off the other tapes and the history when asked.
 
 use crate::event::Event;
 use crate::plan::{Plan, Window, counts};
 use crate::time::Millis;
 
-use super::{Effects, Instant, Left, Root};
+use super::{Core, Effects, Instant, Left, NEVER, Root, State};
 
 /// A run of activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,20 +24,9 @@ pub struct Session {
     pub buying: bool,
 }
 
-/// What marks keep of sessions.
-#[derive(Clone, Debug)]
-pub struct Visits {
-    /// The open session, as it stands.
-    pub open: Option<Session>,
-    /// For each window over sessions, the place of the first session still in it.
-    pub heads: Box<[u32]>,
-}
-
-impl Visits {
-    /// No sessions yet.
-    pub fn new(plan: &Plan) -> Self {
-        Visits { open: None, heads: vec![0; plan.session_windows.len()].into() }
-    }
+impl Session {
+    /// No session yet.
+    pub(super) const NONE: Session = Session { start: NEVER, end: NEVER, events: 0, first: Root::SCHEDULE, buying: false };
 }
 
 /// Adds a session to the counts over all profiles.
@@ -49,55 +38,80 @@ fn count(session: &Session, sign: i64, effects: &mut Effects) {
 }
 
 impl Plan {
-    /// Takes off the sessions after `length`, and the last one before, which may be open at the mark.
-    pub(super) fn uncount_sessions(&self, sessions: &[Session], length: usize, effects: &mut Effects) {
-        sessions[length.saturating_sub(1)..].iter().for_each(|session| count(session, -1, effects));
+    /// Takes off the sessions after the first `length` ones.
+    pub(super) fn uncount_sessions(&self, state: &State, length: usize, effects: &mut Effects) {
+        state.sessions_from(length).for_each(|session| count(&session, -1, effects));
     }
 
-    /// Adds the session that is the last one at a mark.
-    pub(super) fn recount_sessions(&self, sessions: &[Session], effects: &mut Effects) {
-        sessions.last().into_iter().for_each(|session| count(session, 1, effects));
+    /// Adds the latest session at a mark.
+    pub(super) fn recount_session(&self, core: &Core, effects: &mut Effects) {
+        if core.visit.events > 0 {
+            count(&core.visit, 1, effects);
+        }
+    }
+}
+
+impl State {
+    /// How many sessions there are.
+    pub fn session_count(&self) -> usize {
+        self.tapes.sessions.len() + usize::from(self.core.visit.events > 0)
+    }
+
+    /// A session by its place.
+    pub fn session(&self, place: usize) -> Option<Session> {
+        match self.tapes.sessions.get(place) {
+            Some(session) => Some(*session),
+            None => (place + 1 == self.session_count()).then_some(self.core.visit),
+        }
+    }
+
+    /// All sessions from a place on.
+    pub fn sessions_from(&self, place: usize) -> impl DoubleEndedIterator<Item = Session> + '_ {
+        (place..self.session_count()).filter_map(|place| self.session(place))
+    }
+
+    /// The place of the first session still in a window.
+    pub(super) fn session_head(&self, plan: &Plan, window: usize) -> usize {
+        self.words[plan.layout.session_windows + window] as usize
     }
 }
 
 impl Instant<'_> {
-    /// An activity joins the open session, or begins another.
+    /// An activity joins the latest session, or begins another.
     pub(super) fn visit(&mut self, event: &Event, root: Root) {
-        let gap = self.plan.definitions.sessions.gap;
-        let tapes = &mut self.state.tapes;
-        let mut session = match self.state.core.visits.open {
-            Some(open) if event.timestamp - open.end <= gap => {
-                count(&open, -1, self.effects);
-                tapes.sessions.pop();
-                open
+        let plan = self.plan;
+        let counts = &mut self.effects.counts;
+        let visit = &mut self.state.core.visit;
+        let joins = visit.events > 0 && event.timestamp - visit.end <= plan.definitions.sessions.gap;
+        counts[counts::EVENTS] += 1;
+        if joins {
+            counts[counts::MILLIS] += event.timestamp - visit.end;
+            counts[counts::BOUNCES] -= i64::from(visit.events == 1);
+        } else {
+            if visit.events > 0 {
+                self.state.tapes.sessions.push(*visit);
             }
-            _ => Session { start: event.timestamp, end: event.timestamp, events: 0, first: root, buying: false },
-        };
-        session.end = event.timestamp;
-        session.events += 1;
-        session.buying |= self.plan.rules[event.name.0 as usize].buying;
-        let begins = session.events == 1;
-        self.put(session);
-        if begins {
+            *visit = Session { start: event.timestamp, first: root, ..Session::NONE };
+            counts[counts::SESSIONS] += 1;
+            counts[counts::BOUNCES] += 1;
+        }
+        visit.end = event.timestamp;
+        visit.events += 1;
+        visit.buying |= plan.rules[event.name.0 as usize].buying;
+        self.state.core.activity = root;
+        for readers in &plan.session_readers {
+            self.wake_all(readers);
+        }
+        if !joins {
             self.begun(event.timestamp);
         }
     }
 
-    fn put(&mut self, session: Session) {
-        count(&session, 1, self.effects);
-        self.state.core.visits.open = Some(session);
-        self.state.tapes.sessions.push(session);
-        let plan = self.plan;
-        for readers in &plan.session_readers {
-            self.wake_all(readers);
-        }
-    }
-
     fn begun(&mut self, start: Millis) {
-        let place = self.state.tapes.sessions.len() as u32 - 1;
+        let place = self.state.session_count() - 1;
         for window in 0..self.plan.session_windows.len() {
             if let Some(within) = self.plan.session_windows[window]
-                && self.state.core.visits.heads[window] == place
+                && self.state.session_head(self.plan, window) == place
             {
                 self.due_by(start + within);
             }
@@ -110,12 +124,12 @@ impl Instant<'_> {
         for (window, within) in plan.session_windows.iter().enumerate() {
             let Some(within) = within else { continue };
             let mut last = None;
-            while let Some(session) = self.state.tapes.sessions.get(self.state.core.visits.heads[window] as usize) {
+            while let Some(session) = self.state.session(self.state.session_head(plan, window)) {
                 if session.start + within > self.at {
                     break;
                 }
                 last = Some(Left { at: session.start, accepted: true, root: session.first });
-                self.state.core.visits.heads[window] += 1;
+                self.state.words[plan.layout.session_windows + window] += 1;
             }
             if let Some(last) = last {
                 left.push((Window::Sessions(window), last));
@@ -126,8 +140,7 @@ impl Instant<'_> {
 
     pub(super) fn session_due(&self) -> Millis {
         let due = |(window, within): (usize, &Option<Millis>)| {
-            let head = self.state.core.visits.heads[window] as usize;
-            Some(self.state.tapes.sessions.get(head)?.start + (*within)?)
+            Some(self.state.session(self.state.session_head(self.plan, window))?.start + (*within)?)
         };
         self.plan.session_windows.iter().enumerate().filter_map(due).min().unwrap_or(Millis::MAX)
     }

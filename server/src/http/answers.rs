@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
-use compact_str::CompactString;
+use ecow::EcoString;
 use dataflows::number::print_billionths;
 use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::protocol::{Answer, Question};
@@ -68,7 +68,7 @@ impl Query {
     }
 
     /// The part of a list of names, which are in order, that is asked for; and the cursor of the next.
-    fn names<'n>(&self, names: impl Iterator<Item = &'n CompactString>) -> (Vec<&'n CompactString>, Option<String>) {
+    fn names<'n>(&self, names: impl Iterator<Item = &'n EcoString>) -> (Vec<&'n EcoString>, Option<String>) {
         let mut rest = names.filter(|name| self.cursor.as_ref().is_none_or(|cursor| name.as_str() > cursor.as_str()));
         let part: Vec<_> = rest.by_ref().take(self.limit).collect();
         let next = rest.next().and(part.last()).map(|name| name.to_string());
@@ -296,7 +296,7 @@ pub(super) async fn segment(
     Ok(json(&At { as_of: as_of.into(), row: Whole { row, history_from: None } }))
 }
 
-fn segment_named(app: &App, name: &str) -> Result<CompactString, Problem> {
+fn segment_named(app: &App, name: &str) -> Result<EcoString, Problem> {
     let number = app.plan.segment(name).ok_or_else(|| Problem::not_found(format!("no segment is named {name:?}")))?;
     Ok(app.plan.segments[number].name.clone())
 }
@@ -308,12 +308,12 @@ pub(super) async fn members(
 ) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Member {
-        profile: CompactString,
+        profile: EcoString,
         since: i64,
     }
     let query = Query::read(raw, &["limit", "cursor"])?;
     let segment = segment_named(&app, &name)?;
-    let after = query.cursor.as_deref().map(CompactString::from);
+    let after = query.cursor.as_deref().map(EcoString::from);
     // One more than asked for tells whether there is a next part.
     let Answered { as_of, parts } =
         ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
@@ -333,7 +333,7 @@ pub(super) async fn members(
 
 #[derive(Serialize)]
 struct JourneyRow {
-    name: CompactString,
+    name: EcoString,
     version: u32,
     profiles: i64,
     states: Vec<StateRow>,
@@ -342,15 +342,15 @@ struct JourneyRow {
 
 #[derive(Serialize)]
 struct StateRow {
-    state: CompactString,
+    state: EcoString,
     profiles: i64,
 }
 
 #[derive(Serialize)]
 struct TransitionRow {
-    from: CompactString,
-    to: CompactString,
-    on: CompactString,
+    from: EcoString,
+    to: EcoString,
+    on: EcoString,
     count: i64,
 }
 
@@ -407,9 +407,9 @@ pub(super) async fn journey(
     }
     #[derive(Serialize)]
     struct Deadline {
-        profile: CompactString,
+        profile: EcoString,
         at: i64,
-        emit: Option<CompactString>,
+        emit: Option<EcoString>,
     }
     let query = Query::read(raw, &[])?;
     let number = app.plan.journey(&name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))?;
@@ -431,15 +431,15 @@ pub(super) async fn journey(
 
 #[derive(Serialize)]
 struct CampaignRow {
-    name: CompactString,
+    name: EcoString,
     active_since: i64,
     intents: i64,
-    by_status: BTreeMap<CompactString, i64>,
+    by_status: BTreeMap<EcoString, i64>,
     revoked: i64,
     conversions: Option<i64>,
 }
 
-fn campaign_row(app: &App, name: &CompactString, totals: &BTreeMap<Total, i128>) -> CampaignRow {
+fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> CampaignRow {
     let mut by_status = BTreeMap::new();
     for (total, count) in totals {
         if let Total::Intents(of, status) = total {
@@ -452,7 +452,7 @@ fn campaign_row(app: &App, name: &CompactString, totals: &BTreeMap<Total, i128>)
     for entry in app.outbox.of_campaign(name) {
         *by_status.entry(entry.fate.name().into()).or_default() += 1;
     }
-    let gone = |status: &&CompactString| matches!(status.as_str(), "cancelled" | "revoked");
+    let gone = |status: &&EcoString| matches!(status.as_str(), "cancelled" | "revoked");
     CampaignRow {
         name: name.clone(),
         active_since: app.outbox.active_since(),
@@ -471,7 +471,7 @@ pub(super) async fn campaigns(State(app): State<App>, RawQuery(raw): RawQuery) -
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
-fn campaign_named(app: &App, name: &str) -> Result<CompactString, Problem> {
+fn campaign_named(app: &App, name: &str) -> Result<EcoString, Problem> {
     let number = app.plan.campaign(name).ok_or_else(|| Problem::not_found(format!("no campaign is named {name:?}")))?;
     Ok(app.plan.campaigns[number].name.clone())
 }
@@ -530,8 +530,8 @@ pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery)
     }
     #[derive(Serialize)]
     struct CreditRow {
-        channel: CompactString,
-        campaign: Option<CompactString>,
+        channel: EcoString,
+        campaign: Option<EcoString>,
         conversions: String,
         value: String,
     }
@@ -554,7 +554,7 @@ pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery)
         return Err(Problem::bad_request(format!("`by={by}`: channel or campaign")));
     }
     let (as_of, totals) = totals(&app, &query).await?;
-    let mut credit: BTreeMap<(CompactString, Option<CompactString>), (i128, i128)> = BTreeMap::new();
+    let mut credit: BTreeMap<(EcoString, Option<EcoString>), (i128, i128)> = BTreeMap::new();
     for (total, sum) in totals {
         let (of, channel, campaign, is_value) = match total {
             Total::CreditConversions(of, channel, campaign) => (of, channel, campaign, false),

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use compact_str::{CompactString, format_compact};
+use ecow::{EcoString, eco_format};
 use dataflows::admission::Verdict;
 use dataflows::event::{Decoder, Kind, Reason, Rejection};
 use dataflows::json::{Next, Reader};
@@ -33,7 +33,7 @@ struct Taken {
 struct Rejected {
     index: usize,
     #[serde(rename = "messageId")]
-    message_id: Option<CompactString>,
+    message_id: Option<EcoString>,
     reason: &'static str,
     detail: String,
 }
@@ -115,11 +115,11 @@ fn read(app: &App, path: &str, body: &[u8]) -> Result<Body, Unreadable> {
 }
 
 /// A message id for a call that has none: unique in this process, and over processes by the time it started.
-fn fresh_id() -> CompactString {
+fn fresh_id() -> EcoString {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static STARTED: std::sync::OnceLock<u128> = std::sync::OnceLock::new();
     let started = STARTED.get_or_init(crate::clock::nanos);
-    format_compact!("http:{started:x}:{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    eco_format!("http:{started:x}:{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The key is the user name of Basic authorization, or stands in the body.
