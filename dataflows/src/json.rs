@@ -127,8 +127,12 @@ impl<'a> Reader<'a> {
         let start = self.at;
         let bytes = self.text.as_bytes();
         loop {
-            while bytes[self.at..].first_chunk().is_some_and(|chunk| is_plain(*chunk)) {
-                self.at += 8;
+            while let Some(chunk) = bytes[self.at..].first_chunk() {
+                let plain = plain_bytes(*chunk);
+                self.at += plain;
+                if plain < 8 {
+                    break;
+                }
             }
             match bytes.get(self.at) {
                 Some(b'"') => {
@@ -441,15 +445,16 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether eight bytes of a string hold neither a quote, nor a backslash, nor a control character: all eight are looked
-/// at together, a borrow out of each byte telling of a hit (a false one only makes the slow way look too).
-fn is_plain(chunk: [u8; 8]) -> bool {
+/// How many of eight bytes of a string come before a quote, a backslash or a control character: all eight are looked at
+/// together, a borrow out of each byte telling of a hit (only the first hit is sure, and no other is asked for).
+fn plain_bytes(chunk: [u8; 8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
     let bytes = u64::from_le_bytes(chunk);
     let zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
     let control = bytes.wrapping_sub(ONES * 0x20) & !bytes;
-    (zero(bytes ^ (ONES * u64::from(b'"'))) | zero(bytes ^ (ONES * u64::from(b'\\'))) | control) & HIGH == 0
+    let hits = (zero(bytes ^ (ONES * u64::from(b'"'))) | zero(bytes ^ (ONES * u64::from(b'\\'))) | control) & HIGH;
+    hits.trailing_zeros() as usize / 8
 }
 
 /// A fingerprint only tells two calls of one sender apart that bear the same message id, so nobody gains by a clash: a

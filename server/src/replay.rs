@@ -144,7 +144,7 @@ fn decoders(replay: &Replay) -> Vec<Receiver<Decoded>> {
         let (way_in, blocks): (SyncSender<Block>, _) = sync_channel(BLOCKS_WAITING);
         let (decoded, way_out) = sync_channel(BLOCKS_WAITING);
         let mut decoder = Decoder::new(Arc::clone(&replay.plan.vocabulary));
-        std::thread::spawn(move || {
+        spawn("decoder", move || {
             for block in blocks {
                 let lines = block.map(|text| {
                     text.lines()
@@ -161,7 +161,7 @@ fn decoders(replay: &Replay) -> Vec<Receiver<Decoded>> {
         ways_out.push(way_out);
     }
     let files = replay.files.clone();
-    std::thread::spawn(move || {
+    spawn("reader", move || {
         let mut turn = ways_in.iter().cycle();
         let mut give = |block| turn.next().is_some_and(|way_in| way_in.send(block).is_ok());
         for file in files {
@@ -172,6 +172,10 @@ fn decoders(replay: &Replay) -> Vec<Receiver<Decoded>> {
         }
     });
     ways_out
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().name(name.into()).spawn(work).expect("the system gives a thread");
 }
 
 /// Reads a file in blocks of whole lines.
