@@ -13,6 +13,8 @@
 
 pub mod disk;
 mod format;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::ops::Range;
