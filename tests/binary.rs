@@ -1226,9 +1226,9 @@ fn a_damaged_log_is_refused_by_file_and_offset() {
     let whole = std::fs::read(&segment).expect("the segment can be read");
     let find = |text: &str| whole.windows(text.len()).position(|part| part == text.as_bytes()).expect("it is there");
     let name = segment.file_name().and_then(|name| name.to_str()).expect("a name");
-    // A byte of each early event's body: damage begins where the group that holds it does.
+    // A byte of each event's body, of the last one's too: damage begins where the group that holds it does.
     let mut offsets = BTreeSet::new();
-    for number in 0..4 {
+    for number in 0..5 {
         let mut bytes = whole.clone();
         let at = find(&format!("\"good{number}\""));
         bytes[at] ^= 1;
@@ -1247,11 +1247,13 @@ fn a_damaged_log_is_refused_by_file_and_offset() {
         assert!(offset < at && at - offset < 200, "the byte at {at} was flipped: {sentence}");
         assert!(offsets.insert(offset), "two groups begin at {offset}");
     }
-    // The header too.
+    // The header too, and what no write of the log leaves behind its last group.
     let mut bytes = whole.clone();
     bytes[20] ^= 1;
     std::fs::write(&segment, bytes).expect("the segment can be written");
     says(&home.refused(&EVENTS), &[name, "at byte 0"]);
+    std::fs::write(&segment, [&whole[..], &[0xff; 300]].concat()).expect("the segment can be written");
+    says(&home.refused(&EVENTS), &[name, &format!("at byte {}", whole.len())]);
     std::fs::write(&segment, &whole).expect("the segment can be written");
     assert_eq!(items(&home.start(&EVENTS), "/v1/profiles/good/events", 10).len(), 5);
 }
@@ -1261,10 +1263,13 @@ fn a_torn_tail_is_cut_off_and_all_events_stay() {
     let home = Home::new(SHOP);
     let segment = written(&home);
     let whole = std::fs::read(&segment).expect("the segment can be read");
-    let tails: [&[u8]; 4] = [b"\0", &[0; 5_000], &[0xff; 300], b"garbage after the last group"];
-    // And what a cut off write leaves: the beginning of a group that was whole once.
-    let begun = whole[40..90].to_vec();
-    for tail in tails.into_iter().chain([&begun[..]]) {
+    // What a write leaves that a crash cut off: the beginning of a group, or a length without its bytes.
+    let server = home.start(&EVENTS);
+    taken(&server.post("/v1/page", good(5)).json(), 1, &json!([]));
+    server.kill();
+    let sixth = std::fs::read(&segment).expect("the segment can be read").split_off(whole.len());
+    let begun = [1, 20, 50, sixth.len() - 1].map(|length| &sixth[..length]);
+    for tail in begun.into_iter().chain([&[0][..], &[0; 5_000]]) {
         std::fs::write(&segment, [&whole[..], tail].concat()).expect("the segment can be written");
         let server = home.start(&EVENTS);
         assert_eq!(items(&server, "/v1/profiles/good/events", 10).len(), 5, "a tail of {tail:?}");

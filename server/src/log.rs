@@ -3,26 +3,33 @@
 //! Own segment files; one writer, which hands over a group of records that is written and synced as one; many readers.
 //! Everything else the process knows can be had again by reading the log. See `format` for the bytes.
 //!
-//! What recovery can tell apart: a group is acknowledged only after it is synced, and the next one is written only
-//! after that. So damage with a later group behind it is damage of something acknowledged, and the log refuses to
-//! open; damage in the very last group is taken for a write that a crash cut short, and is cut off. A bit that flips
-//! later in that last group is cut off too: no format can know better without a second copy.
+//! What opening can tell apart. A group is acknowledged only after it is synced, and the next one is written only after
+//! that, so only the last group of all can be torn by a crash, and a torn write shows: the file ends inside the group,
+//! or a sector of it was never written and holds zeroes. Such a tail is cut off. Everything else that cannot be read is
+//! damage of something that was whole once, a bit that flipped in the last group too, and the log refuses to open.
+//!
+//! What it cannot know: whether what it reads is on the disk or, after a failed sync, only in the system's cache. So
+//! what was written last is written again and synced before the log answers from it.
 
 pub mod disk;
 mod format;
+#[cfg(test)]
+mod tests;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
-use disk::{Disk, DiskFile, RealDisk};
-use format::{Codec, GROUP_HEADER, Group, RECORD_HEADER, SEGMENT_HEADER, Segment};
+use disk::{Disk, DiskFile, RealDisk, SECTOR};
+use format::{Codec, GROUP_HEADER, SEGMENT_HEADER, Segment};
 
 pub use format::Record;
 
 /// A segment is full at this size.
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// So much is looked at in one go for groups behind a hole.
+const CHUNK: u64 = 64 << 10;
 
 /// What went wrong with the log: a sentence for whoever runs it.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +49,7 @@ pub enum LogError {
     },
     /// Something that had been acknowledged cannot be read any more.
     #[error(
-        "the log is damaged: {path} at byte {offset}, after position {position}: {what}. Events that were acknowledged are gone from it; restore this file from a copy"
+        "the log is damaged: {path} at byte {offset}, after position {position}: {what}. Events that were acknowledged may be gone from it; restore this file from a copy"
     )]
     Damaged {
         /// The file.
@@ -53,6 +60,17 @@ pub enum LogError {
         position: u64,
         /// What is wrong.
         what: &'static str,
+    },
+    /// Another version of this program wrote it.
+    #[error(
+        "{path} is in format {version} of the log, and this program reads format {} only; start the version that wrote it, or choose another directory with --data",
+        format::VERSION
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        version: u32,
     },
     /// An earlier write failed: what the disk holds is not known any more.
     #[error("an earlier write to the log failed; the process must end and read it again")]
@@ -77,6 +95,8 @@ pub struct Log {
     buffer: Vec<u8>,
     poisoned: bool,
     segment_bytes: u64,
+    /// Where the last segment ends.
+    end: u64,
     _lock: Box<dyn DiskFile>,
 }
 
@@ -92,9 +112,7 @@ struct SegmentFile {
     first: u64,
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    /// What is written and synced.
-    bytes: AtomicU64,
-    /// Where groups begin: first position, offset.
+    /// Groups that are durable, and no others: first position, offset.
     groups: RwLock<Vec<(u64, u64)>>,
 }
 
@@ -121,14 +139,13 @@ impl std::fmt::Debug for LogReader {
     }
 }
 
-/// Reads records in order.
+/// Reads records in order, from the first.
 pub struct Reader {
     shared: Arc<Shared>,
-    segment: usize,
-    offset: u64,
+    /// The next group: its segment's number, its own number there.
+    next: (usize, usize),
     group: Vec<u8>,
     at: usize,
-    from: u64,
 }
 
 impl Log {
@@ -145,44 +162,20 @@ impl Log {
             io::ErrorKind::WouldBlock => LogError::Locked(dir.to_owned()),
             _ => LogError::Disk { what: "lock the data directory", path: dir.to_owned(), error },
         })?;
-        let mut firsts: Vec<u64> = disk
-            .list(dir)
-            .map_err(failed("list the files"))?
-            .iter()
-            .filter_map(|name| format::first_of_name(name))
-            .collect();
+        let names = disk.list(dir).map_err(failed("list the files"))?;
+        let mut firsts: Vec<u64> = names.iter().filter_map(|name| format::first_of_name(name)).collect();
         firsts.sort_unstable();
-        let mut cut_bytes = 0;
-        // A segment whose header was torn at its making holds nothing yet.
-        if let Some(last) = firsts.last().copied() {
-            let path = dir.join(format::segment_name(last));
-            let file = disk.open(&path).map_err(failed("open a segment"))?;
-            let bytes = file.size().map_err(failed("read a segment"))?;
-            let mut header = [0; SEGMENT_HEADER];
-            let whole = bytes >= SEGMENT_HEADER as u64 && file.read_exact_at(&mut header, 0).is_ok();
-            if !whole || (bytes == SEGMENT_HEADER as u64 && Segment::decode(&header).is_err()) {
-                disk.remove(&path).and_then(|()| disk.sync_dir(dir)).map_err(failed("remove an unfinished segment"))?;
-                firsts.pop();
-                cut_bytes += bytes;
-            }
-        }
-        let mut recovery = Recovery {
-            disk: &*disk,
-            dir,
-            codec: None,
-            id,
-            position: firsts.first().map_or(0, |first| first - 1),
-            received_at: 0,
-        };
+        let mut recovery = Recovery { disk: &*disk, dir, id: None, position: 0, received_at: 0, end: 0, cut_bytes: 0 };
         let mut segments = Vec::new();
-        for (number, first) in firsts.iter().enumerate() {
-            let (segment, cut) = recovery.segment(*first, number + 1 == firsts.len())?;
-            segments.push(Arc::new(segment));
-            cut_bytes += cut;
+        for first in &firsts {
+            segments.extend(recovery.segment(*first, Some(first) == firsts.last())?.map(Arc::new));
         }
-        let Recovery { codec, id, position, received_at, .. } = recovery;
-        let codec = codec.unwrap_or(Codec::new(&id));
-        let shared = Shared { dir: dir.to_owned(), codec, id, segments: RwLock::new(segments) };
+        let Recovery { id: found, position, received_at, end, cut_bytes, .. } = recovery;
+        // A name too may be seen and not be on the disk.
+        disk.sync_dir(dir).map_err(failed("make the files durable"))?;
+        let id = found.unwrap_or(id);
+        let is_new = segments.is_empty();
+        let shared = Shared { dir: dir.to_owned(), codec: Codec::new(&id), id, segments: RwLock::new(segments) };
         let mut log = Log {
             disk,
             dir: dir.to_owned(),
@@ -192,9 +185,10 @@ impl Log {
             buffer: Vec::new(),
             poisoned: false,
             segment_bytes,
+            end,
             _lock: lock,
         };
-        if log.shared.segments.read().expect("unpoisoned").is_empty() {
+        if is_new {
             log.begin_segment()?;
         }
         Ok(Opened { log, cut_bytes })
@@ -203,11 +197,6 @@ impl Log {
     /// What tells this log from all others; the key of hashes of what is in it.
     pub fn id(&self) -> [u8; 16] {
         self.shared.id
-    }
-
-    /// The position of the first record kept; of an empty log, of the record to come.
-    pub fn first_position(&self) -> u64 {
-        self.shared.segments.read().expect("unpoisoned").first().map_or(1, |segment| segment.first)
     }
 
     /// The position of the last record; 0 before the first.
@@ -220,34 +209,14 @@ impl Log {
         self.last_received_at
     }
 
-    /// The size of all segments.
-    pub fn bytes(&self) -> u64 {
-        self.shared
-            .segments
-            .read()
-            .expect("unpoisoned")
-            .iter()
-            .map(|segment| segment.bytes.load(Ordering::Acquire))
-            .sum()
-    }
-
     /// A way to single records.
     pub fn handle(&self) -> LogReader {
         LogReader(Arc::clone(&self.shared))
     }
 
-    /// Records from a position on.
-    pub fn reader(&self, from: u64) -> Result<Reader, LogError> {
-        let segments = self.shared.segments.read().expect("unpoisoned");
-        let segment = segments.partition_point(|segment| segment.first <= from).saturating_sub(1);
-        Ok(Reader {
-            shared: Arc::clone(&self.shared),
-            segment,
-            offset: SEGMENT_HEADER as u64,
-            group: Vec::new(),
-            at: 0,
-            from,
-        })
+    /// All records, from the first.
+    pub fn reader(&self) -> Reader {
+        Reader { shared: Arc::clone(&self.shared), next: (0, 0), group: Vec::new(), at: 0 }
     }
 
     /// Writes a group and makes it durable. After an error nothing more is taken: what the disk holds is not known.
@@ -266,34 +235,18 @@ impl Log {
 
     fn write(&mut self, records: &[(u8, i64, Vec<u8>)]) -> Result<(), LogError> {
         let first = self.last_position + 1;
-        self.buffer.clear();
-        self.buffer.resize(GROUP_HEADER, 0);
-        for ((kind, received_at, payload), position) in records.iter().zip(first..) {
-            let record = Record { position, received_at: *received_at, kind: *kind, payload };
-            self.shared.codec.encode_record(&record, &mut self.buffer);
+        self.shared.codec.encode_group(first, records, &mut self.buffer);
+        if self.end >= self.segment_bytes {
+            self.begin_segment()?;
         }
-        let group = Group { bytes: (self.buffer.len() - GROUP_HEADER) as u32, count: records.len() as u32, first };
-        self.shared.codec.encode_group(&group, &mut self.buffer);
-        let segment = self.room()?;
-        let offset = segment.bytes.load(Ordering::Acquire);
-        let written = segment.file.write_all_at(&self.buffer, offset).and_then(|()| segment.file.sync());
+        let segment = self.last_segment();
+        let written = segment.file.write_all_at(&self.buffer, self.end).and_then(|()| segment.file.sync());
         written.map_err(|error| LogError::Disk { what: "write the log", path: segment.path.clone(), error })?;
-        segment.groups.write().expect("unpoisoned").push((first, offset));
-        // Readers look no further than this, so what they see is durable.
-        segment.bytes.store(offset + self.buffer.len() as u64, Ordering::Release);
+        segment.groups.write().expect("unpoisoned").push((first, self.end));
+        self.end += self.buffer.len() as u64;
         self.last_position += records.len() as u64;
         self.last_received_at = records.last().map_or(self.last_received_at, |(_, received_at, _)| *received_at);
         Ok(())
-    }
-
-    /// The segment to write to: a new one if the last is full.
-    fn room(&mut self) -> Result<Arc<SegmentFile>, LogError> {
-        let last = self.last_segment();
-        if last.bytes.load(Ordering::Acquire) < self.segment_bytes {
-            return Ok(last);
-        }
-        self.begin_segment()?;
-        Ok(self.last_segment())
     }
 
     fn last_segment(&self) -> Arc<SegmentFile> {
@@ -305,31 +258,15 @@ impl Log {
         let path = self.dir.join(format::segment_name(first));
         let failed = |error| LogError::Disk { what: "begin a segment", path: path.clone(), error };
         let file = self.disk.create(&path).map_err(failed)?;
-        let header = Segment { id: self.shared.id, first }.encode();
+        let header = Segment { version: format::VERSION, id: self.shared.id, first }.encode();
         file.write_all_at(&header, 0)
             .and_then(|()| file.sync())
             .and_then(|()| self.disk.sync_dir(&self.dir))
             .map_err(failed)?;
-        let bytes = AtomicU64::new(SEGMENT_HEADER as u64);
-        let segment = SegmentFile { first, path: path.clone(), file, bytes, groups: RwLock::default() };
+        let segment = SegmentFile { first, path: path.clone(), file, groups: RwLock::default() };
         self.shared.segments.write().expect("unpoisoned").push(Arc::new(segment));
+        self.end = SEGMENT_HEADER as u64;
         Ok(())
-    }
-
-    /// Drops whole segments that end before a position.
-    pub fn drop_before(&mut self, position: u64) -> Result<(), LogError> {
-        loop {
-            let gone = {
-                let segments = self.shared.segments.read().expect("unpoisoned");
-                match &segments[..] {
-                    [first, second, ..] if second.first <= position => first.path.clone(),
-                    _ => return Ok(()),
-                }
-            };
-            let removed = self.disk.remove(&gone).and_then(|()| self.disk.sync_dir(&self.dir));
-            removed.map_err(|error| LogError::Disk { what: "remove a segment", path: gone, error })?;
-            self.shared.segments.write().expect("unpoisoned").remove(0);
-        }
     }
 }
 
@@ -337,179 +274,217 @@ impl Log {
 struct Recovery<'a> {
     disk: &'a dyn Disk,
     dir: &'a Path,
-    codec: Option<Codec>,
-    id: [u8; 16],
+    id: Option<[u8; 16]>,
     position: u64,
     received_at: i64,
+    end: u64,
+    cut_bytes: u64,
+}
+
+/// What stands where a group should begin.
+enum Found {
+    /// A whole one: its last position, and that one's stamp.
+    Group(u64, i64),
+    /// The beginning of one that a crash cut short, if it is the last of all.
+    Torn,
+    /// Something that was whole once.
+    Damage(&'static str),
 }
 
 impl Recovery<'_> {
-    /// Proves a segment; cuts a torn tail off the last one.
-    fn segment(&mut self, first: u64, is_last: bool) -> Result<(SegmentFile, u64), LogError> {
+    /// Proves a segment, a group at a time. The last is put in order too: nothing, if a crash kept it from beginning.
+    fn segment(&mut self, first: u64, is_last: bool) -> Result<Option<SegmentFile>, LogError> {
         let path = self.dir.join(format::segment_name(first));
-        let failed = |error| LogError::Disk { what: "read a segment", path: path.clone(), error };
-        let position = self.position;
-        let damaged = |offset, what| LogError::Damaged { path: path.clone(), offset, position, what };
-        let file = self.disk.open(&path).map_err(failed)?;
-        let length = file.size().map_err(failed)?;
-        let mut bytes = vec![0; length as usize];
-        file.read_exact_at(&mut bytes, 0).map_err(failed)?;
-        let header = bytes.first_chunk::<SEGMENT_HEADER>().ok_or_else(|| damaged(0, "it ends inside its header"))?;
-        let segment = Segment::decode(header).map_err(|what| damaged(0, what))?;
-        if segment.first != first || first != self.position + 1 {
-            return Err(damaged(0, "a segment before it is missing"));
-        }
-        if self.codec.is_some() && segment.id != self.id {
-            return Err(damaged(0, "it belongs to another log"));
-        }
-        self.id = segment.id;
-        let codec = *self.codec.insert(Codec::new(&segment.id));
-        let (mut offset, mut groups) = (SEGMENT_HEADER, Vec::new());
-        while offset < bytes.len() {
-            let Some(end) = self.group(&codec, &bytes, offset) else {
-                let later = (offset + 1..bytes.len())
-                    .any(|at| codec.decode_group(&bytes[at..]).is_some_and(|group| group.first > self.position));
-                if later || !is_last {
-                    let what = "what follows cannot be read, and later groups prove that it was whole once";
-                    return Err(LogError::Damaged {
-                        path: path.clone(),
-                        offset: offset as u64,
-                        position: self.position,
-                        what,
-                    });
-                }
-                break;
-            };
-            groups.push((self.position + 1, offset as u64));
-            self.position = self.last_of(&codec, &bytes[offset..]);
-            offset = end;
-        }
-        let cut = (bytes.len() - offset) as u64;
-        if cut > 0 {
-            let failed = |error| LogError::Disk { what: "cut a torn tail", path: path.clone(), error };
-            file.truncate(offset as u64).and_then(|()| file.sync()).map_err(failed)?;
-        }
-        let segment = SegmentFile {
-            first,
-            path: path.clone(),
-            file,
-            bytes: AtomicU64::new(offset as u64),
-            groups: RwLock::new(groups),
+        let failed = |what| {
+            let path = path.clone();
+            move |error| LogError::Disk { what, path, error }
         };
-        Ok((segment, cut))
+        let damaged = |position, offset, what| LogError::Damaged { path: path.clone(), offset, position, what };
+        let file = self.disk.open(&path).map_err(failed("open a segment"))?;
+        let length = file.size().map_err(failed("read a segment"))?;
+        // The last thing that is whole, to write it again, and what stands behind it.
+        let (mut last, mut next) = (Vec::new(), Vec::new());
+        read(&*file, 0..length.min(SEGMENT_HEADER as u64), &mut last).map_err(failed("read a segment"))?;
+        let is_short = last.len() < SEGMENT_HEADER;
+        if is_last && (is_short || length == SEGMENT_HEADER as u64 && has_hole(&last, 0)) {
+            self.disk.remove(&path).map_err(failed("remove an unfinished segment"))?;
+            self.cut_bytes += length;
+            return Ok(None);
+        }
+        let header = Segment::decode(&last)
+            .ok_or_else(|| damaged(self.position, 0, "its header does not match its checksum"))?;
+        if header.version != format::VERSION {
+            return Err(LogError::Version { path, version: header.version });
+        }
+        if header.first != first || first != self.position + 1 {
+            return Err(damaged(self.position, 0, "a segment before it is missing"));
+        }
+        if *self.id.get_or_insert(header.id) != header.id {
+            return Err(damaged(self.position, 0, "it belongs to another log"));
+        }
+        let codec = Codec::new(&header.id);
+        let (mut end, mut groups) = (SEGMENT_HEADER as u64, Vec::new());
+        while end < length {
+            let found = self.group(&codec, &*file, end..length, &mut next).map_err(failed("read a segment"))?;
+            match found {
+                Found::Group(position, received_at) => {
+                    groups.push((self.position + 1, end));
+                    end += next.len() as u64;
+                    std::mem::swap(&mut last, &mut next);
+                    (self.position, self.received_at) = (position, received_at);
+                }
+                Found::Torn if is_last => break,
+                Found::Torn => return Err(damaged(self.position, end, "a part of it is missing")),
+                Found::Damage(what) => return Err(damaged(self.position, end, what)),
+            }
+        }
+        if is_last {
+            let began = groups.last().map_or(0, |(_, offset)| *offset);
+            let durable = file.truncate(end).and_then(|()| file.write_all_at(&last, began)).and_then(|()| file.sync());
+            durable.map_err(failed("make the end of a segment durable"))?;
+            self.cut_bytes += length - end;
+        }
+        self.end = end;
+        Ok(Some(SegmentFile { first, path, file, groups: RwLock::new(groups) }))
     }
 
-    /// Where the group at an offset ends, if it is whole and the one that follows.
-    fn group(&mut self, codec: &Codec, bytes: &[u8], offset: usize) -> Option<usize> {
-        let group = codec.decode_group(&bytes[offset..]).filter(|group| group.first == self.position + 1)?;
-        let records = bytes.get(offset + GROUP_HEADER..offset + GROUP_HEADER + group.bytes as usize)?;
-        let (mut at, mut received_at) = (0, self.received_at);
-        for position in group.first..group.first + u64::from(group.count) {
-            let record = record_at(codec, records, at).filter(|record| record.position == position)?;
-            received_at = record.received_at;
-            at += RECORD_HEADER + record.payload.len();
+    /// Reads the group that should begin a part of a file.
+    fn group(&self, codec: &Codec, file: &dyn DiskFile, part: Range<u64>, bytes: &mut Vec<u8>) -> io::Result<Found> {
+        let Range { start, end } = part;
+        let records = start + GROUP_HEADER as u64;
+        if records > end {
+            return Ok(Found::Torn);
         }
-        if at != records.len() {
-            return None;
+        read(file, start..records, bytes)?;
+        let Some(group) = codec.decode_group(bytes) else {
+            // How long it was is not known, only that its header is in these sectors.
+            read(file, start..records.next_multiple_of(SECTOR as u64).min(end), bytes)?;
+            let is_torn = has_hole(bytes, start) && !self.has_group(codec, file, part)?;
+            return Ok(if is_torn { Found::Torn } else { Found::Damage("a group does not begin as it was written") });
+        };
+        if group.first != self.position + 1 {
+            return Ok(Found::Damage("a group before it is missing"));
         }
-        self.received_at = received_at;
-        Some(offset + GROUP_HEADER + group.bytes as usize)
+        let group_end = records + u64::from(group.bytes);
+        if group_end > end {
+            return Ok(Found::Torn);
+        }
+        read(file, start..group_end, bytes)?;
+        Ok(match codec.prove(&group, &bytes[GROUP_HEADER..]) {
+            Some(record) => Found::Group(record.position, record.received_at),
+            None if group_end == end && has_hole(bytes, start) => Found::Torn,
+            None => Found::Damage("a group does not match its checksums"),
+        })
     }
 
-    fn last_of(&self, codec: &Codec, bytes: &[u8]) -> u64 {
-        codec.decode_group(bytes).map_or(self.position, |group| group.first + u64::from(group.count) - 1)
+    /// Whether a group to come stands anywhere in a part of a file: what is before it was acknowledged.
+    fn has_group(&self, codec: &Codec, file: &dyn DiskFile, part: Range<u64>) -> io::Result<bool> {
+        let mut bytes = Vec::new();
+        for start in part.clone().step_by(CHUNK as usize) {
+            // As much more as a header that begins at the chunk's end.
+            read(file, start..(start + CHUNK + GROUP_HEADER as u64 - 1).min(part.end), &mut bytes)?;
+            let mut groups = bytes.windows(GROUP_HEADER).filter_map(|header| codec.decode_group(header));
+            if groups.any(|group| group.first > self.position) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
-fn record_at<'a>(codec: &Codec, records: &'a [u8], at: usize) -> Option<Record<'a>> {
-    let header = records.get(at..at + RECORD_HEADER)?;
-    codec.decode_record(records.get(at..at + format::record_len(header))?)
+/// Reads a part of a file.
+fn read(file: &dyn DiskFile, part: Range<u64>, into: &mut Vec<u8>) -> io::Result<()> {
+    into.resize((part.end - part.start) as usize, 0);
+    file.read_exact_at(into, part.start)
+}
+
+/// Whether a sector was never written: all that it holds of these bytes, which stand at an offset, is zeroes.
+fn has_hole(bytes: &[u8], offset: u64) -> bool {
+    let to_next = SECTOR - offset as usize % SECTOR;
+    let (share, sectors) = bytes.split_at(to_next.min(bytes.len()));
+    std::iter::once(share).chain(sectors.chunks(SECTOR)).any(|share| share.iter().all(|byte| *byte == 0))
+}
+
+impl SegmentFile {
+    /// Reads the group of a number there, if there is one yet.
+    fn read_group(&self, codec: &Codec, number: usize, into: &mut Vec<u8>) -> Result<bool, LogError> {
+        let groups = self.groups.read().expect("unpoisoned");
+        let Some((first, offset)) = groups.get(number).copied() else { return Ok(false) };
+        drop(groups);
+        let failed = |error| LogError::Disk { what: "read the log", path: self.path.clone(), error };
+        let damaged = || LogError::Damaged {
+            path: self.path.clone(),
+            offset,
+            position: first - 1,
+            what: "a group that was whole cannot be read any more",
+        };
+        let records = offset + GROUP_HEADER as u64;
+        read(&*self.file, offset..records, into).map_err(failed)?;
+        let group = codec.decode_group(into).filter(|group| group.first == first).ok_or_else(damaged)?;
+        read(&*self.file, records..records + u64::from(group.bytes), into).map_err(failed)?;
+        codec.prove(&group, into).ok_or_else(damaged)?;
+        Ok(true)
+    }
 }
 
 impl Reader {
     /// The next record, if there is one yet.
     #[allow(clippy::should_implement_trait)] // it lends from its buffer, which an iterator cannot
     pub fn next(&mut self) -> Result<Option<Record<'_>>, LogError> {
-        loop {
-            if self.at >= self.group.len() && !self.fill()? {
-                return Ok(None);
-            }
-            let at = self.at;
-            self.at += format::record_len(&self.group[at..]);
-            let codec = self.shared.codec;
-            let position = record_at(&codec, &self.group, at).map(|record| record.position);
-            if position.is_none_or(|position| position >= self.from) {
-                let record = record_at(&codec, &self.group, at);
-                return record.map(Some).ok_or(LogError::Poisoned);
-            }
+        if format::decode_record(&self.group[self.at..]).is_none() && !self.fill()? {
+            return Ok(None);
         }
+        let bytes = &self.group[self.at..];
+        Ok(format::decode_record(bytes).map(|(record, after)| {
+            self.at += bytes.len() - after.len();
+            record
+        }))
     }
 
+    /// Reads the next group.
     fn fill(&mut self) -> Result<bool, LogError> {
         loop {
-            let (segment, more) = {
+            let (segment, is_last) = {
                 let segments = self.shared.segments.read().expect("unpoisoned");
-                match segments.get(self.segment) {
-                    Some(segment) => (Arc::clone(segment), self.segment + 1 < segments.len()),
-                    None => return Ok(false),
-                }
+                let Some(segment) = segments.get(self.next.0) else { return Ok(false) };
+                (Arc::clone(segment), self.next.0 + 1 == segments.len())
             };
-            if self.offset < segment.bytes.load(Ordering::Acquire) {
-                self.offset = read_group(&self.shared.codec, &segment, self.offset, &mut self.group)?;
-                self.at = 0;
+            // Taken away, so that nothing is told of a group that cannot be proven.
+            let mut group = std::mem::take(&mut self.group);
+            self.at = 0;
+            if segment.read_group(&self.shared.codec, self.next.1, &mut group)? {
+                self.group = group;
+                self.next.1 += 1;
                 return Ok(true);
             }
-            if !more {
+            if is_last {
                 return Ok(false);
             }
-            (self.segment, self.offset) = (self.segment + 1, SEGMENT_HEADER as u64);
+            self.next = (self.next.0 + 1, 0);
         }
     }
-}
-
-/// Reads the records of the group at an offset; gives where it ends.
-fn read_group(codec: &Codec, segment: &SegmentFile, offset: u64, into: &mut Vec<u8>) -> Result<u64, LogError> {
-    let failed = |error| LogError::Disk { what: "read the log", path: segment.path.clone(), error };
-    let mut header = [0; GROUP_HEADER];
-    segment.file.read_exact_at(&mut header, offset).map_err(failed)?;
-    let group = codec.decode_group(&header).ok_or_else(|| LogError::Damaged {
-        path: segment.path.clone(),
-        offset,
-        position: segment.first,
-        what: "a group that was whole cannot be read any more",
-    })?;
-    into.resize(group.bytes as usize, 0);
-    segment.file.read_exact_at(into, offset + GROUP_HEADER as u64).map_err(failed)?;
-    Ok(offset + GROUP_HEADER as u64 + u64::from(group.bytes))
 }
 
 impl LogReader {
     /// The record at a position, if it is kept.
     pub fn get(&self, position: u64) -> Result<Option<OwnedRecord>, LogError> {
-        let segment = {
-            let segments = self.0.segments.read().expect("unpoisoned");
-            let place = segments.partition_point(|segment| segment.first <= position);
-            match place.checked_sub(1) {
-                Some(place) => Arc::clone(&segments[place]),
-                None => return Ok(None),
-            }
+        let segments = self.0.segments.read().expect("unpoisoned");
+        let number = segments.partition_point(|segment| segment.first <= position);
+        let Some(segment) = number.checked_sub(1).map(|number| Arc::clone(&segments[number])) else {
+            return Ok(None);
         };
-        let offset = {
-            let groups = segment.groups.read().expect("unpoisoned");
-            match groups.partition_point(|(first, _)| *first <= position).checked_sub(1) {
-                Some(place) => groups[place].1,
-                None => return Ok(None),
-            }
-        };
-        let mut records = Vec::new();
-        read_group(&self.0.codec, &segment, offset, &mut records)?;
-        let mut at = 0;
-        while let Some(record) = record_at(&self.0.codec, &records, at) {
+        drop(segments);
+        let number = segment.groups.read().expect("unpoisoned").partition_point(|(first, _)| *first <= position);
+        let Some(number) = number.checked_sub(1) else { return Ok(None) };
+        let mut group = Vec::new();
+        segment.read_group(&self.0.codec, number, &mut group)?;
+        let mut rest = &group[..];
+        while let Some((record, after)) = format::decode_record(rest) {
             if record.position == position {
                 let Record { position, received_at, kind, payload } = record;
                 return Ok(Some(OwnedRecord { position, received_at, kind, payload: payload.to_vec() }));
             }
-            at += RECORD_HEADER + record.payload.len();
+            rest = after;
         }
         Ok(None)
     }

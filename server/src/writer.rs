@@ -471,7 +471,7 @@ impl Writer {
         let mut last_text = None;
         // What stands in the log was accepted; what is too late by now is no matter.
         self.sequencer.set_lateness(None);
-        let mut reader = self.log.reader(self.log.first_position())?;
+        let mut reader = self.log.reader();
         while let Some(record) = reader.next()? {
             found.position = record.position;
             self.sequencer.tick(record.received_at);

@@ -1,13 +1,17 @@
 //! The disk as the log sees it: a seam narrow enough to be simulated.
 //!
 //! Two small traits and the real thing. A written byte is durable after `sync`, a created or
-//! removed name after `sync_dir`; the log assumes nothing else about the order in which a disk
-//! keeps what it was given.
+//! removed name after `sync_dir`. Of what a crash kept from that, the log assumes nothing but this:
+//! a sector is written whole or not at all, and one that a file grew by and that was never written
+//! reads as zeroes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+/// The piece that a disk writes whole or not at all, at whole multiples of its length.
+pub(super) const SECTOR: usize = 512;
 
 /// Names: everything that concerns directories.
 pub trait Disk: Send + Sync {
@@ -46,20 +50,20 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
-        let missing: Vec<PathBuf> = dir.ancestors().take_while(is_missing).map(PathBuf::from).collect();
-        fs::create_dir_all(dir)?;
-        // A directory's name is an entry of its parent: unsynced, it could vanish with all in it.
-        for made in missing {
-            match made.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => self.sync_dir(parent)?,
-                _ => self.sync_dir(Path::new("."))?,
-            }
+        let parent = match dir.parent() {
+            None => return Ok(()),
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+        };
+        if !dir.is_dir() {
+            self.create_dir(parent)?;
+            fs::create_dir(dir)?;
         }
-        Ok(())
+        // Its name is an entry of its parent, and unsynced it could vanish with all in it. One that is there already
+        // may have been made by a start that ended before it came to this.
+        self.sync_dir(parent)
     }
 
-    /// The names in a directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(dir)?;
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
