@@ -75,6 +75,14 @@ pub struct Click {
     pub comment: u8,
 }
 
+impl Click {
+    /// A click with nothing but its user, its place in time and its number.
+    pub fn of(timestamp: i64, user: u32, number: u32, event: Event) -> Click {
+        let (value, price, sku, channel, campaign, section, amount, comment) = Default::default();
+        Click { timestamp, value, user, number, price, sku, event, channel, campaign, section, amount, comment }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     /// By timestamp, each event once.

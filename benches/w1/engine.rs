@@ -10,9 +10,13 @@ use dataflows::intake::{Line, Prepared, Sequencer, prepare};
 use dataflows::plan::Plan;
 use dataflows::protocol::{Answer, Question, Response};
 use dataflows::total::Total;
+use dataflows::value::Value;
+use ecow::EcoString;
+use hashbrown::{HashMap, HashSet};
 
-use super::clicks::{CAMPAIGNS, CHANNELS, Click, line};
+use super::clicks::{CAMPAIGNS, CHANNELS, Click, EVENTS, Event, line};
 use super::figures::{Credits, DIRECT, Figures};
+use super::yardstick::Yardstick;
 
 const SECRET: [u8; 16] = [1; 16];
 /// Steps that may be open at once, as in a replay.
@@ -37,6 +41,66 @@ pub fn decoded(plan: &Plan, clicks: &[Click]) -> Vec<Prepared> {
         }
     });
     prepared.collect()
+}
+
+/// The yardstick on the events that the engine gets: ids are texts, and what is seen twice is known by its key.
+pub struct ByHand {
+    yardstick: Yardstick,
+    names: Vec<Option<Event>>,
+    seen: HashSet<u128>,
+    users: HashMap<EcoString, u32>,
+    campaigns: HashMap<(EcoString, EcoString), (u8, u8)>,
+    batch: Vec<Click>,
+}
+
+impl ByHand {
+    pub fn new(plan: &Plan) -> ByHand {
+        let named = |(event, name): (Event, &str)| (plan.vocabulary.name(name), event);
+        let mut names = vec![None; plan.vocabulary.len()];
+        EVENTS.map(named).into_iter().for_each(|(name, event)| names[name.0 as usize] = Some(event));
+        names[0] = Some(Event::SurveyResponse); // as all that W1 does not name
+        ByHand {
+            yardstick: Yardstick::new(),
+            names,
+            seen: HashSet::new(),
+            users: HashMap::new(),
+            campaigns: HashMap::new(),
+            batch: Vec::new(),
+        }
+    }
+
+    pub fn apply(&mut self, events: &[Prepared]) {
+        for prepared in events {
+            let event = &prepared.event;
+            if !self.seen.insert(prepared.key) {
+                continue;
+            }
+            let next = self.users.len() as u32;
+            let user = *self.users.entry_ref(event.own.as_str()).or_insert(next);
+            let (mut value, mut channel, mut campaign) = (0, 0, 0);
+            match event.values() {
+                [(_, Value::Text(of)), (_, Value::Text(name))] => {
+                    let key = || (CHANNELS.iter().position(|name| name == of), name.rsplit_once('-'));
+                    let number = || match key() {
+                        (Some(channel), Some((_, number))) => (channel as u8, number.parse().expect("a number")),
+                        _ => panic!("a campaign of W1"),
+                    };
+                    (channel, campaign) = *self.campaigns.entry((of.clone(), name.clone())).or_insert_with(number);
+                }
+                [(_, Value::Number(number))] => value = number.0,
+                _ => {}
+            }
+            let number = event.message_id[1..].parse().expect("messages are numbered");
+            let name = self.names[event.name.0 as usize].expect("a name of W1");
+            self.batch.push(Click { value, channel, campaign, ..Click::of(event.timestamp, user, number, name) });
+        }
+        self.yardstick.apply(&self.batch);
+        self.batch.clear();
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.yardstick.figures()
+    }
 }
 
 /// A running engine under W1's definitions.

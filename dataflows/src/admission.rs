@@ -5,8 +5,8 @@
 
 use std::hash::Hasher;
 
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::time::Millis;
@@ -25,35 +25,32 @@ pub enum Verdict {
 }
 
 /// All keys accepted so far.
+///
+/// One word of 128 bits each: 96 of the keyed hash, and 32 of the content's fingerprint. In many small tables, since a
+/// table doubles when it is full: one large one would have to be there twice.
 #[derive(Debug)]
 pub struct Admission {
     secret: [u8; 16],
-    seen: HashMap<u128, u64, Passing>,
+    seen: Vec<HashTable<u128>>,
 }
 
-/// A hasher for keys that are hashes.
-type Passing = std::hash::BuildHasherDefault<Pass>;
+/// Tables, a power of two.
+const TABLES: usize = 64;
+/// The bits of a key that are kept.
+const KEY: u128 = !(u32::MAX as u128);
 
-/// Takes the low half of a key that is a keyed hash already.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Pass(u64);
-
-impl Hasher for Pass {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only 128-bit keys are hashed");
-    }
-    fn write_u128(&mut self, key: u128) {
-        self.0 = key as u64;
-    }
+fn hash(entry: &u128) -> u64 {
+    (*entry >> 32) as u64
 }
 
 impl Admission {
     /// Nothing seen. The secret keys the hashes of ids, so that nobody outside can make two of them meet.
     pub fn new(secret: [u8; 16]) -> Self {
-        Admission { secret, seen: HashMap::default() }
+        Admission { secret, seen: vec![HashTable::new(); TABLES] }
+    }
+
+    fn table(key: u128) -> usize {
+        (key >> 96) as usize % TABLES
     }
 
     /// The key of a record: its own id and message id, hashed under `secret`.
@@ -80,12 +77,13 @@ impl Admission {
         received_at: Millis,
         lateness: Option<Millis>,
     ) -> Verdict {
-        match self.seen.entry(key) {
-            Entry::Occupied(seen) if *seen.get() == content => Verdict::Duplicate,
+        let same = |entry: &u128| entry & KEY == key & KEY;
+        match self.seen[Self::table(key)].entry(hash(&key), same, hash) {
+            Entry::Occupied(seen) if *seen.get() as u32 == content as u32 => Verdict::Duplicate,
             Entry::Occupied(_) => Verdict::Conflict,
             Entry::Vacant(_) if lateness.is_some_and(|lateness| timestamp < received_at - lateness) => Verdict::TooLate,
             Entry::Vacant(new) => {
-                new.insert(content);
+                new.insert(key & KEY | u128::from(content as u32));
                 Verdict::Accepted
             }
         }

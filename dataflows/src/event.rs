@@ -6,13 +6,15 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use ecow::EcoString;
-use hashbrown::HashSet;
+use foldhash::quality::FixedState;
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
-use crate::json::{Fault, Next, Reader};
+use crate::json::{Fault, Next, Reader, fingerprint_of, fingerprint_of_number};
 use crate::number::Number;
 use crate::time::{self, Millis};
 use crate::value::Value;
@@ -24,10 +26,11 @@ pub const ID_BYTES_MAX: usize = 255;
 const MILLIS_MIN: i64 = 100_000_000_000;
 
 /// The six calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Something a user did, by name.
+    #[default]
     Track,
     /// A page was seen: the event `page_view`.
     Page,
@@ -225,7 +228,7 @@ pub struct Link {
 }
 
 /// A call as it was written: checked, its parts found, its values not yet read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Call<'a> {
     /// The call.
     pub kind: Kind,
@@ -247,7 +250,12 @@ pub struct Call<'a> {
     pub sent_at: Option<Millis>,
     /// A fingerprint of everything that makes two calls with one message id the same call.
     pub content: u64,
-    page_name: Option<Cow<'a, str>>,
+    /// `type`
+    named: Option<Cow<'a, str>>,
+    name: Option<Cow<'a, str>>,
+    group: Option<EcoString>,
+    /// Fingerprints of `timestamp` and `originalTimestamp` as they were written, and of `properties` and `traits`.
+    written: [u64; 4],
     /// Members of `properties`, as they stand.
     properties: Vec<Member<'a>>,
     traits: Vec<Member<'a>>,
@@ -261,23 +269,23 @@ type Member<'a> = (Cow<'a, str>, &'a str);
 impl<'a> Call<'a> {
     /// Reads one call. `route` is the kind that its door names; a body's own `type` must agree with it when it has one.
     pub fn parse(text: &'a str, route: Option<Kind>) -> Result<Call<'a>, Rejection> {
-        let mut parts = Parts::default();
+        let mut call = Call::default();
         let mut reader = Reader::new(text);
         if reader.peek()? != Next::Object {
             return Err(Rejection::new(Reason::Invalid, "a call is a JSON object"));
         }
         let mut wrong = None;
-        reader.object(|reader, key| parts.read(reader, &key).map(|problem| wrong = wrong.take().or(problem)))?;
+        reader.object(|reader, key| {
+            if let Some(problem) = call.read(reader, &key)? {
+                wrong.get_or_insert(problem);
+            }
+            Ok(())
+        })?;
         reader.end()?;
         match wrong {
             Some(rejection) => Err(rejection),
-            None => parts.finish(route),
+            None => call.settle(route).map(|()| call),
         }
-    }
-
-    /// The id the call belongs to.
-    pub fn own(&self) -> &EcoString {
-        self.user.as_ref().or(self.anonymous.as_ref()).expect("a call without ids was refused by `parse`")
     }
 
     /// The links that the call states, if any; `position` is filled in when the log has given one.
@@ -295,58 +303,33 @@ impl<'a> Call<'a> {
             previous,
         })
     }
-}
 
-/// The parts of a call while its members are read.
-#[derive(Default)]
-struct Parts<'a> {
-    kind: Option<Cow<'a, str>>,
-    event: Option<Cow<'a, str>>,
-    name: Option<Cow<'a, str>>,
-    user: Option<EcoString>,
-    anonymous: Option<EcoString>,
-    previous: Option<EcoString>,
-    group: Option<EcoString>,
-    message_id: Option<EcoString>,
-    timestamp: Option<(Millis, u64)>,
-    original: Option<(Millis, u64)>,
-    sent_at: Option<Millis>,
-    properties: Vec<Member<'a>>,
-    traits: Vec<Member<'a>>,
-    context: Option<&'a str>,
-    surroundings: Context,
-    content: u64,
-}
-
-impl<'a> Parts<'a> {
     /// Reads the value of one member. What is wrong with a value does not stop the reading, so that the whole text is
     /// checked first and its first fault told.
     fn read(&mut self, reader: &mut Reader<'a>, key: &str) -> Result<Option<Rejection>, Fault> {
         match key {
-            "type" => self.kind = text(reader)?,
-            "event" => self.event = text(reader)?,
+            "type" => self.named = text(reader)?,
+            "event" => self.event = text(reader)?.unwrap_or_default(),
             "name" => self.name = text(reader)?,
             "userId" => return id(reader, key, &mut self.user),
             "anonymousId" => return id(reader, key, &mut self.anonymous),
             "previousId" => return id(reader, key, &mut self.previous),
             "groupId" => return id(reader, key, &mut self.group),
             "messageId" => return message_id(reader, &mut self.message_id),
-            "timestamp" => return instant(reader, key, &mut self.timestamp),
-            "originalTimestamp" => return instant(reader, key, &mut self.original),
-            "sentAt" => {
-                let mut sent_at = None;
-                // A clock that cannot be read only means that the skew is not known.
-                instant(reader, key, &mut sent_at)?;
-                self.sent_at = sent_at.map(|(sent_at, _)| sent_at);
-            }
+            "timestamp" => return instant(reader, key, &mut self.timestamp, &mut self.written[0]),
+            "originalTimestamp" => return instant(reader, key, &mut self.original, &mut self.written[1]),
+            // A clock that cannot be read only means that the skew is not known.
+            "sentAt" => drop(instant(reader, key, &mut self.sent_at, &mut 0)?),
             "properties" | "traits" => {
-                let members = if key == "traits" { &mut self.traits } else { &mut self.properties };
+                let (members, written) = match key {
+                    "traits" => (&mut self.traits, &mut self.written[3]),
+                    _ => (&mut self.properties, &mut self.written[2]),
+                };
                 members.clear();
                 return match reader.peek()? {
                     Next::Null => reader.null().map(|()| None),
                     Next::Object => {
-                        let meaning = reader.members(members)?;
-                        self.mix(key, meaning);
+                        *written = reader.members(members)?;
                         Ok(None)
                     }
                     _ => reader.skip().map(|_| Some(invalid(format!("`{key}` is not an object")))),
@@ -365,27 +348,14 @@ impl<'a> Parts<'a> {
                     _ => reader.skip().map(|_| Some(invalid(format!("`{key}` is not an object")))),
                 };
             }
-            _ => {
-                reader.skip()?;
-            }
+            _ => drop(reader.skip()?),
         }
         Ok(None)
     }
 
-    fn mix(&mut self, key: &str, value: u64) {
-        // A sum: the order of members does not count. The key's length and first byte tell the few keys apart.
-        let salt = (key.len() as u64) << 8 | u64::from(key.as_bytes()[0]);
-        self.content = self.content.wrapping_add(value.wrapping_mul(salt.wrapping_mul(2) + 1).rotate_left(23));
-    }
-
-    fn mix_text(&mut self, key: &str, value: Option<&str>) {
-        if let Some(value) = value {
-            self.mix(key, crate::json::fingerprint_of(b's', value.as_bytes()));
-        }
-    }
-
-    fn finish(mut self, route: Option<Kind>) -> Result<Call<'a>, Rejection> {
-        let kind = match (self.kind.as_deref().map(|name| (name, Kind::named(name))), route) {
+    /// All members are read: what they come to.
+    fn settle(&mut self, route: Option<Kind>) -> Result<(), Rejection> {
+        self.kind = match (self.named.as_deref().map(|name| (name, Kind::named(name))), route) {
             (None, Some(kind)) => kind,
             (Some((_, Some(kind))), None) => kind,
             (Some((_, Some(kind))), Some(route)) if kind == route => kind,
@@ -401,50 +371,38 @@ impl<'a> Parts<'a> {
                 return Err(invalid("`type` is missing: it is one of track, page, screen, identify, group, alias"));
             }
         };
-        let event = match kind {
-            Kind::Track => match self.event.take() {
-                Some(event) if !event.is_empty() => event,
-                _ => return Err(invalid("a track call needs `event`, a name that is not empty")),
-            },
-            Kind::Page => Cow::Borrowed("page_view"),
-            Kind::Screen => Cow::Borrowed("screen_view"),
-            _ => Cow::Borrowed(""),
-        };
+        match self.kind {
+            Kind::Track if self.event.is_empty() => {
+                return Err(invalid("a track call needs `event`, a name that is not empty"));
+            }
+            Kind::Track => {}
+            Kind::Page => self.event = Cow::Borrowed("page_view"),
+            Kind::Screen => self.event = Cow::Borrowed("screen_view"),
+            _ => self.event = Cow::Borrowed(""),
+        }
         if self.user.is_none() && self.anonymous.is_none() {
             return Err(Rejection::new(Reason::NoId, "neither `userId` nor `anonymousId` is a non-empty string"));
         }
-        self.mix_text("type", Some(kind.name()));
-        self.mix_text("event", Some(&event));
-        let name = self.name.take();
-        self.mix_text("name", name.as_deref());
-        for (key, id) in [
-            ("userId", self.user.clone()),
-            ("anonymousId", self.anonymous.clone()),
-            ("previousId", self.previous.clone()),
-            ("groupId", self.group.clone()),
-        ] {
-            self.mix_text(key, id.as_deref());
+        self.content = self.fingerprint();
+        self.timestamp = self.timestamp.or(self.original);
+        Ok(())
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = FixedState::default().build_hasher();
+        let [timestamp, original, properties, traits] = self.written;
+        hasher.write_u8(self.kind as u8);
+        hasher.write_u64(if self.original.is_some() { original } else { timestamp });
+        hasher.write_u64(properties);
+        hasher.write_u64(traits);
+        hasher.write(self.event.as_bytes());
+        let ids = [&self.user, &self.anonymous, &self.previous, &self.group];
+        for text in ids.map(|id| id.as_deref()).into_iter().chain([self.name.as_deref()]) {
+            // The length first, so that no text runs into the next; none is of no length at all.
+            hasher.write_usize(text.map_or(usize::MAX, str::len));
+            hasher.write(text.unwrap_or_default().as_bytes());
         }
-        if let Some((_, fingerprint)) = self.original.or(self.timestamp) {
-            self.mix("originalTimestamp", fingerprint);
-        }
-        Ok(Call {
-            kind,
-            event,
-            page_name: name,
-            user: self.user,
-            anonymous: self.anonymous,
-            previous: self.previous,
-            message_id: self.message_id,
-            timestamp: self.timestamp.or(self.original).map(|(timestamp, _)| timestamp),
-            original: self.original.map(|(timestamp, _)| timestamp),
-            sent_at: self.sent_at,
-            content: self.content,
-            properties: self.properties,
-            traits: self.traits,
-            context: self.context,
-            surroundings: self.surroundings,
-        })
+        hasher.finish()
     }
 }
 
@@ -491,18 +449,27 @@ fn message_id(reader: &mut Reader<'_>, into: &mut Option<EcoString>) -> Result<O
 }
 
 /// An instant, and the fingerprint of how it was written.
-fn instant(reader: &mut Reader<'_>, key: &str, into: &mut Option<(Millis, u64)>) -> Result<Option<Rejection>, Fault> {
-    let mut written = reader.clone();
+fn instant(
+    reader: &mut Reader<'_>,
+    key: &str,
+    into: &mut Option<Millis>,
+    written: &mut u64,
+) -> Result<Option<Rejection>, Fault> {
     let read = match reader.peek()? {
         Next::Null => return reader.null().map(|()| None),
-        Next::Text => time::parse_instant(&reader.text()?),
-        Next::Number => reader.number()?.parse::<i64>().ok().filter(|ms| *ms >= MILLIS_MIN),
+        Next::Text => {
+            let text = reader.text()?;
+            *written = fingerprint_of(b's', text.as_bytes());
+            time::parse_instant(&text)
+        }
+        Next::Number => {
+            let number = reader.number()?;
+            *written = fingerprint_of_number(number);
+            number.parse::<i64>().ok().filter(|ms| *ms >= MILLIS_MIN)
+        }
         _ => reader.skip().map(|_| None)?,
     };
-    *into = read
-        .filter(|ms| time::in_range(*ms))
-        .map(|ms| written.fingerprint().map(|written| (ms, written)))
-        .transpose()?;
+    *into = read.filter(|ms| time::in_range(*ms));
     Ok(into.is_none().then(|| {
         let detail = format!("`{key}` is no RFC 3339 instant or integer of milliseconds in the years 2000 to 2099");
         Rejection::new(Reason::BadTimestamp, detail)
@@ -513,7 +480,7 @@ fn instant(reader: &mut Reader<'_>, key: &str, into: &mut Option<(Millis, u64)>)
 #[derive(Debug)]
 pub struct Decoder {
     vocabulary: Arc<Vocabulary>,
-    details: HashSet<Arc<Details>>,
+    details: HashTable<Arc<Details>>,
     values: Vec<(Slot, Value)>,
 }
 
@@ -523,11 +490,12 @@ const DETAILS_MAX: usize = 1 << 12;
 impl Decoder {
     /// A decoder that keeps what `vocabulary` names.
     pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
-        Decoder { vocabulary, details: HashSet::new(), values: Vec::new() }
+        Decoder { vocabulary, details: HashTable::new(), values: Vec::new() }
     }
 
-    /// The compact record of a call at its time; `position` is filled in when the log has given one.
-    pub fn event(&mut self, mut call: Call<'_>, timestamp: Millis, message_id: EcoString) -> Result<Event, Rejection> {
+    /// The compact record of a call at its time; `position` is filled in when the log has given one. Takes the parts out
+    /// of the call that it needs.
+    pub fn event(&mut self, call: &mut Call<'_>, timestamp: Millis, message_id: EcoString) -> Result<Event, Rejection> {
         let is_activity = call.kind.is_activity();
         let name = if is_activity { self.vocabulary.name(&call.event) } else { NameId::NONE };
         self.values.clear();
@@ -537,7 +505,7 @@ impl Decoder {
         if let (Some(text), wants @ [_, ..]) = (call.context, self.vocabulary.context_wants(name)) {
             extract(&mut Reader::new(text), wants, 0, &mut self.values)?;
         }
-        let page = if is_activity { page(&call)? } else { None };
+        let page = if is_activity { page(call)? } else { None };
         let mut context = std::mem::take(&mut call.surroundings);
         if is_activity {
             context.page = page.or(context.page);
@@ -556,7 +524,7 @@ impl Decoder {
             name,
             kind: call.kind,
             known: call.user.is_some(),
-            own: call.user.or(call.anonymous).expect("a call without ids was refused by `parse`"),
+            own: call.user.take().or(call.anonymous.take()).expect("a call without ids was refused by `parse`"),
         })
     }
 
@@ -569,13 +537,27 @@ impl Decoder {
         if self.values.is_empty() && context == Context::default() {
             return None;
         }
-        let tells = context.timezone.is_some() || !context.consent.is_empty() || !context.told.is_empty();
-        let details = Details { values: self.values.as_slice().into(), context, tells };
         if self.details.len() >= DETAILS_MAX {
             self.details.clear();
         }
-        Some(Arc::clone(self.details.get_or_insert_with(&details, |details| Arc::new(details.clone()))))
+        let same = |details: &Arc<Details>| *details.values == *self.values && details.context == context;
+        let hash = hash_of(&self.values, &context);
+        if let Some(details) = self.details.find(hash, same) {
+            return Some(Arc::clone(details));
+        }
+        let tells = context.timezone.is_some() || !context.consent.is_empty() || !context.told.is_empty();
+        let details = Arc::new(Details { values: self.values.as_slice().into(), context, tells });
+        let rehash = |details: &Arc<Details>| hash_of(&details.values, &details.context);
+        self.details.insert_unique(hash, Arc::clone(&details), rehash);
+        Some(details)
     }
+}
+
+fn hash_of(values: &[(Slot, Value)], context: &Context) -> u64 {
+    let mut hasher = FixedState::default().build_hasher();
+    values.hash(&mut hasher);
+    context.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A path that some definition names, below `properties` or `context`.
@@ -592,7 +574,7 @@ fn page(call: &Call<'_>) -> Result<Option<EcoString>, Fault> {
         }
     }
     let in_context = call.surroundings.page.clone();
-    Ok(in_context.or_else(|| call.page_name.as_deref().map(EcoString::from)))
+    Ok(in_context.or_else(|| call.name.as_deref().map(EcoString::from)))
 }
 
 fn extract(

@@ -106,7 +106,12 @@ impl<F: Fold> History<F> {
     }
 
     /// Puts an entry in its place; whether that was one that had been folded over.
+    #[inline]
     pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects) -> bool {
+        if self.entries.len() == self.entries.capacity() {
+            // All entries are kept: doubling would leave a third of the memory empty.
+            self.entries.reserve_exact(self.entries.len() / 2 + 4);
+        }
         let place = match self.entries.last() {
             Some(last) if F::order(last, &entry).is_ge() => {
                 self.entries.partition_point(|other| F::order(other, &entry).is_lt())
@@ -118,11 +123,11 @@ impl<F: Fold> History<F> {
         if late {
             self.back(place, F::instant(&entry), fold, effects);
         }
-        if self.entries.len() == self.entries.capacity() {
-            // All entries are kept: doubling would leave a third of the memory empty.
-            self.entries.reserve_exact(self.entries.len() / 4 + 4);
+        if place == self.entries.len() {
+            self.entries.push(entry);
+        } else {
+            self.entries.insert(place, entry);
         }
-        self.entries.insert(place, entry);
         late
     }
 

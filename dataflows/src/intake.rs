@@ -46,7 +46,7 @@ pub enum Line {
 impl Prepared {
     /// Makes a call ready, with the time and message id that its door settled on.
     pub fn new(
-        call: Call<'_>,
+        call: &mut Call<'_>,
         timestamp: Millis,
         message_id: EcoString,
         decoder: &mut Decoder,
@@ -72,7 +72,7 @@ impl Prepared {
 
 /// Reads one line of a replay file.
 pub fn prepare(line: &str, decoder: &mut Decoder, secret: &[u8; 16]) -> Result<Line, Rejection> {
-    let call = match Call::parse(line, None) {
+    let mut call = match Call::parse(line, None) {
         Ok(call) => call,
         // What is no call may be a control line.
         Err(rejection) => return control(line)?.ok_or(rejection),
@@ -80,7 +80,7 @@ pub fn prepare(line: &str, decoder: &mut Decoder, secret: &[u8; 16]) -> Result<L
     decoder.check(&call)?;
     let timestamp = call.timestamp.ok_or_else(|| Rejection::new(Reason::BadTimestamp, "`timestamp` is missing"))?;
     let message_id = call.message_id.clone().unwrap_or_else(|| line_id(line));
-    Ok(Line::Event(Prepared::new(call, timestamp, message_id, decoder, secret)?))
+    Ok(Line::Event(Prepared::new(&mut call, timestamp, message_id, decoder, secret)?))
 }
 
 /// The message id of a line that has none.

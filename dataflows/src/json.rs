@@ -122,11 +122,36 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a string.
+    #[inline]
     pub fn text(&mut self) -> Result<Cow<'a, str>, Fault> {
         self.expect(b'"', "a string was expected")?;
         let start = self.at;
         let bytes = self.text.as_bytes();
+        // Most are short; what is longer goes on in strides.
+        for _ in 0..2 {
+            let Some(chunk) = bytes[self.at..].first_chunk() else { break };
+            let plain = plain_bytes(*chunk);
+            self.at += plain;
+            if plain < 8 {
+                break;
+            }
+        }
+        match bytes.get(self.at) {
+            Some(b'"') => {
+                self.at += 1;
+                Ok(Cow::Borrowed(&self.text[start..self.at - 1]))
+            }
+            _ => self.text_to_its_end(start),
+        }
+    }
+
+    /// The rest of a string that is long, or near the end of the text, or has something else than plain bytes in it.
+    fn text_to_its_end(&mut self, start: usize) -> Result<Cow<'a, str>, Fault> {
+        let bytes = self.text.as_bytes();
         loop {
+            while bytes[self.at..].first_chunk().is_some_and(|stride: &[u8; 32]| all_plain(stride)) {
+                self.at += 32;
+            }
             while let Some(chunk) = bytes[self.at..].first_chunk() {
                 let plain = plain_bytes(*chunk);
                 self.at += plain;
@@ -134,11 +159,10 @@ impl<'a> Reader<'a> {
                     break;
                 }
             }
-            match bytes.get(self.at) {
+            match self.byte() {
                 Some(b'"') => {
-                    let whole = &self.text[start..self.at];
                     self.at += 1;
-                    return Ok(Cow::Borrowed(whole));
+                    return Ok(Cow::Borrowed(&self.text[start..self.at - 1]));
                 }
                 Some(b'\\') => return self.text_with_escapes(start).map(Cow::Owned),
                 Some(0..=0x1f) => return Err(self.fault("a control character inside a string")),
@@ -457,6 +481,11 @@ fn plain_bytes(chunk: [u8; 8]) -> usize {
     hits.trailing_zeros() as usize / 8
 }
 
+/// The same of a whole stride, in a form that the compiler makes wide instructions of.
+fn all_plain(stride: &[u8; 32]) -> bool {
+    stride.iter().fold(0, |hits, byte| hits | u8::from(*byte == b'"') | u8::from(*byte == b'\\') | u8::from(*byte < 0x20)) == 0
+}
+
 /// A fingerprint only tells two calls of one sender apart that bear the same message id, so nobody gains by a clash: a
 /// fast hash will do.
 pub(crate) fn fingerprint_of(kind: u8, bytes: &[u8]) -> u64 {
@@ -562,7 +591,7 @@ fn plain(number: &str) -> Cow<'_, str> {
 }
 
 /// Numbers are equal when their decimals are: 1, 1.0 and 10e-1 are one.
-fn fingerprint_of_number(text: &str) -> u64 {
+pub(crate) fn fingerprint_of_number(text: &str) -> u64 {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (sign, mantissa) = mantissa.strip_prefix('-').map_or((b'+', mantissa), |rest| (b'-', rest));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));

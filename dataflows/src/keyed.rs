@@ -68,16 +68,16 @@ impl<F: Fold> Keyed<F> {
         Some(&self.slots[*slot as usize])
     }
 
-    /// An entry came; it is folded when the histories are next advanced. What it unsettles is taken off at once.
+    /// An entry came for a key that was touched; it is folded when the histories are next advanced. What it unsettles is
+    /// taken off at once.
     pub fn insert(
         &mut self,
-        key: &EcoString,
+        slot: u32,
         entry: F::Entry,
         fold: &F,
         effects: &mut F::Effects,
         unsettled: impl FnOnce(&mut Slot<F>, &mut F::Effects),
     ) {
-        let slot = self.touch(key, fold);
         let slot = &mut self.slots[slot as usize];
         if slot.history.insert(entry, fold, effects) {
             unsettled(slot, effects);
@@ -152,7 +152,8 @@ impl<F: Fold> Keyed<F> {
         }
     }
 
-    fn touch(&mut self, key: &EcoString, fold: &F) -> u32 {
+    /// The history of a key is about to change; gives its place.
+    pub fn touch(&mut self, key: &EcoString, fold: &F) -> u32 {
         let hash = self.hasher.hash_one(key.as_str());
         let slot = match self.index.find(hash, |slot| self.slots[*slot as usize].key == *key) {
             Some(slot) => *slot,

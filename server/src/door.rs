@@ -149,13 +149,13 @@ impl Door<'_> {
     }
 
     fn take(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Result<Incoming, Rejection> {
-        let call = Call::parse(text, kind)?;
+        let mut call = Call::parse(text, kind)?;
         self.decoder.check(&call)?;
         let timestamp = settle(&call, call.sent_at.or(envelope.sent_at), self.stamp)?;
         let message_id = call.message_id.clone().unwrap_or_else(self.fresh_id);
         let undated = call.timestamp.is_none() && matches!(self.stamp, Stamp::Events(_));
         let kind = call.kind;
-        let prepared = Prepared::new(call, timestamp, message_id, self.decoder, self.secret)?;
+        let prepared = Prepared::new(&mut call, timestamp, message_id, self.decoder, self.secret)?;
         Ok(Incoming { kind, prepared, undated, body: text.into() })
     }
 }

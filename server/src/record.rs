@@ -95,8 +95,8 @@ pub fn decode_event(payload: &[u8]) -> Option<(Kind, Millis, &str, &str)> {
 pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Result<Prepared, Rejection> {
     let (kind, timestamp, message_id, body) =
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
-    let call = Call::parse(body, Some(kind))?;
-    Prepared::new(call, timestamp, message_id.into(), decoder, secret)
+    let mut call = Call::parse(body, Some(kind))?;
+    Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)
 }
 
 #[cfg(test)]

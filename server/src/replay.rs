@@ -3,11 +3,12 @@
 //! Lines are read in blocks, blocks are decoded on several threads, and put in order again for the one thread that
 //! decides on each line. The clock is that of the events; nothing is sent to anyone.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -86,7 +87,7 @@ struct Credit {
 /// Events in a step: larger than live, since nobody waits for the first of them.
 const STEP_EVENTS: usize = 10_000;
 /// Bytes of lines decoded together.
-const BLOCK_BYTES: usize = 1 << 20;
+const BLOCK_BYTES: usize = 1 << 18;
 /// Blocks that a decoder may have before or after it.
 const BLOCKS_WAITING: usize = 4;
 /// Steps that the engine may have open.
@@ -94,7 +95,7 @@ const STEPS_OPEN_MAX: u64 = 8;
 /// Keys the hashes of ids; a replay keeps nothing, so any will do.
 const SECRET: [u8; 16] = *b"replay of a file";
 
-type Block = Result<String, String>;
+/// Lines of one block, or what is wrong with the file.
 type Decoded = Result<Vec<Result<Line, Rejection>>, String>;
 
 /// Replays; gives the report, or a sentence on what is wrong.
@@ -118,10 +119,11 @@ pub fn replay(replay: &Replay) -> Result<Report, String> {
     bar.enable_steady_tick(Duration::from_millis(200));
     'blocks: loop {
         for decoder in &decoders {
-            let Ok(block) = decoder.recv() else { break 'blocks };
-            for line in block? {
-                run.line(line);
-            }
+            let Ok(block) = decoder.blocks.recv() else { break 'blocks };
+            let mut block = block?;
+            block.drain(..).for_each(|line| run.line(line));
+            // A decoder that is done needs no vector any more.
+            let _ = decoder.emptied.send(block);
             bar.set_position(run.read);
         }
     }
@@ -135,69 +137,94 @@ pub fn replay(replay: &Replay) -> Result<Report, String> {
     Ok(run.report(&replay.plan, &totals, seconds))
 }
 
-/// Starts the threads that read and decode; blocks come out of them in turn.
-fn decoders(replay: &Replay) -> Vec<Receiver<Decoded>> {
+/// A thread that decodes: blocks come out of it, and their emptied vectors go back to be filled again.
+struct Decoding {
+    blocks: Receiver<Decoded>,
+    emptied: Sender<Vec<Result<Line, Rejection>>>,
+}
+
+/// Starts the threads that read and decode. They take turns at the files, each with one buffer of its own that stays in
+/// its cache, so the next block is always the next thread's.
+fn decoders(replay: &Replay) -> Vec<Decoding> {
     let count = replay.workers.max(2);
-    let mut ways_in = Vec::new();
-    let mut ways_out = Vec::new();
-    for _ in 0..count {
-        let (way_in, blocks): (SyncSender<Block>, _) = sync_channel(BLOCKS_WAITING);
-        let (decoded, way_out) = sync_channel(BLOCKS_WAITING);
-        let mut decoder = Decoder::new(Arc::clone(&replay.plan.vocabulary));
-        spawn("decoder", move || {
-            for block in blocks {
-                let lines = block.map(|text| {
-                    text.lines()
-                        .filter(|line| !line.trim().is_empty())
-                        .map(|line| prepare(line, &mut decoder, &SECRET))
-                        .collect()
-                });
-                if decoded.send(lines).is_err() {
+    let source = Arc::new((Mutex::new(Source::new(replay.files.clone())), Condvar::new()));
+    let start = |number: usize| {
+        let (decoded, blocks) = sync_channel(BLOCKS_WAITING);
+        let (emptied, again) = channel::<Vec<_>>();
+        let (source, mut decoder) = (Arc::clone(&source), Decoder::new(Arc::clone(&replay.plan.vocabulary)));
+        let work = move || {
+            let mut buffer = Vec::with_capacity(BLOCK_BYTES + 4_096);
+            for turn in (number..).step_by(count) {
+                let (reading, changed) = &*source;
+                let mut reading = reading.lock().expect("nobody panics while holding it");
+                while reading.turn != turn {
+                    reading = changed.wait(reading).expect("nobody panics while holding it");
+                }
+                let read = reading.block(&mut buffer);
+                reading.turn += 1;
+                drop(reading);
+                changed.notify_all();
+                let block = match read {
+                    Ok(true) => {
+                        // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
+                        let text = std::str::from_utf8(&buffer).map(Cow::Borrowed);
+                        let text = text.unwrap_or_else(|_| String::from_utf8_lossy(&buffer));
+                        let lines = text.lines().filter(|line| !line.trim_start().is_empty());
+                        let mut block = again.try_recv().unwrap_or_default();
+                        block.extend(lines.map(|line| prepare(line, &mut decoder, &SECRET)));
+                        Ok(block)
+                    }
+                    Ok(false) => return,
+                    Err(error) => Err(error),
+                };
+                if decoded.send(block).is_err() {
                     return;
                 }
             }
-        });
-        ways_in.push(way_in);
-        ways_out.push(way_out);
+        };
+        std::thread::Builder::new().name("decoder".into()).spawn(work).expect("the system gives a thread");
+        Decoding { blocks, emptied }
+    };
+    (0..count).map(start).collect()
+}
+
+/// The files, read in blocks of whole lines.
+struct Source {
+    files: std::vec::IntoIter<PathBuf>,
+    open: Option<(PathBuf, BufReader<Box<dyn Read + Send>>)>,
+    /// Which block comes next.
+    turn: usize,
+}
+
+impl Source {
+    fn new(files: Vec<PathBuf>) -> Source {
+        Source { files: files.into_iter(), open: None, turn: 0 }
     }
-    let files = replay.files.clone();
-    spawn("reader", move || {
-        let mut turn = ways_in.iter().cycle();
-        let mut give = |block| turn.next().is_some_and(|way_in| way_in.send(block).is_ok());
-        for file in files {
-            if let Err(error) = read_blocks(&file, &mut give) {
-                give(Err(format!("{}: {error}", file.display())));
-                return;
+
+    /// Reads the next block; false at the end of the last file.
+    fn block(&mut self, buffer: &mut Vec<u8>) -> Result<bool, String> {
+        buffer.clear();
+        loop {
+            let (path, reader) = match &mut self.open {
+                Some(open) => open,
+                None => {
+                    let Some(path) = self.files.next() else { return Ok(false) };
+                    let file = open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                    self.open.insert((path, BufReader::new(file)))
+                }
+            };
+            let read = reader.take(BLOCK_BYTES as u64).read_to_end(buffer);
+            let read = read.and_then(|_| reader.read_until(b'\n', buffer));
+            read.map_err(|error| format!("{}: {error}", path.display()))?;
+            if !buffer.is_empty() {
+                return Ok(true);
             }
-        }
-    });
-    ways_out
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    std::thread::Builder::new().name(name.into()).spawn(work).expect("the system gives a thread");
-}
-
-/// Reads a file in blocks of whole lines.
-fn read_blocks(path: &Path, give: &mut impl FnMut(Block) -> bool) -> std::io::Result<()> {
-    let mut reader = BufReader::with_capacity(BLOCK_BYTES, open(path)?);
-    loop {
-        let mut block = Vec::with_capacity(BLOCK_BYTES + 4_096);
-        (&mut reader).take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
-        if block.is_empty() {
-            return Ok(());
-        }
-        reader.read_until(b'\n', &mut block)?;
-        // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
-        let text =
-            String::from_utf8(block).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        if !give(Ok(text)) {
-            return Ok(());
+            self.open = None;
         }
     }
 }
 
-fn open(path: &Path) -> std::io::Result<Box<dyn Read>> {
+fn open(path: &Path) -> std::io::Result<Box<dyn Read + Send>> {
     if path == Path::new("-") {
         return Ok(Box::new(std::io::stdin()));
     }

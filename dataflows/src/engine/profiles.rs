@@ -63,7 +63,10 @@ impl Profiles {
         match record {
             Record::Event(event) => match self.home(&event.own) {
                 Some(key) => send(key, Forward::Event(event)),
-                None => self.insert(None, event),
+                None => {
+                    let slot = self.keyed.touch(&event.own, &self.plan);
+                    self.insert(slot, event);
+                }
             },
             Record::Retract(position, own, message_id) => {
                 send(self.home(&own).unwrap_or_else(|| own.clone()), Forward::Retract(position, own, message_id));
@@ -91,7 +94,10 @@ impl Profiles {
     ) -> Vec<(Total, i128)> {
         for (key, forward) in forwarded {
             match forward {
-                Forward::Event(event) => self.insert(Some(key), event),
+                Forward::Event(event) => {
+                    let slot = self.keyed.touch(&key, &self.plan);
+                    self.insert(slot, event);
+                }
                 // The event may be on its way from another person, so it is looked for when all have arrived.
                 Forward::Retract(position, own, message_id) => self.retracts.push((key, position, own, message_id)),
                 Forward::Ask(number, question) => self.asked.push((number, question, Some(key))),
@@ -120,12 +126,10 @@ impl Profiles {
         totals
     }
 
-    /// An event of the person of a key; none: of its own id.
-    fn insert(&mut self, key: Option<Id>, event: Event) {
+    fn insert(&mut self, slot: u32, event: Event) {
         let (plan, intents) = (&self.plan, &mut self.intents);
-        let key = key.unwrap_or_else(|| event.own.clone());
         let unsettled = |slot: &mut _, effects: &mut _| took_back(plan, slot, effects, intents);
-        self.keyed.insert(&key, event, plan, &mut self.effects, unsettled);
+        self.keyed.insert(slot, event, plan, &mut self.effects, unsettled);
     }
 
     fn extract(&mut self, key: &Id, leaves: impl Fn(&Event) -> bool) -> Vec<Event> {

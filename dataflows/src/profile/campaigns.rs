@@ -123,6 +123,9 @@ impl Instant<'_> {
 
     /// The gates of audience and consent, as of the item that began these intents.
     pub(super) fn judge_audience(&mut self) {
+        if self.judged == self.candidates.len() {
+            return;
+        }
         let state = &*self.state;
         for candidate in &mut self.candidates[self.judged..] {
             let campaign = &self.plan.campaigns[candidate.campaign];

@@ -447,6 +447,7 @@ impl Instant<'_> {
         }
         self.tell(event, index);
         if !event.kind.is_activity() {
+            self.classify();
             return self.judge(Item::Call(root));
         }
         let seen = Seen { name: event.name, kind: Some(event.kind), values: event.values(), root };

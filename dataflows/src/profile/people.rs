@@ -175,13 +175,13 @@ impl Instant<'_> {
                 self.wake_all(&self.plan.told_readers);
             }
         }
-        self.classify();
     }
 
     /// Has segments judged again that read the class of visitor, if it changed.
     pub(super) fn classify(&mut self) {
-        let class =
-            [Visitor::FirstTime, Visitor::Returning, Visitor::Known, Visitor::Paying].map(|class| self.state.is(class));
+        let sessions = self.state.session_count();
+        let (known, paying) = (!self.state.tapes.known.is_empty(), self.state.core.standing > 0);
+        let class = [sessions == 1, sessions >= 2, known, paying];
         if class != self.state.core.class {
             self.state.core.class = class;
             self.wake_all(&self.plan.visitor_readers);

@@ -1,0 +1,60 @@
+//! The histories of persons alone, on one thread and without the dataflow around them, beside the yardstick.
+//!
+//! `cargo bench --bench fold [-- SESSIONS [ROUNDS]]`; prints nanoseconds an event, the least of the rounds.
+
+mod w1;
+
+use std::time::Instant;
+
+use dataflows::intake::Prepared;
+use dataflows::keyed::Keyed;
+use dataflows::plan::Plan;
+use dataflows::profile::Effects;
+use mimalloc::MiMalloc;
+use w1::clicks::{Arrival, clicks};
+use w1::engine::{decoded, plan};
+use w1::yardstick::Yardstick;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() {
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
+    let sessions = args.next().map_or(100_000, |arg| arg.parse().expect("a number of sessions"));
+    let rounds = args.next().map_or(5, |arg| arg.parse().expect("a number of rounds"));
+    let arrivals = clicks(sessions, 7, Arrival::Disordered);
+    let plan = plan();
+    let mut events = decoded(&plan, &arrivals);
+    let mut admission = dataflows::admission::Admission::new([1; 16]);
+    events.retain(|event| {
+        admission.decide(event.key, event.content, 0, 0, None) == dataflows::admission::Verdict::Accepted
+    });
+    for step in [1_000, 10_000] {
+        let (mut yardstick, mut folds) = (f64::MAX, f64::MAX);
+        for _ in 0..rounds {
+            let started = Instant::now();
+            let mut hand = Yardstick::new();
+            arrivals.chunks(step).for_each(|chunk| hand.apply(chunk));
+            yardstick = yardstick.min(started.elapsed().as_secs_f64());
+            let copies: Vec<Vec<Prepared>> = events.chunks(step).map(<[Prepared]>::to_vec).collect();
+            let started = Instant::now();
+            fold(&plan, copies);
+            folds = folds.min(started.elapsed().as_secs_f64());
+        }
+        let each = |seconds: f64| seconds * 1e9 / events.len() as f64;
+        println!("step {step}: yardstick {:.0} ns, folds {:.0} ns", each(yardstick), each(folds));
+    }
+}
+
+fn fold(plan: &Plan, steps: Vec<Vec<Prepared>>) {
+    let (mut keyed, mut effects, mut clock) = (Keyed::<Plan>::default(), Effects::new(plan), 0);
+    for step in steps {
+        for prepared in step {
+            clock = clock.max(prepared.event.timestamp);
+            let slot = keyed.touch(&prepared.event.own, plan);
+            keyed.insert(slot, prepared.event, plan, &mut effects, |_, effects| effects.intents.clear());
+        }
+        keyed.advance(clock, plan, &mut effects, |_, effects| effects.intents.clear());
+        drop(effects.credit.take(plan));
+    }
+}
