@@ -26,7 +26,10 @@ fn main() {
     let events = decoded(&plan, &arrivals);
     let rate = |seconds: f64| arrivals.len() as f64 / seconds / 1e6;
     println!("{} arrivals, {rounds} rounds; millions of events a second, median", arrivals.len());
-    println!("{:>9} {:>10} {:>10} {:>9} {:>6} {:>9} {:>6}", "step", "yardstick", "same input", "1 worker", "", "2 workers", "");
+    println!(
+        "{:>9} {:>10} {:>10} {:>9} {:>6} {:>9} {:>6}",
+        "step", "yardstick", "same input", "1 worker", "", "2 workers", ""
+    );
     for step in [1_000, 10_000] {
         let mut times: [Vec<f64>; 4] = Default::default();
         for _ in 0..rounds {
@@ -39,7 +42,11 @@ fn main() {
             events.chunks(step).for_each(|chunk| by_hand.apply(chunk));
             times[1].push(started.elapsed().as_secs_f64());
             let expected = Figures { come_back_digest: 0, ..yardstick.figures() };
-            assert_eq!(Figures { come_back_digest: 0, ..by_hand.figures() }, expected, "the yardstick on the same input");
+            assert_eq!(
+                Figures { come_back_digest: 0, ..by_hand.figures() },
+                expected,
+                "the yardstick on the same input"
+            );
             for workers in [1, 2] {
                 let mut copy = events.clone().into_iter();
                 let mut running = Running::start(plan.clone(), workers);

@@ -495,7 +495,7 @@ impl Decoder {
 
     /// The compact record of a call at its time; `position` is filled in when the log has given one. Takes the parts out
     /// of the call that it needs.
-    pub fn event(&mut self, call: &mut Call<'_>, timestamp: Millis, message_id: EcoString) -> Result<Event, Rejection> {
+    pub fn event(&mut self, call: &mut Call<'_>, at: Millis, message_id: EcoString) -> Result<Event, Rejection> {
         let is_activity = call.kind.is_activity();
         let name = if is_activity { self.vocabulary.name(&call.event) } else { NameId::NONE };
         self.values.clear();
@@ -517,7 +517,7 @@ impl Decoder {
         }
         self.values.sort_unstable_by_key(|(slot, _)| *slot);
         Ok(Event {
-            timestamp,
+            timestamp: at,
             position: 0,
             message_id,
             details: self.share(context),

@@ -268,7 +268,9 @@ mod tests {
                     0 if !entries.is_empty() => {
                         let gone = entries.swap_remove(random(entries.len() as u64) as usize);
                         let mut left = history.extract(|entry| *entry == gone, &Rolling, &mut effects);
-                        left.drain(1..).for_each(|again| drop(history.insert(again, &Rolling, &mut effects)));
+                        for again in left.drain(1..) {
+                            history.insert(again, &Rolling, &mut effects);
+                        }
                     }
                     1 => clock += random(7) as Millis,
                     2 => history.rewind(&Rolling, &mut effects),

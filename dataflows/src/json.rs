@@ -483,7 +483,10 @@ fn plain_bytes(chunk: [u8; 8]) -> usize {
 
 /// The same of a whole stride, in a form that the compiler makes wide instructions of.
 fn all_plain(stride: &[u8; 32]) -> bool {
-    stride.iter().fold(0, |hits, byte| hits | u8::from(*byte == b'"') | u8::from(*byte == b'\\') | u8::from(*byte < 0x20)) == 0
+    stride
+        .iter()
+        .fold(0, |hits, byte| hits | u8::from(*byte == b'"') | u8::from(*byte == b'\\') | u8::from(*byte < 0x20))
+        == 0
 }
 
 /// A fingerprint only tells two calls of one sender apart that bear the same message id, so nobody gains by a clash: a

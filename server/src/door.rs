@@ -5,11 +5,11 @@
 
 use std::io::Read;
 
-use ecow::{EcoString, eco_format};
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::json::{Next, Reader};
 use dataflows::time::{self, DAY, Millis};
+use ecow::{EcoString, eco_format};
 
 /// The largest body, after unpacking.
 pub const BODY_BYTES_MAX: usize = 512_000;

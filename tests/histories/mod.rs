@@ -1,5 +1,6 @@
-//! Random histories made to hit the edges: times on whole seconds, windows of one or two minutes, few ids, several
-//! events in one millisecond, duplicates, conflicts, lateness, nulls and strings for numbers, links and corrections.
+//! Random histories made to hit the edges: times on whole seconds and exactly a window after others, windows of one or
+//! two minutes, few ids, several events in one millisecond, duplicates, conflicts, lateness, nulls and strings for
+//! numbers, links, links that come again in another form, and corrections.
 
 use std::fmt::Write;
 
@@ -26,31 +27,33 @@ impl Random {
     fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
+
+    fn any<T: Clone>(&mut self, of: &[T]) -> Option<T> {
+        (!of.is_empty()).then(|| of[self.below(of.len() as u64) as usize].clone())
+    }
 }
 
 const START: i64 = 1_767_225_600_000;
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// Spans of which the definitions are made.
+const SPANS: [i64; 4] = [30_000, 60_000, 61_000, 120_000];
 
 /// Calls, clocks and corrections in order of arrival.
 pub fn history(random: &mut Random) -> Vec<String> {
     let count = 15 + random.below(45);
-    let mut lines: Vec<String> = Vec::new();
-    let mut now = 0i64;
+    let (mut lines, mut calls) = (Vec::new(), Vec::<Call>::new());
+    let mut now = START;
     for number in 0..count {
         now += [0, 0, 1, 1_000, 5_000, 30_000, 60_000, 61_000][random.below(8) as usize];
-        match random.below(100) {
-            0..4 if !lines.is_empty() => {
-                let again = lines[random.below(lines.len() as u64) as usize].clone();
-                lines.push(again);
-            }
-            4..7 => {
-                lines.push(format!(r#"{{"type":"clock","to":{}}}"#, START + now + 1_000 * random.below(120) as i64))
-            }
-            7..12 => lines.push(retract(random, number)),
-            12..15 => {
+        match (random.below(100), random.any(&calls)) {
+            (0..4, Some(again)) => lines.push(again.line()),
+            (4..10, Some(_)) => lines.extend(linked_again(random, &calls)),
+            (10..13, _) => lines.push(format!(r#"{{"type":"clock","to":{}}}"#, now + 1_000 * random.below(120) as i64)),
+            (13..18, _) => lines.push(retract(random.one(&IDS), random.below(number + 1))),
+            (18..21, _) => {
                 lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(&IDS), random.one(&IDS)))
             }
-            _ => {
+            (drawn, earlier) => {
                 let late = match random.below(10) {
                     0 => 1_000 * random.below(90) as i64,
                     1 => 60_000 + random.below(3) as i64 - 1,
@@ -59,45 +62,103 @@ pub fn history(random: &mut Random) -> Vec<String> {
                 };
                 // A message id is now and then taken again, by another person or with other content.
                 let message = if random.chance(5) { random.below(number + 1) } else { number };
-                let call = call(random, message, START + now - late);
-                lines.push(call);
+                let mut call = call(random, message, now - late);
+                if let (21..40, Some(earlier)) = (drawn, earlier) {
+                    call.at_an_edge_of(&earlier, random);
+                    now = now.max(call.timestamp);
+                }
+                lines.push(call.line());
+                calls.push(call);
             }
         }
     }
     lines
 }
 
-fn retract(random: &mut Random, number: u64) -> String {
-    format!(r#"{{"type":"retract","id":"{}","messageId":"m{}"}}"#, random.one(&IDS), random.below(number + 1))
+fn retract(id: &str, message: u64) -> String {
+    format!(r#"{{"type":"retract","id":"{id}","messageId":"m{message}"}}"#)
 }
 
-fn call(random: &mut Random, message: u64, timestamp: i64) -> String {
-    let mut call = String::from("{");
+/// A call that links two ids comes again: after it was taken back, or as another that would link otherwise.
+fn linked_again(random: &mut Random, calls: &[Call]) -> Vec<String> {
+    let linking: Vec<Call> = calls.iter().filter(|call| call.links()).cloned().collect();
+    let Some(mut call) = random.any(&linking) else { return Vec::new() };
+    if random.chance(40) {
+        return vec![retract(call.own(), call.message), call.line()];
+    }
+    if random.chance(30) {
+        call.timestamp -= 1_000 * random.below(90) as i64;
+    }
+    for other in [&mut call.anonymous, &mut call.previous].into_iter().flatten() {
+        *other = random.one(&IDS);
+    }
+    vec![call.line()]
+}
+
+/// A call before it is written down.
+#[derive(Clone)]
+struct Call {
+    kind: &'static str,
+    message: u64,
+    timestamp: i64,
+    user: Option<&'static str>,
+    anonymous: Option<&'static str>,
+    previous: Option<&'static str>,
+    /// What it says, each with a comma before it.
+    rest: String,
+}
+
+impl Call {
+    fn own(&self) -> &'static str {
+        self.user.or(self.anonymous).expect("a call bears an id")
+    }
+
+    fn links(&self) -> bool {
+        self.user.is_some() && (self.anonymous.is_some() || self.previous.is_some())
+    }
+
+    /// The same person, when a window or a timer that began with an earlier call ends, or a ms off.
+    fn at_an_edge_of(&mut self, earlier: &Call, random: &mut Random) {
+        (self.user, self.anonymous) = (earlier.user, earlier.anonymous);
+        self.timestamp =
+            earlier.timestamp + SPANS[random.below(4) as usize] + [0, 0, 0, 1, -1][random.below(5) as usize];
+    }
+
+    fn line(&self) -> String {
+        let Call { kind, message, timestamp, rest, .. } = self;
+        let ids = [("userId", self.user), ("anonymousId", self.anonymous), ("previousId", self.previous)];
+        let ids = ids.map(|(key, id)| id.map_or(String::new(), |id| format!(r#","{key}":"{id}""#))).concat();
+        format!(r#"{{"type":"{kind}","messageId":"m{message}","timestamp":{timestamp}{ids}{rest}}}"#)
+    }
+}
+
+fn call(random: &mut Random, message: u64, timestamp: i64) -> Call {
     let kind =
         random.one(&["track", "track", "track", "track", "track", "page", "screen", "identify", "alias", "group"]);
-    write!(call, r#""type":"{kind}","messageId":"m{message}","timestamp":{timestamp}"#).unwrap();
-    match random.below(4) {
-        0 => write!(call, r#","userId":"{}","anonymousId":"{}""#, random.one(&IDS), random.one(&IDS)).unwrap(),
-        1 | 2 => write!(call, r#","userId":"{}""#, random.one(&IDS)).unwrap(),
-        _ => write!(call, r#","anonymousId":"{}""#, random.one(&IDS)).unwrap(),
-    }
+    let (user, anonymous) = match random.below(4) {
+        0 => (Some(random.one(&IDS)), Some(random.one(&IDS))),
+        1 | 2 => (Some(random.one(&IDS)), None),
+        _ => (None, Some(random.one(&IDS))),
+    };
+    let mut rest = String::new();
     match kind {
         "track" => {
             let event = random.one(&["view", "view", "add", "buy", "click", "refund"]);
-            write!(call, r#","event":"{event}","properties":{{{}}}"#, properties(random)).unwrap();
+            write!(rest, r#","event":"{event}","properties":{{{}}}"#, properties(random)).unwrap();
         }
-        "page" => write!(call, r#","properties":{{"path":"/{}"}}"#, random.below(3)).unwrap(),
-        "screen" => write!(call, r#","name":"s{}""#, random.below(3)).unwrap(),
+        "page" => write!(rest, r#","properties":{{"path":"/{}"}}"#, random.below(3)).unwrap(),
+        "screen" => write!(rest, r#","name":"s{}""#, random.below(3)).unwrap(),
         "identify" => {
             let (plan, age) = (random.one(&["\"gold\"", "\"free\"", "null", "7"]), random.below(3) * 10);
-            write!(call, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{}"}}}}"#, random.one(&["x", "y"]))
+            write!(rest, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{}"}}}}"#, random.one(&["x", "y"]))
                 .unwrap();
         }
-        "alias" => write!(call, r#","previousId":"{}""#, random.one(&IDS)).unwrap(),
-        _ => write!(call, r#","groupId":"g""#).unwrap(),
+        "group" => write!(rest, r#","groupId":"g""#).unwrap(),
+        _ => {}
     }
-    write!(call, r#","context":{{{}}}}}"#, context(random, message)).unwrap();
-    call
+    write!(rest, r#","context":{{{}}}"#, context(message)).unwrap();
+    let previous = (kind == "alias").then(|| random.one(&IDS));
+    Call { kind, message, timestamp, user, anonymous, previous, rest }
 }
 
 fn properties(random: &mut Random) -> String {
@@ -109,7 +170,7 @@ fn properties(random: &mut Random) -> String {
 }
 
 /// A function of the message id alone: two calls that count as the same call must not differ in what does not count.
-fn context(_: &mut Random, message: u64) -> String {
+fn context(message: u64) -> String {
     let mut random = Random::new(message + 1_000);
     let mut parts = Vec::new();
     if random.chance(20) {

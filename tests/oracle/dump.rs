@@ -5,11 +5,11 @@ use super::definitions::Definitions;
 use super::identity::Person;
 use super::json::{Json, array, object, quote, quote_or_null};
 use super::number::decimal;
-use super::story::{Change, Intent, Stay, Story};
+use super::story::{Change, Intent, Move, Stay, Story};
 use super::value::Value;
 use super::views::{self, Happening, Now, Root, Session};
 
-/// Every view as sorted NDJSON lines.
+/// Every view as sorted NDJSON lines, and what else is counted.
 #[derive(Debug, Default, PartialEq)]
 pub struct Dump {
     pub profiles: Vec<String>,
@@ -17,6 +17,8 @@ pub struct Dump {
     pub segment_changes: Vec<String>,
     pub intents: Vec<String>,
     pub credit: Vec<String>,
+    /// Every move of a journey, which no row tells.
+    pub moves: Vec<Move>,
 }
 
 impl Dump {
@@ -25,6 +27,7 @@ impl Dump {
             view.sort();
         }
         self.credit.sort();
+        self.moves.sort();
     }
 }
 

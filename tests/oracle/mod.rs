@@ -234,6 +234,7 @@ impl Oracle {
             out.sessions.extend(now.sessions.iter().map(|session| dump::session(story, session, self.clock)));
             out.segment_changes.extend(story.changes.iter().map(|change| dump::change(id, change)));
             out.intents.extend(story.intents.iter().map(|intent| dump::intent(story, intent)));
+            out.moves.extend(story.moves.iter().cloned());
             let credits = attribution::credits(story, &now.conversions);
             out.credit.extend(credits.iter().map(|credit| dump::credit(id, credit)));
         }

@@ -41,6 +41,16 @@ pub struct Intent {
     pub status: &'static str,
 }
 
+/// A move of a journey from state to state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Move {
+    pub journey: String,
+    pub from: String,
+    pub to: String,
+    /// The event's name; none: a timer moved it.
+    pub on: Option<String>,
+}
+
 /// What is judged: an event, a timer, or the windows of an instant.
 struct Item {
     at: i64,
@@ -60,6 +70,7 @@ pub struct Story<'a> {
     pub members: BTreeMap<String, i64>,
     pub changes: Vec<Change>,
     pub intents: Vec<Intent>,
+    pub moves: Vec<Move>,
     /// The instants at which something may be due.
     agenda: BTreeSet<i64>,
     /// Those of them at which a window may run out.
@@ -77,6 +88,7 @@ impl<'a> Story<'a> {
             members: BTreeMap::new(),
             changes: vec![],
             intents: vec![],
+            moves: vec![],
             agenda: person.events.iter().map(|r| r.at).collect(),
             run_outs: BTreeSet::new(),
         };
@@ -159,6 +171,7 @@ impl<'a> Story<'a> {
                 }
                 let mut moves = vec![];
                 if let Some(to) = &timer.to {
+                    self.moves.push(Move { journey: name.clone(), from: from.clone(), to: to.clone(), on: None });
                     self.enter(&name, to, at, &root);
                     moves.push((name.clone(), to.clone()));
                 }
@@ -179,6 +192,8 @@ impl<'a> Story<'a> {
             match self.transition(name, event, now) {
                 Some(to) => {
                     let root = self.past[event].root.clone();
+                    let (from, on) = (self.stays[name].state.clone(), self.past[event].name.clone());
+                    self.moves.push(Move { journey: name.clone(), from, to: to.clone(), on });
                     self.enter(name, &to, now.at, &root);
                     moves.push((name.clone(), to));
                 }

@@ -1,7 +1,11 @@
 //! The engine, driven by lines as a replay drives it, for tests.
 
+mod totals;
+
+use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use dataflows::admission::Verdict;
 use dataflows::definitions::Definitions;
@@ -12,9 +16,12 @@ use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
 use dataflows::protocol::{Answer, Question, Response};
 
+pub use totals::{Totals, totals};
+
 /// A running engine and what feeds it.
 pub struct Run {
-    engine: Engine,
+    /// None once it has stalled: waiting for it to end would be in vain.
+    engine: Option<Engine>,
     responses: Receiver<Response>,
     sequencer: Sequencer,
     decoder: Decoder,
@@ -23,7 +30,36 @@ pub struct Run {
     questions: u64,
 }
 
+/// All that can be listed and counted, at one step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Dump {
+    /// Rows by view, in the order of [`VIEWS`], each sorted.
+    pub rows: [Vec<String>; 5],
+    pub totals: Totals,
+}
+
+/// The engine has not finished a step in time.
+#[derive(Debug)]
+pub struct Stalled;
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the engine has not finished a step within {PATIENCE:?}")
+    }
+}
+
+/// The views, by the names of their dumps.
+pub const VIEWS: [(&str, View); 5] = [
+    ("profiles", View::Profiles),
+    ("sessions", View::Sessions),
+    ("segment_changes", View::Changes),
+    ("intents", View::Intents),
+    ("credit", View::Credit),
+];
+
 const SECRET: [u8; 16] = [9; 16];
+/// A step takes milliseconds; nothing but a fault takes so long, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Definitions that are right.
 fn parse(definitions: &str) -> Arc<Definitions> {
@@ -36,9 +72,9 @@ impl Run {
     pub fn start(definitions: &str, later: &str, lateness: Option<i64>, workers: usize) -> Run {
         let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
         let (told, responses) = channel();
-        let engine = Engine::start(Config { workers, plan: Arc::clone(&plan) }, move |response| {
+        let engine = Some(Engine::start(Config { workers, plan: Arc::clone(&plan) }, move |response| {
             let _ = told.send(response);
-        });
+        }));
         let decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         Run { engine, responses, sequencer: Sequencer::new(SECRET, lateness), decoder, plan, position: 0, questions: 0 }
     }
@@ -76,29 +112,49 @@ impl Run {
         self.sequencer.define(self.position, Arc::clone(&self.plan), lateness);
     }
 
-    /// Closes the step and gives all rows: profiles, sessions, segment changes, intents, credit.
-    pub fn dump(&mut self) -> [Vec<String>; 5] {
-        let views = [View::Profiles, View::Sessions, View::Changes, View::Intents, View::Credit];
+    /// Closes the step and gives all that is then true.
+    pub fn dump(&mut self) -> Result<Dump, Stalled> {
+        let mut dump = Dump::default();
+        let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter().chain([Question::Totals]);
+        let plan = Arc::clone(&self.plan);
+        self.close(questions, |place, part| match part {
+            Answer::Rows(part) => dump.rows[place].extend(server::rows::lines(&part, &plan.definitions)),
+            Answer::Totals(part) => {
+                part.into_iter().for_each(|(total, sum)| *dump.totals.entry(total).or_default() += sum)
+            }
+            _ => {}
+        })?;
+        dump.rows.iter_mut().for_each(|rows| rows.sort());
+        Ok(dump)
+    }
+
+    /// Closes the step and waits for it; each part of an answer is told with the place of its question.
+    pub fn close(
+        &mut self,
+        questions: impl IntoIterator<Item = Question>,
+        mut tell: impl FnMut(usize, Answer),
+    ) -> Result<(), Stalled> {
         let first = self.questions;
-        for view in views {
-            self.sequencer.ask(self.questions, Question::Dump(view));
+        for question in questions {
+            self.sequencer.ask(self.questions, question);
             self.questions += 1;
         }
         let step = self.sequencer.close();
         let number = step.number;
-        self.engine.step(step);
-        let mut rows: [Vec<String>; 5] = Default::default();
-        let mut closed = 0;
-        while closed < self.engine.workers() {
-            match self.responses.recv().expect("the engine runs") {
-                Response::Answer { question, part: Answer::Rows(part), .. } => {
-                    rows[(question - first) as usize].extend(server::rows::lines(&part, &self.plan.definitions));
+        let engine = self.engine.as_ref().ok_or(Stalled)?;
+        engine.step(step);
+        let mut open = engine.workers();
+        while open > 0 {
+            match self.responses.recv_timeout(PATIENCE) {
+                Ok(Response::Answer { question, part, .. }) => tell((question - first) as usize, part),
+                Ok(Response::Closed { number: of, .. }) if of == number => open -= 1,
+                Ok(Response::Closed { .. }) => {}
+                Err(_) => {
+                    std::mem::forget(self.engine.take());
+                    return Err(Stalled);
                 }
-                Response::Closed { number: of, .. } if of == number => closed += 1,
-                _ => {}
             }
         }
-        rows.iter_mut().for_each(|rows| rows.sort());
-        rows
+        Ok(())
     }
 }

@@ -499,8 +499,7 @@ impl<'d> Maker<'d> {
                     Cause::Schedule
                 }
             };
-            let totals = Status::ALL
-                .map(|status| self.total(Total::Intents(name.into(), status.name().into())));
+            let totals = Status::ALL.map(|status| self.total(Total::Intents(name.into(), status.name().into())));
             self.plan.campaigns.push(CampaignPlan {
                 name: name.into(),
                 cause,

@@ -190,7 +190,8 @@ impl State {
     pub(super) fn unbag(&mut self, plan: &Plan, words: &[i64], lengths: &[u32]) {
         for (number, of) in plan.aggregates.iter().enumerate() {
             let Some(bag) = of.bag else { continue };
-            let (head, length) = (words[plan.layout.aggregates + number * WORDS + 1] as usize, lengths[of.tape] as usize);
+            let (head, length) =
+                (words[plan.layout.aggregates + number * WORDS + 1] as usize, lengths[of.tape] as usize);
             let now = self.head(plan, number);
             let tape = &self.tapes.kept[of.tape];
             let came = tape[now.max(length)..].iter().map(|kept| (kept, -1));

@@ -98,9 +98,8 @@ impl Credit {
             let (conversions, value) = std::mem::take(&mut self.sums[place as usize]);
             let (channel, campaign) = &self.keys[place as usize / self.models];
             let model = EcoString::from(plan.models()[place as usize % self.models].name());
-            let key = |of: fn(EcoString, EcoString, EcoString) -> Total| {
-                of(model.clone(), channel.clone(), campaign.clone())
-            };
+            let key =
+                |of: fn(EcoString, EcoString, EcoString) -> Total| of(model.clone(), channel.clone(), campaign.clone());
             totals.push((key(Total::CreditConversions), conversions));
             totals.push((key(Total::CreditValue), value));
         }
@@ -330,7 +329,14 @@ impl Plan {
     }
 
     /// The shares of a conversion in a rule model; none of a conversion that was refunded.
-    pub fn shares(&self, state: &State, conversion: usize, model: Model, refunds: &[Refund], credit: &Credit) -> Vec<Share> {
+    pub fn shares(
+        &self,
+        state: &State,
+        conversion: usize,
+        model: Model,
+        refunds: &[Refund],
+        credit: &Credit,
+    ) -> Vec<Share> {
         let of = &state.tapes.conversions[conversion];
         let Some(net) = self.net(of, refunds) else { return Vec::new() };
         let value = i128::from(net) * 1_000;

@@ -264,7 +264,14 @@ impl Fold for Plan {
         state.core.due
     }
 
-    fn step(&self, state: &mut Box<State>, at: Millis, entries: &[Event], present: Range<usize>, effects: &mut Effects) {
+    fn step(
+        &self,
+        state: &mut Box<State>,
+        at: Millis,
+        entries: &[Event],
+        present: Range<usize>,
+        effects: &mut Effects,
+    ) {
         Instant { plan: self, state, at, entries, effects, emitted: Vec::new(), candidates: Vec::new(), judged: 0 }
             .run(present);
     }

@@ -78,9 +78,7 @@ impl State {
                 let count = self.session_count() - self.session_head(plan, *window);
                 count_passes(*test, count as u64)
             }
-            Test::Journey(journey, state) => {
-                self.core.exists() && self.standing(plan, *journey).state == *state
-            }
+            Test::Journey(journey, state) => self.core.exists() && self.standing(plan, *journey).state == *state,
             Test::Segment(segment) => self.is_member(*segment),
             Test::Performed(aggregate, test) => count_passes(*test, self.counted(plan, *aggregate)),
             Test::Sequence(number) => self.is_complete(plan, *number),

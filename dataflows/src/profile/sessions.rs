@@ -26,7 +26,8 @@ pub struct Session {
 
 impl Session {
     /// No session yet.
-    pub(super) const NONE: Session = Session { start: NEVER, end: NEVER, events: 0, first: Root::SCHEDULE, buying: false };
+    pub(super) const NONE: Session =
+        Session { start: NEVER, end: NEVER, events: 0, first: Root::SCHEDULE, buying: false };
 }
 
 /// Adds a session to the counts over all profiles.

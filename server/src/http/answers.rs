@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
-use ecow::EcoString;
 use dataflows::number::print_billionths;
 use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::protocol::{Answer, Question};
 use dataflows::time::parse_duration;
 use dataflows::total::Total;
+use ecow::EcoString;
 use serde::Serialize;
 use serde_json::value::RawValue;
 

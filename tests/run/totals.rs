@@ -1,0 +1,58 @@
+//! What is counted over people, added up from the rows of the views: what the engine's totals have to be.
+
+use std::collections::BTreeMap;
+
+use dataflows::total::Total;
+use serde_json::Value;
+
+/// Everything that is counted and not zero.
+pub type Totals = BTreeMap<Total, i128>;
+
+/// The sums of rows of profiles, sessions, segment changes, intents and credit. How often journeys moved is in no row.
+pub fn totals([profiles, sessions, _, intents, credit]: [&Vec<String>; 5]) -> Totals {
+    let mut sums = Totals::new();
+    let mut add = |total, number: i128| *sums.entry(total).or_default() += number;
+    for profile in parsed(profiles) {
+        add(Total::Profiles, 1);
+        for segment in profile["segments"].as_array().into_iter().flatten() {
+            add(Total::Members(text(&segment["name"])), 1);
+        }
+        for (journey, standing) in profile["journeys"].as_object().into_iter().flatten() {
+            add(Total::Inside(journey.as_str().into(), text(&standing["state"])), 1);
+        }
+    }
+    for session in parsed(sessions) {
+        let [start, end, events] = ["start", "end", "events"].map(|key| session[key].as_i64().expect("a number"));
+        add(Total::Sessions, 1);
+        add(Total::SessionEvents, events.into());
+        add(Total::SessionMillis, (end - start).into());
+        add(Total::Bounces, (events == 1).into());
+    }
+    for intent in parsed(intents) {
+        add(Total::Intents(text(&intent["campaign"]), text(&intent["status"])), 1);
+    }
+    for credit in parsed(credit) {
+        let key = ["model", "channel", "campaign"].map(|key| text(&credit[key]));
+        let [model, channel, campaign] = key.clone();
+        add(Total::CreditConversions(model, channel, campaign), billionths(&credit["conversions"]));
+        let [model, channel, campaign] = key;
+        add(Total::CreditValue(model, channel, campaign), billionths(&credit["value"]));
+    }
+    sums.retain(|_, sum| *sum != 0);
+    sums
+}
+
+fn parsed(rows: &[String]) -> impl Iterator<Item = Value> {
+    rows.iter().map(|row| serde_json::from_str(row).expect("rows are JSON"))
+}
+
+fn text<T: for<'a> From<&'a str>>(value: &Value) -> T {
+    value.as_str().expect("a text").into()
+}
+
+/// A decimal that is not negative, in 10^-9.
+fn billionths(value: &Value) -> i128 {
+    let decimal = value.as_str().expect("money is a text");
+    let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
+    format!("{whole}{fraction:0<9}").parse().expect("a decimal of at most nine places")
+}

@@ -1,0 +1,135 @@
+//! The acceptance stories of `tests/stories/`: each is told to the engine by one and by several workers, line by line
+//! and at a stroke, in its own order and shuffled with some calls said twice. Always the same must be true.
+
+mod histories;
+mod run;
+mod story;
+
+use std::path::Path;
+
+use dataflows::definitions::Definitions;
+use dataflows::total::Total;
+use histories::Random;
+use run::{Dump, Run, Totals, totals};
+use server::templates::Templates;
+use story::{Story, What};
+
+/// How much the engine is told at once.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// One line.
+    Lines,
+    /// Everything up to what is expected next.
+    Scenes,
+    /// Everything; what is expected on the way is passed over.
+    Whole,
+}
+
+/// Shuffled tellings of each story, by each number of workers.
+const SHUFFLES: u64 = 2;
+
+fn check(name: &str) {
+    let story = Story::read(&Path::new("tests/stories").join(name).with_extension("yaml"));
+    let told = tell(&story, 1, Pace::Scenes);
+    for workers in [1, 2, 4] {
+        for pace in [Pace::Lines, Pace::Scenes, Pace::Whole] {
+            assert_eq!(tell(&story, workers, pace), told, "{story}, {workers} workers, {pace:?}");
+        }
+        for seed in (1..=SHUFFLES).map(|seed| seed * workers as u64) {
+            assert_eq!(shuffle(&story, workers, seed), told, "{story}, {workers} workers, shuffled by {seed}");
+        }
+    }
+}
+
+/// Tells a story as it stands; gives what is true at its end.
+fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
+    let mut run = Run::start(&story.definitions, &story.definitions, None, workers);
+    let is_told = |what: &What| !matches!(what, What::Verdict(_));
+    let last = story.steps.iter().rposition(|step| is_told(&step.what)).expect("something happens");
+    for (place, step) in story.steps.iter().enumerate() {
+        let at = format!("{story}, line {}, {workers} workers, {pace:?}", step.line);
+        match &step.what {
+            What::Call(line) => assert_eq!(run.push(line), "accepted", "{at}"),
+            What::Control(line) => assert_eq!(run.push(line), "", "{at}"),
+            What::Verdict(_) if matches!(pace, Pace::Whole) && place < last => {}
+            What::Verdict(verdict) => {
+                let dump = run.dump().unwrap_or_else(|stalled| panic!("{at}: {stalled}"));
+                let faults = verdict.faults(&dump);
+                assert!(faults.is_empty(), "{at}: {}", faults.join("\n"));
+                assert_eq!(counted(&dump), totals(dump.rows.each_ref()), "{at}");
+            }
+        }
+        if matches!(pace, Pace::Lines) {
+            run.close([], |_, _| {}).unwrap_or_else(|stalled| panic!("{at}: {stalled}"));
+        }
+    }
+    run.dump().unwrap_or_else(|stalled| panic!("{story}: {stalled}"))
+}
+
+/// Tells a story's calls in any order, some of them twice, then its clocks and corrections; gives what is true then.
+fn shuffle(story: &Story, workers: usize, seed: u64) -> Dump {
+    let (mut random, mut calls, mut controls) = (Random::new(seed), Vec::new(), Vec::new());
+    for step in &story.steps {
+        match &step.what {
+            What::Call(line) => calls.extend(std::iter::repeat_n(line, 1 + random.below(2) as usize)),
+            What::Control(line) => controls.push(line),
+            What::Verdict(_) => {}
+        }
+    }
+    for place in (1..calls.len()).rev() {
+        calls.swap(place, random.below(place as u64 + 1) as usize);
+    }
+    let mut run = Run::start(&story.definitions, &story.definitions, None, workers);
+    for line in calls.into_iter().chain(controls) {
+        run.push(line);
+        if random.below(3) == 0 {
+            run.close([], |_, _| {}).unwrap_or_else(|stalled| panic!("{story}, shuffled by {seed}: {stalled}"));
+        }
+    }
+    run.dump().unwrap_or_else(|stalled| panic!("{story}, shuffled by {seed}: {stalled}"))
+}
+
+/// The totals that rows can tell.
+fn counted(dump: &Dump) -> Totals {
+    let moves = |total: &Total| matches!(total, Total::Moves(..));
+    dump.totals.iter().filter(|(total, _)| !moves(total)).map(|(total, sum)| (total.clone(), *sum)).collect()
+}
+
+macro_rules! stories {
+    ($($name:ident)*) => {
+        $(#[test]
+        #[allow(non_snake_case)]
+        fn $name() {
+            check(stringify!($name));
+        })*
+
+        #[test]
+        fn none_is_left_untold() {
+            let files = std::fs::read_dir("tests/stories").expect("the stories are there").count();
+            assert_eq!(files, [$(stringify!($name)),*].len());
+        }
+    };
+}
+
+#[test]
+fn the_examples_are_right() {
+    for file in ["examples/shop.yaml", "examples/game.yaml"] {
+        let text = std::fs::read_to_string(file).expect("the examples are there");
+        let (definitions, warnings) = Definitions::parse(&text).expect("they have no problems");
+        assert!(warnings.is_empty(), "{file}: {warnings:?}");
+        Templates::new(&definitions, &text).expect("nor have their templates");
+    }
+}
+
+stories! {
+    T1_three_pages
+    T2_game_loop
+    T3_an_hour_of_silence
+    T4_first_visit
+    T5_one_plus_one
+    T6_vip_at_checkout
+    T7_cart_left_alone
+    T8_two_devices
+    T10_any_order
+    T14_a_day_without_input
+}
