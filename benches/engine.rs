@@ -6,10 +6,13 @@
 
 mod w1;
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use dataflows::intake::Prepared;
+use dataflows::plan::Plan;
 use mimalloc::MiMalloc;
-use w1::clicks::{Arrival, clicks};
+use w1::clicks::{Arrival, Click, clicks};
 use w1::engine::{ByHand, Running, decoded, plan};
 use w1::figures::Figures;
 use w1::yardstick::Yardstick;
@@ -24,6 +27,36 @@ fn main() {
     let arrivals = clicks(sessions, 7, Arrival::Disordered);
     let plan = plan();
     let events = decoded(&plan, &arrivals);
+    throughput(&plan, &arrivals, &events, rounds);
+    latency(&plan, &events);
+}
+
+/// Steps on a loaded state, one after the other: from the step's first event to its answer.
+fn latency(plan: &Arc<Plan>, events: &[Prepared]) {
+    println!("steps on a loaded state: microseconds, median and 99th of a hundred");
+    for workers in [1, 2] {
+        let (loaded, rest) = events.split_at(events.len() - events.len() / 10);
+        let mut running = Running::start(plan.clone(), workers);
+        loaded.chunks(10_000).for_each(|chunk| running.step(chunk.iter().cloned()));
+        running.wait();
+        let mut rest = rest.iter().cloned();
+        for size in [1, 1_000] {
+            let mut times: Vec<u128> = Vec::new();
+            for _ in 0..(if size == 1 { 2_000 } else { 100 }) {
+                let step: Vec<Prepared> = rest.by_ref().take(size).collect();
+                let started = Instant::now();
+                running.step(step);
+                running.wait();
+                times.push(started.elapsed().as_micros());
+            }
+            times.sort_unstable();
+            let (median, high) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+            println!("{workers} workers, {size:>5} events: {median:>6} {high:>6}");
+        }
+    }
+}
+
+fn throughput(plan: &Arc<Plan>, arrivals: &[Click], events: &[Prepared], rounds: usize) {
     let rate = |seconds: f64| arrivals.len() as f64 / seconds / 1e6;
     println!("{} arrivals, {rounds} rounds; millions of events a second, median", arrivals.len());
     println!(
@@ -38,7 +71,7 @@ fn main() {
             arrivals.chunks(step).for_each(|chunk| yardstick.apply(chunk));
             times[0].push(started.elapsed().as_secs_f64());
             let started = Instant::now();
-            let mut by_hand = ByHand::new(&plan);
+            let mut by_hand = ByHand::new(plan);
             events.chunks(step).for_each(|chunk| by_hand.apply(chunk));
             times[1].push(started.elapsed().as_secs_f64());
             let expected = Figures { come_back_digest: 0, ..yardstick.figures() };
@@ -48,7 +81,7 @@ fn main() {
                 "the yardstick on the same input"
             );
             for workers in [1, 2] {
-                let mut copy = events.clone().into_iter();
+                let mut copy = events.to_vec().into_iter();
                 let mut running = Running::start(plan.clone(), workers);
                 let started = Instant::now();
                 while copy.len() > 0 {

@@ -1,4 +1,5 @@
-//! The histories of persons alone, on one thread and without the dataflow around them, beside the yardstick.
+//! Acceptance alone, and the histories of persons alone, on one thread and without the dataflow around them, beside the
+//! yardstick.
 //!
 //! `cargo bench --bench fold [-- SESSIONS [ROUNDS]]`; prints nanoseconds an event, the least of the rounds.
 
@@ -6,7 +7,7 @@ mod w1;
 
 use std::time::Instant;
 
-use dataflows::intake::Prepared;
+use dataflows::intake::{Prepared, Sequencer};
 use dataflows::keyed::Keyed;
 use dataflows::plan::Plan;
 use dataflows::profile::Effects;
@@ -30,7 +31,7 @@ fn main() {
         admission.decide(event.key, event.content, 0, 0, None) == dataflows::admission::Verdict::Accepted
     });
     for step in [1_000, 10_000] {
-        let (mut yardstick, mut folds) = (f64::MAX, f64::MAX);
+        let (mut yardstick, mut decided, mut folds) = (f64::MAX, f64::MAX, f64::MAX);
         for _ in 0..rounds {
             let started = Instant::now();
             let mut hand = Yardstick::new();
@@ -38,11 +39,26 @@ fn main() {
             yardstick = yardstick.min(started.elapsed().as_secs_f64());
             let copies: Vec<Vec<Prepared>> = events.chunks(step).map(<[Prepared]>::to_vec).collect();
             let started = Instant::now();
+            decide(copies);
+            decided = decided.min(started.elapsed().as_secs_f64());
+            let copies: Vec<Vec<Prepared>> = events.chunks(step).map(<[Prepared]>::to_vec).collect();
+            let started = Instant::now();
             fold(&plan, copies);
             folds = folds.min(started.elapsed().as_secs_f64());
         }
         let each = |seconds: f64| seconds * 1e9 / events.len() as f64;
-        println!("step {step}: yardstick {:.0} ns, folds {:.0} ns", each(yardstick), each(folds));
+        let [yardstick, decided, folds] = [yardstick, decided, folds].map(each);
+        println!("step {step}: yardstick {yardstick:.0} ns, acceptance {decided:.0} ns, folds {folds:.0} ns");
+    }
+}
+
+fn decide(steps: Vec<Vec<Prepared>>) {
+    let mut sequencer = Sequencer::new([1; 16], None);
+    for step in steps {
+        for prepared in step {
+            sequencer.admit_by_its_time(1, prepared);
+        }
+        drop(sequencer.close());
     }
 }
 
@@ -55,6 +71,6 @@ fn fold(plan: &Plan, steps: Vec<Vec<Prepared>>) {
             keyed.insert(slot, prepared.event, plan, &mut effects, |_, effects| effects.intents.clear());
         }
         keyed.advance(clock, plan, &mut effects, |_, effects| effects.intents.clear());
-        drop(effects.credit.take(plan));
+        drop(effects.credit.take());
     }
 }

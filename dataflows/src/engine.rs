@@ -215,7 +215,7 @@ fn totals_at(totals: &mut Totals, time: Time) -> Vec<(Total, i128)> {
             }
         });
         if sum != 0 {
-            found.push((cursor.key(&storage).clone(), sum));
+            found.push((Total::clone(&cursor.key(&storage).total), sum));
         }
         cursor.step_key(&storage);
     }

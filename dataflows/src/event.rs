@@ -493,8 +493,8 @@ impl Decoder {
         Decoder { vocabulary, details: HashTable::new(), values: Vec::new() }
     }
 
-    /// The compact record of a call at its time; `position` is filled in when the log has given one. Takes the parts out
-    /// of the call that it needs.
+    /// The compact record of a call at its time; `position` is filled in when the log has given one. What it needs it
+    /// takes out of the call.
     pub fn event(&mut self, call: &mut Call<'_>, at: Millis, message_id: EcoString) -> Result<Event, Rejection> {
         let is_activity = call.kind.is_activity();
         let name = if is_activity { self.vocabulary.name(&call.event) } else { NameId::NONE };

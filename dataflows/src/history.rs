@@ -148,6 +148,8 @@ impl<F: Fold> History<F> {
             if at > clock || at == Millis::MAX {
                 return;
             }
+            // A fold that is due at an instant it has stepped would be stepped for ever.
+            assert!(at > self.at, "the instant {at} was stepped, and is due again");
             let start = self.folded;
             while self.entries.get(self.folded).is_some_and(|entry| F::instant(entry) == at) {
                 self.folded += 1;

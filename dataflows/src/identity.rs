@@ -263,8 +263,8 @@ impl Identity {
         found
     }
 
-    /// The components that the ids touched are in now, as far as they are other than before. The key is an id that calls
-    /// bear as `userId`, since most of what comes later comes under it; else the least.
+    /// The components that the ids touched are in now, as far as they are other than before. The key is an id that
+    /// calls bear as `userId`, since most of what comes later comes under it; else the least.
     fn components(&mut self, outcome: &mut Outcome) {
         let mut open = std::mem::take(&mut self.touched);
         while let Some(id) = open.pop_first() {

@@ -14,7 +14,7 @@ use crate::condition::{Condition, Term};
 use crate::definitions::{self, Definitions, Model, SessionField};
 use crate::profile::Layout;
 use crate::time::Millis;
-use crate::total::Total;
+use crate::total::{Counted, Total};
 use crate::value::Value;
 use crate::vocabulary::{NameId, Slot, Vocabulary};
 
@@ -480,7 +480,7 @@ pub struct Plan {
     /// Rules that make conversions.
     pub conversions: Vec<ConversionRule>,
     /// What each dense count counts.
-    pub totals: Vec<Total>,
+    pub totals: Vec<Counted>,
 }
 
 /// The places of the counts that every plan has.

@@ -30,10 +30,10 @@ use crate::identity::{Change, Component, Id, Identity, Move};
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
 use crate::protocol::{Answer, Question, Record, Step};
-use crate::total::Total;
+use crate::total::Counted;
 
 /// The arrangement of everything that is counted.
-pub(super) type Totals = TraceAgent<KeySpine<Total, Time, i128>>;
+pub(super) type Totals = TraceAgent<KeySpine<Counted, Time, i128>>;
 
 /// What a worker puts in.
 pub(super) struct Inputs {
@@ -188,7 +188,7 @@ fn profiles<'s>(
     plans: StreamVec<'s, Time, Arc<Plan>>,
     plan: Arc<Plan>,
     said: Rc<RefCell<BTreeMap<Time, Said>>>,
-) -> (StreamVec<'s, Time, (Id, Forward)>, VecCollection<'s, Time, Total, i128>) {
+) -> (StreamVec<'s, Time, (Id, Forward)>, VecCollection<'s, Time, Counted, i128>) {
     /// A step between its arrival and its end.
     struct Under {
         first: Option<Capability<Time>>,
@@ -217,9 +217,9 @@ fn profiles<'s>(
     // Only the first beat sends anything on, so what arrives in the second cannot cause more of it.
     let sends_on = [(0, Antichain::from_elem(0)), (1, Antichain::from_elem(0))];
     let (forward, forward_stream) = builder.new_output_connection(sends_on);
-    let (changes, changes_stream) = builder.new_output::<Vec<(Total, Time, i128)>>();
+    let (changes, changes_stream) = builder.new_output::<Vec<(Counted, Time, i128)>>();
     let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Id, Forward)>>>::from(forward);
-    let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Total, Time, i128)>>>::from(changes);
+    let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Counted, Time, i128)>>>::from(changes);
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut profiles = Profiles::new(plan);

@@ -15,7 +15,7 @@ use crate::profile::answers::{Asked, IntentRow, Page, Rows, intent_row, public_i
 use crate::profile::campaigns::Meant;
 use crate::protocol::{Answer, Question, Record};
 use crate::time::Millis;
-use crate::total::Total;
+use crate::total::Counted;
 
 /// All profiles whose histories are kept here.
 pub(super) struct Profiles {
@@ -91,7 +91,7 @@ impl Profiles {
         forwarded: Vec<(Id, Forward)>,
         plan: Option<Arc<Plan>>,
         said: &mut Said,
-    ) -> Vec<(Total, i128)> {
+    ) -> Vec<(Counted, i128)> {
         for (key, forward) in forwarded {
             match forward {
                 Forward::Event(event) => {
@@ -138,10 +138,10 @@ impl Profiles {
         self.keyed.extract(key, leaves, plan, &mut self.effects, unsettled)
     }
 
-    fn take_totals(&mut self, plan: &Plan) -> Vec<(Total, i128)> {
+    fn take_totals(&mut self, plan: &Plan) -> Vec<(Counted, i128)> {
         let counts = plan.totals.iter().zip(&mut self.effects.counts).filter(|(_, count)| **count != 0);
         let counts = counts.map(|(total, count)| (total.clone(), i128::from(std::mem::take(count))));
-        counts.chain(self.effects.credit.take(plan)).collect()
+        counts.chain(self.effects.credit.take()).collect()
     }
 
     fn answer(&self, question: Question, of: Option<Id>, clock: Millis) -> Option<Answer> {

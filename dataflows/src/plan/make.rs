@@ -59,7 +59,7 @@ struct Maker<'d> {
 
 impl<'d> Maker<'d> {
     fn new(definitions: &'d Definitions, mut vocabulary: Vocabulary) -> Self {
-        let totals = vec![Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
+        let totals = [Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
         vocabulary.hold(definitions.schemas.clone());
         let rules = vec![Rules::default(); vocabulary.len()];
         let plan = Plan {
@@ -87,7 +87,7 @@ impl<'d> Maker<'d> {
             campaigns: Vec::new(),
             touches: Vec::new(),
             conversions: Vec::new(),
-            totals,
+            totals: totals.map(Counted::from).into(),
         };
         Maker {
             definitions,
@@ -109,7 +109,7 @@ impl<'d> Maker<'d> {
     }
 
     fn total(&mut self, total: Total) -> usize {
-        self.plan.totals.push(total);
+        self.plan.totals.push(total.into());
         self.plan.totals.len() - 1
     }
 
@@ -402,7 +402,7 @@ impl<'d> Maker<'d> {
         let of = &self.plan.journeys[journey];
         let name = |state: usize| of.states[state].name.clone();
         let total = Total::Moves(of.name.clone(), name(from), name(to), on.map(EcoString::from));
-        self.plan.totals.iter().position(|other| *other == total).unwrap_or_else(|| self.total(total))
+        self.plan.totals.iter().position(|other| *other.total == total).unwrap_or_else(|| self.total(total))
     }
 
     fn timer(&mut self, journey: usize, from: usize, timer: &definitions::Timer, view: usize) -> Timer {

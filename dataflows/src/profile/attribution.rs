@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::number::print_millionths;
 use crate::plan::{Field, Plan, find};
 use crate::time::Millis;
-use crate::total::Total;
+use crate::total::{Counted, Total};
 use crate::value::Value;
 
 use super::sessions::Session;
@@ -41,9 +41,11 @@ pub struct Touch {
 pub struct Credit {
     keys: Vec<(EcoString, EcoString)>,
     numbers: HashMap<(EcoString, EcoString), u32>,
-    models: usize,
+    models: Vec<Model>,
     /// Conversions and value, 10^-9, by key and model.
     sums: Vec<(i128, i128)>,
+    /// The totals of each sum.
+    totals: Vec<[Counted; 2]>,
     changed: Vec<u32>,
 }
 
@@ -54,15 +56,29 @@ impl Default for Credit {
     fn default() -> Self {
         let direct = (EcoString::from(DIRECT), EcoString::from(NOT_SET));
         let numbers = HashMap::from([(direct.clone(), DIRECT_KEY)]);
-        Credit { keys: vec![direct], numbers, models: 0, sums: Vec::new(), changed: Vec::new() }
+        let (sums, totals, changed) = Default::default();
+        Credit { keys: vec![direct], numbers, models: Vec::new(), sums, totals, changed }
     }
 }
 
 impl Credit {
-    /// From now on of so many models.
-    pub(super) fn prepare(&mut self, models: usize) {
-        self.models = models;
-        self.sums = vec![(0, 0); models * self.keys.len()];
+    /// From now on of these models.
+    pub(super) fn prepare(&mut self, models: &[Model]) {
+        self.models = models.to_vec();
+        (self.sums, self.totals) = Default::default();
+        (0..self.keys.len()).for_each(|number| self.make_room(number));
+    }
+
+    /// Room for a key that comes after all others.
+    fn make_room(&mut self, number: usize) {
+        let (channel, campaign) = &self.keys[number];
+        for model in &self.models {
+            let total = |of: fn(EcoString, EcoString, EcoString) -> Total| {
+                Counted::from(of(model.name().into(), channel.clone(), campaign.clone()))
+            };
+            self.sums.push((0, 0));
+            self.totals.push([total(Total::CreditConversions), total(Total::CreditValue)]);
+        }
     }
 
     /// The channel and campaign of a number.
@@ -77,13 +93,13 @@ impl Credit {
             next
         });
         if number == next {
-            self.sums.resize(self.models * self.keys.len(), (0, 0));
+            self.make_room(number as usize);
         }
         number
     }
 
     fn add(&mut self, model: usize, key: u32, conversions: i128, value: i128) {
-        let place = key as usize * self.models + model;
+        let place = key as usize * self.models.len() + model;
         let sum = &mut self.sums[place];
         if *sum == (0, 0) {
             self.changed.push(place as u32);
@@ -92,19 +108,16 @@ impl Credit {
     }
 
     /// Takes all changes.
-    pub fn take(&mut self, plan: &Plan) -> Vec<(Total, i128)> {
-        let mut totals = Vec::new();
-        for place in std::mem::take(&mut self.changed) {
+    pub fn take(&mut self) -> Vec<(Counted, i128)> {
+        let mut changes = Vec::with_capacity(2 * self.changed.len());
+        for place in self.changed.drain(..) {
             let (conversions, value) = std::mem::take(&mut self.sums[place as usize]);
-            let (channel, campaign) = &self.keys[place as usize / self.models];
-            let model = EcoString::from(plan.models()[place as usize % self.models].name());
-            let key =
-                |of: fn(EcoString, EcoString, EcoString) -> Total| of(model.clone(), channel.clone(), campaign.clone());
-            totals.push((key(Total::CreditConversions), conversions));
-            totals.push((key(Total::CreditValue), value));
+            let [of_conversions, of_value] = &self.totals[place as usize];
+            changes.push((of_conversions.clone(), conversions));
+            changes.push((of_value.clone(), value));
         }
-        totals.retain(|(_, change)| *change != 0);
-        totals
+        changes.retain(|(_, change)| *change != 0);
+        changes
     }
 }
 

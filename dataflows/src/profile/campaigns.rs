@@ -100,7 +100,8 @@ pub fn intent_id(campaign: &str, root: (&str, &str), at: Millis) -> String {
     }
     hasher.update(at.to_string().as_bytes());
     let digest = hasher.finalize();
-    digest.iter().take(16).fold(String::from("i_"), |id, byte| id + &format!("{byte:02x}"))
+    let half = digest.first_chunk().expect("a digest of 32 bytes");
+    format!("i_{:032x}", u128::from_be_bytes(*half))
 }
 
 impl Instant<'_> {

@@ -226,7 +226,7 @@ impl Effects {
     pub fn prepare(&mut self, plan: &Plan) {
         self.counts = vec![0; plan.totals.len()];
         self.pending = vec![0; plan.views.len().div_ceil(64)];
-        self.credit.prepare(plan.models().len());
+        self.credit.prepare(plan.models());
     }
 }
 

@@ -364,12 +364,12 @@ fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> Jour
             profiles: size(totals, &Total::Inside(journey.name.clone(), state.name.clone())),
         })
         .collect();
-    let transitions = app.plan.totals.iter().filter_map(|total| match total {
+    let transitions = app.plan.totals.iter().filter_map(|counted| match &*counted.total {
         Total::Moves(of, from, to, on) if *of == journey.name => Some(TransitionRow {
             from: from.clone(),
             to: to.clone(),
             on: on.clone().unwrap_or("timer".into()),
-            count: size(totals, total),
+            count: size(totals, &counted.total),
         }),
         _ => None,
     });
