@@ -35,23 +35,25 @@ impl Random {
 
 const START: i64 = 1_767_225_600_000;
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
-/// Spans of which the definitions are made.
-const SPANS: [i64; 4] = [30_000, 60_000, 61_000, 120_000];
+/// Spans of which the definitions are made, as often as they are, and none.
+const SPANS: [i64; 6] = [0, 30_000, 60_000, 60_000, 61_000, 120_000];
 
 /// Calls, clocks and corrections in order of arrival.
 pub fn history(random: &mut Random) -> Vec<String> {
     let count = 15 + random.below(45);
+    // Of few people each has a long history.
+    let ids = &IDS[..[2, 3, 5, 5][random.below(4) as usize]];
     let (mut lines, mut calls) = (Vec::new(), Vec::<Call>::new());
     let mut now = START;
     for number in 0..count {
         now += [0, 0, 1, 1_000, 5_000, 30_000, 60_000, 61_000][random.below(8) as usize];
         match (random.below(100), random.any(&calls)) {
             (0..4, Some(again)) => lines.push(again.line()),
-            (4..10, Some(_)) => lines.extend(linked_again(random, &calls)),
+            (4..10, Some(_)) => lines.extend(linked_again(random, ids, &calls)),
             (10..13, _) => lines.push(format!(r#"{{"type":"clock","to":{}}}"#, now + 1_000 * random.below(120) as i64)),
-            (13..18, _) => lines.push(retract(random.one(&IDS), random.below(number + 1))),
+            (13..18, _) => lines.push(retract(random.one(ids), random.below(number + 1))),
             (18..21, _) => {
-                lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(&IDS), random.one(&IDS)))
+                lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(ids), random.one(ids)))
             }
             (drawn, earlier) => {
                 let late = match random.below(10) {
@@ -62,8 +64,8 @@ pub fn history(random: &mut Random) -> Vec<String> {
                 };
                 // A message id is now and then taken again, by another person or with other content.
                 let message = if random.chance(5) { random.below(number + 1) } else { number };
-                let mut call = call(random, message, now - late);
-                if let (21..40, Some(earlier)) = (drawn, earlier) {
+                let mut call = call(random, ids, message, now - late);
+                if let (21..55, Some(earlier)) = (drawn, earlier) {
                     call.at_an_edge_of(&earlier, random);
                     now = now.max(call.timestamp);
                 }
@@ -80,7 +82,7 @@ fn retract(id: &str, message: u64) -> String {
 }
 
 /// A call that links two ids comes again: after it was taken back, or as another that would link otherwise.
-fn linked_again(random: &mut Random, calls: &[Call]) -> Vec<String> {
+fn linked_again(random: &mut Random, ids: &[&'static str], calls: &[Call]) -> Vec<String> {
     let linking: Vec<Call> = calls.iter().filter(|call| call.links()).cloned().collect();
     let Some(mut call) = random.any(&linking) else { return Vec::new() };
     if random.chance(40) {
@@ -90,7 +92,7 @@ fn linked_again(random: &mut Random, calls: &[Call]) -> Vec<String> {
         call.timestamp -= 1_000 * random.below(90) as i64;
     }
     for other in [&mut call.anonymous, &mut call.previous].into_iter().flatten() {
-        *other = random.one(&IDS);
+        *other = random.one(ids);
     }
     vec![call.line()]
 }
@@ -104,7 +106,7 @@ struct Call {
     user: Option<&'static str>,
     anonymous: Option<&'static str>,
     previous: Option<&'static str>,
-    /// What it says, each with a comma before it.
+    /// What it says, without its context.
     rest: String,
 }
 
@@ -117,34 +119,43 @@ impl Call {
         self.user.is_some() && (self.anonymous.is_some() || self.previous.is_some())
     }
 
-    /// The same person, when a window or a timer that began with an earlier call ends, or a ms off.
+    /// The same person, when a window or a timer that began with an earlier call ends, or a ms off: often the same call,
+    /// or a purchase, for which earlier calls are touches.
     fn at_an_edge_of(&mut self, earlier: &Call, random: &mut Random) {
+        match random.below(4) {
+            0 | 1 => *self = Call { message: self.message, ..earlier.clone() },
+            2 => (self.kind, self.previous, self.rest) = ("track", None, track("buy", random)),
+            _ => {}
+        }
         (self.user, self.anonymous) = (earlier.user, earlier.anonymous);
-        self.timestamp =
-            earlier.timestamp + SPANS[random.below(4) as usize] + [0, 0, 0, 1, -1][random.below(5) as usize];
+        let off = [0, 0, 0, 1, -1][random.below(5) as usize];
+        self.timestamp = earlier.timestamp + SPANS[random.below(6) as usize] + off;
     }
 
     fn line(&self) -> String {
         let Call { kind, message, timestamp, rest, .. } = self;
         let ids = [("userId", self.user), ("anonymousId", self.anonymous), ("previousId", self.previous)];
         let ids = ids.map(|(key, id)| id.map_or(String::new(), |id| format!(r#","{key}":"{id}""#))).concat();
-        format!(r#"{{"type":"{kind}","messageId":"m{message}","timestamp":{timestamp}{ids}{rest}}}"#)
+        let context = context(*message);
+        format!(
+            r#"{{"type":"{kind}","messageId":"m{message}","timestamp":{timestamp}{ids}{rest},"context":{{{context}}}}}"#
+        )
     }
 }
 
-fn call(random: &mut Random, message: u64, timestamp: i64) -> Call {
+fn call(random: &mut Random, ids: &[&'static str], message: u64, timestamp: i64) -> Call {
     let kind =
         random.one(&["track", "track", "track", "track", "track", "page", "screen", "identify", "alias", "group"]);
     let (user, anonymous) = match random.below(4) {
-        0 => (Some(random.one(&IDS)), Some(random.one(&IDS))),
-        1 | 2 => (Some(random.one(&IDS)), None),
-        _ => (None, Some(random.one(&IDS))),
+        0 => (Some(random.one(ids)), Some(random.one(ids))),
+        1 | 2 => (Some(random.one(ids)), None),
+        _ => (None, Some(random.one(ids))),
     };
     let mut rest = String::new();
     match kind {
         "track" => {
             let event = random.one(&["view", "view", "add", "buy", "click", "refund"]);
-            write!(rest, r#","event":"{event}","properties":{{{}}}"#, properties(random)).unwrap();
+            rest = track(event, random);
         }
         "page" => write!(rest, r#","properties":{{"path":"/{}"}}"#, random.below(3)).unwrap(),
         "screen" => write!(rest, r#","name":"s{}""#, random.below(3)).unwrap(),
@@ -156,9 +167,12 @@ fn call(random: &mut Random, message: u64, timestamp: i64) -> Call {
         "group" => write!(rest, r#","groupId":"g""#).unwrap(),
         _ => {}
     }
-    write!(rest, r#","context":{{{}}}"#, context(message)).unwrap();
-    let previous = (kind == "alias").then(|| random.one(&IDS));
+    let previous = (kind == "alias").then(|| random.one(ids));
     Call { kind, message, timestamp, user, anonymous, previous, rest }
+}
+
+fn track(event: &str, random: &mut Random) -> String {
+    format!(r#","event":"{event}","properties":{{{}}}"#, properties(random))
 }
 
 fn properties(random: &mut Random) -> String {
@@ -183,7 +197,7 @@ fn context(message: u64) -> String {
     if random.chance(30) {
         parts.push(format!(r#""device":{{"type":"{}"}}"#, random.one(&["ios", "web"])));
     }
-    if random.chance(25) {
+    if random.chance(40) {
         parts.push(format!(r#""consent":{{"categoryPreferences":{{"marketing":{}}}}}"#, random.chance(60)));
     }
     if random.chance(20) {
@@ -196,11 +210,12 @@ fn context(message: u64) -> String {
 pub fn definitions(random: &mut Random) -> String {
     let within = random.one(&["30s", "60s", "61s", "120s"]);
     let gap = random.one(&["30s", "60s"]);
-    let lookback = random.one(&["60s", "120s", "1h"]);
-    let reset = random.chance(30);
+    let lookback = random.one(&["60s", "60s", "120s", "1h"]);
+    let reset = random.chance(50);
     let path_max = random.one(&["1", "2", "100"]);
     let max_ids = random.one(&["2", "3", "100", "100"]);
     let zone = random.one(&["UTC", "Etc/GMT-2"]);
+    let most = random.one(&["1", "2"]);
     let refund_value = random.one(&["", r#","value":"properties.value""#]);
     format!(
         r#"{{"version":1,
@@ -257,7 +272,7 @@ pub fn definitions(random: &mut Random) -> String {
 "campaigns":{{
   "hello":{{"when":{{"event":"view"}},"audience":"new","channel":"popup","data":{{"b":1.50,"a":"x"}}}},
   "again":{{"when":{{"event":"view","where":"properties.value >= 1"}},"channel":"popup","cap":{{"at_most":1,"per":"{within}"}},"tags":["t"]}},
-  "come_back":{{"when":{{"journey":"cart","state":"left"}},"channel":"mail","consent":"marketing","hold":"5s","tags":["t"],"priority":2,"cap":{{"at_most":2,"per":"{within}","tag":"t"}}}},
+  "come_back":{{"when":{{"journey":"cart","state":"left"}},"channel":"mail","consent":"marketing","hold":"5s","tags":["t"],"priority":2,"cap":{{"at_most":{most},"per":"{within}","tag":"t"}}}},
   "lost":{{"when":{{"event":"cart_left"}},"channel":"mail","tags":["t"],"hold":"30s","quiet_hours":{{"from":"02:01","to":"00:02"}}}},
   "entered":{{"when":{{"segment":"quiet"}},"channel":"mail","audience":"back"}},
   "poster":{{"when":{{"every":"60s","from":"2026-01-01T00:00:30Z","segment":"quiet"}},"channel":"mail"}},
