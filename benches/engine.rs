@@ -81,7 +81,7 @@ fn throughput(plan: &Arc<Plan>, arrivals: &[Click], events: &[Prepared], rounds:
                 "the yardstick on the same input"
             );
             for workers in [1, 2] {
-                let mut copy = events.to_vec().into_iter();
+                let mut copy = Vec::from(events).into_iter();
                 let mut running = Running::start(plan.clone(), workers);
                 let started = Instant::now();
                 while copy.len() > 0 {

@@ -68,8 +68,8 @@ impl<F: Fold> Keyed<F> {
         Some(&self.slots[*slot as usize])
     }
 
-    /// An entry came for a key that was touched; it is folded when the histories are next advanced. What it unsettles is
-    /// taken off at once.
+    /// An entry came for a key that was touched; it is folded when the histories are next advanced. What it unsettles
+    /// is taken off at once.
     pub fn insert(
         &mut self,
         slot: u32,

@@ -414,6 +414,8 @@ impl Instant<'_> {
         for index in present {
             self.accepted(index);
         }
+        // A first event arms schedules, perhaps one of its own instant.
+        let due = due || self.state.core.due <= self.at;
         if due {
             self.schedules();
         }
