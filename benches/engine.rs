@@ -1,8 +1,8 @@
 //! The engine on decoded events of W1 beside the hand-written yardstick, in the same run.
 //!
 //! `cargo bench --bench engine [-- SESSIONS [ROUNDS]]`; the default is 200,000 sessions, about 2.2 million events.
-//! Prints millions of events a second, the median of the rounds: the yardstick on dense numbers, the same program on the
-//! events that the engine gets (ids are texts, nothing is dense), and the engine with its ratio to that.
+//! Prints millions of events a second, the median of the rounds: the yardstick on dense numbers, the same program on
+//! the events that the engine gets (ids are texts, nothing is dense), and the engine with its ratio to that.
 
 mod w1;
 

@@ -70,7 +70,9 @@ fn check(seed: u64, workers: usize) {
         let found = run.dump().unwrap_or_else(|stalled| fail(&told, oracle.clock(), &stalled.to_string()));
         let rows =
             [&expected.profiles, &expected.sessions, &expected.segment_changes, &expected.intents, &expected.credit];
-        for ((view, _), (expected, found)) in VIEWS.iter().zip(rows.into_iter().zip(&found.rows)) {
+        let views = VIEWS.map(|(view, _)| view).into_iter().zip(rows.into_iter().zip(&found.rows));
+        let told_of = ("intents as they were told", (&expected.intents, &found.told));
+        for (view, (expected, found)) in views.chain([told_of]) {
             if expected != found {
                 let missing: Vec<_> = expected.iter().filter(|row| !found.contains(row)).collect();
                 let extra: Vec<_> = found.iter().filter(|row| !expected.contains(row)).collect();

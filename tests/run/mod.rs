@@ -2,6 +2,7 @@
 
 mod totals;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -13,7 +14,7 @@ use dataflows::engine::{Config, Engine};
 use dataflows::event::Decoder;
 use dataflows::intake::{Line, Sequencer, prepare};
 use dataflows::plan::Plan;
-use dataflows::profile::answers::View;
+use dataflows::profile::answers::{IntentRow, Rows, View};
 use dataflows::protocol::{Answer, Question, Response};
 
 pub use totals::{Totals, totals};
@@ -28,6 +29,8 @@ pub struct Run {
     plan: Arc<Plan>,
     position: u64,
     questions: u64,
+    /// The sum of all changes of intents that were told.
+    told: BTreeMap<IntentRow, i64>,
 }
 
 /// All that can be listed and counted, at one step.
@@ -36,6 +39,8 @@ pub struct Dump {
     /// Rows by view, in the order of [`VIEWS`], each sorted.
     pub rows: [Vec<String>; 5],
     pub totals: Totals,
+    /// The intents that stand by what was told of them, step by step: the rows, and nothing twice.
+    pub told: Vec<String>,
 }
 
 /// The engine has not finished a step in time.
@@ -76,7 +81,8 @@ impl Run {
             let _ = told.send(response);
         }));
         let decoder = Decoder::new(Arc::clone(&plan.vocabulary));
-        Run { engine, responses, sequencer: Sequencer::new(SECRET, lateness), decoder, plan, position: 0, questions: 0 }
+        let (sequencer, told) = (Sequencer::new(SECRET, lateness), BTreeMap::new());
+        Run { engine, responses, sequencer, decoder, plan, position: 0, questions: 0, told }
     }
 
     /// Takes one line; says what becomes of it, in the oracle's words.
@@ -124,7 +130,10 @@ impl Run {
             }
             _ => {}
         })?;
-        dump.rows.iter_mut().for_each(|rows| rows.sort());
+        let stands = self.told.iter().filter(|(_, times)| **times != 0);
+        let stands = stands.flat_map(|(row, times)| vec![row.clone(); usize::try_from(*times).unwrap_or(99)]);
+        dump.told = server::rows::lines(&Rows::Intents(stands.collect()), &plan.definitions);
+        dump.rows.iter_mut().chain([&mut dump.told]).for_each(|rows| rows.sort());
         Ok(dump)
     }
 
@@ -147,8 +156,12 @@ impl Run {
         while open > 0 {
             match self.responses.recv_timeout(PATIENCE) {
                 Ok(Response::Answer { question, part, .. }) => tell((question - first) as usize, part),
-                Ok(Response::Closed { number: of, .. }) if of == number => open -= 1,
-                Ok(Response::Closed { .. }) => {}
+                Ok(Response::Closed { number: of, intents, .. }) => {
+                    open -= usize::from(of == number);
+                    for (row, change) in intents {
+                        *self.told.entry(row).or_default() += i64::from(change);
+                    }
+                }
                 Err(_) => {
                     std::mem::forget(self.engine.take());
                     return Err(Stalled);

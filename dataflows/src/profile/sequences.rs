@@ -8,8 +8,8 @@ use crate::time::Millis;
 
 use super::{Instant, Left, NEVER, Root, Seen, State};
 
-/// The words of a sequence before those of its steps: when it was completed, the event that this goes back to (when,
-/// whether accepted, root), and the place on the tape of the first completion that still waits for an event not to come.
+/// The words of a sequence before those of its steps: when it was completed; the event that this goes back to (when,
+/// whether accepted, root); the place on the tape of the first completion that still waits for an event not to come.
 const SEQUENCE: usize = 5;
 
 /// The words of a sequence before the first event; for each step its latest completion.

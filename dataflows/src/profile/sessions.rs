@@ -1,7 +1,7 @@
 //! Sessions: maximal runs of a person's activity in which neighbours are at most `gap` apart.
 //!
-//! The latest session is part of the core; the tape holds those before it. What a session is worth, whose touch it began
-//! with, its pages and device are read off the other tapes and the history when asked.
+//! The latest session is part of the core; the tape holds those before it. What a session is worth, whose touch it
+//! began with, its pages and device are read off the other tapes and the history when asked.
 
 use crate::event::Event;
 use crate::plan::{Plan, Window, counts};
