@@ -475,9 +475,8 @@ fn plain_bytes(chunk: [u8; 8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
     let bytes = u64::from_le_bytes(chunk);
-    let zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
-    let control = bytes.wrapping_sub(ONES * 0x20) & !bytes;
-    let hits = (zero(bytes ^ (ONES * u64::from(b'"'))) | zero(bytes ^ (ONES * u64::from(b'\\'))) | control) & HIGH;
+    let same = |byte: u8| (bytes ^ (ONES * u64::from(byte))).wrapping_sub(ONES);
+    let hits = (same(b'"') | same(b'\\') | bytes.wrapping_sub(ONES * 0x20)) & !bytes & HIGH;
     hits.trailing_zeros() as usize / 8
 }
 
