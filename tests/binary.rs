@@ -1462,7 +1462,7 @@ fn with_ada(home: &Home) -> Server {
     server
 }
 
-const ANSWERS: [&str; 17] = [
+const ANSWERS: [&str; 19] = [
     "/v1/profiles/ada",
     "/v1/profiles/ada/events",
     "/v1/profiles/ada/sessions",
@@ -1470,6 +1470,8 @@ const ANSWERS: [&str; 17] = [
     "/v1/profiles/ada/conversions",
     "/v1/profiles/ada/intents",
     "/v1/profiles/ada/segments/changes",
+    "/v1/sessions",
+    "/v1/sessions/summary",
     "/v1/segments",
     "/v1/segments/new",
     "/v1/segments/new/members",
@@ -1507,17 +1509,18 @@ fn parameters_that_make_no_sense_are_refused_everywhere() {
             is_problem(&answer, 400, "bad_request");
         }
     }
-    let lists = ANSWERS.iter().filter(|path| server.read(path)["items"].is_array());
-    for path in lists.filter(|path| !["/v1/segments", "/v1/journeys", "/v1/campaigns"].contains(path)) {
-        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "cursor=a&cursor=b"] {
+    for path in ANSWERS.iter().filter(|path| server.read(path)["items"].is_array()) {
+        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "cursor=a&cursor=b", "cursor=x"] {
             is_problem(&server.get(&format!("{path}?{query}")), 400, "bad_request");
         }
     }
-    for path in ["/v1/profiles/ada/events", "/v1/campaigns/hello/intents", "/v1/dead-letters"] {
-        is_problem(&server.get(&format!("{path}?cursor=x")), 400, "bad_request");
-    }
-    for query in ["model=magic", "by=weather", "model=linear&model=linear"] {
+    for query in ["model=magic", "by=weather", "model=linear&model=linear", "conversion=none", "from=x", "to=20260101"]
+    {
         is_problem(&server.get(&format!("/v1/attribution?{query}")), 400, "bad_request");
+    }
+    for query in ["from=2026-02-30", "from=0", "to=", "to=2026-01-01&to=2026-01-01"] {
+        is_problem(&server.get(&format!("/v1/sessions?{query}")), 400, "bad_request");
+        is_problem(&server.get(&format!("/v1/sessions/summary?{query}")), 400, "bad_request");
     }
 }
 
@@ -1525,9 +1528,136 @@ fn parameters_that_make_no_sense_are_refused_everywhere() {
 fn every_list_has_a_limit_and_a_cursor() {
     let home = Home::new(SHOP);
     let server = with_ada(&home);
-    for path in ["/v1/segments", "/v1/journeys", "/v1/campaigns", "/v1/profiles/ada/segments/changes"] {
+    for number in 1..8 {
+        server.write("/v1/track", &call("track", number * 40).1);
+        server.write("/v1/page", &call("page", number * 40 + 1).1);
+        server.write("/v1/track", &json!({"event": "no id"}));
+        server.write("/v1/page", &json!({"anonymousId": format!("n{number}"), "timestamp": START}));
+    }
+    for path in ANSWERS.iter().filter(|path| server.read(path)["items"].is_array()) {
         let all = server.read(path)["items"].clone();
+        assert!(all.as_array().is_some_and(|all| !all.is_empty()), "{path}");
         assert_eq!(json!(items(&server, path, 1)), all, "{path}");
+    }
+}
+
+/// A cursor holds the last key: what comes late before or after it shifts no page.
+#[test]
+fn cursors_hold_whatever_comes_late() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    let visit = |at: i64, id: &str| {
+        let (order, timestamp) = (format!("o{id}"), START + at * HOUR);
+        let properties = json!({"order": order, "value": 1, "channel": "search", "campaign": id});
+        let events = [("ad_click", format!("a{id}")), ("purchase", format!("b{id}"))];
+        let calls = events.map(|(event, message_id)| {
+            json!({"type": "track", "userId": "ada", "event": event, "messageId": message_id,
+                "timestamp": timestamp, "properties": properties})
+        });
+        taken(&server.write("/v1/batch", &json!({"batch": calls})), 2, &json!([]));
+    };
+    for at in 1..6 {
+        visit(2 * at, &at.to_string());
+    }
+    let paths = ["events", "sessions", "touchpoints", "conversions", "segments/changes"];
+    let paths = paths.map(|view| format!("/v1/profiles/ada/{view}")).into_iter();
+    let paths: Vec<String> = paths.chain(["/v1/sessions".to_owned()]).collect();
+    let first: Vec<Value> = paths.iter().map(|path| server.read(&format!("{path}?limit=3"))).collect();
+    let items_of = |part: &Value| part["items"].as_array().expect("items").clone();
+    let before: Vec<Vec<Value>> = paths.iter().map(|path| items(&server, path, 1000)).collect();
+    // One later than all that was given, one at the very instant of the last given, and one earlier.
+    for at in [20, 8, 3] {
+        visit(at, &format!("late{at}"));
+    }
+    for ((path, first), before) in paths.iter().zip(first).zip(before) {
+        let next = first["next"].as_str().expect("there is more");
+        let rest = items_of(&server.read(&format!("{path}?cursor={next}")));
+        let all = items(&server, path, 2);
+        assert_eq!(all, items(&server, path, 1000), "{path}");
+        assert!(rest.len() < all.len() && all.ends_with(&rest), "{path}: {rest:#?}");
+        let given = items_of(&first);
+        assert!(!rest.iter().any(|row| given.contains(row)), "{path} gives a row twice");
+        let lost = |row: &&Value| all.contains(row) && !given.contains(row) && !rest.contains(row);
+        assert_eq!(before.iter().find(lost), None, "{path} has left out a row");
+    }
+}
+
+/// What is asked over people: their sessions by date, and the credit of some conversions.
+#[test]
+fn sessions_and_credit_are_told_by_date() {
+    for workers in ["1", "3"] {
+        let home = Home::new(SHOP);
+        let server = home.start(&[&EVENTS[..], &["--workers", workers]].concat());
+        let empty = without_as_of(server.read("/v1/sessions/summary"));
+        assert_eq!(
+            empty,
+            json!({"sessions": 0, "events": 0, "mean_length_ms": null, "bounces": 0, "bounce_rate": null, "buying": 0})
+        );
+        let day = 24 * HOUR;
+        let mut number = 0;
+        let mut send = |id: &str, event: &str, at: i64, properties: Value| {
+            number += 1;
+            let body = json!({"userId": id, "event": event, "messageId": format!("m{number}"),
+                "timestamp": START + at, "properties": properties});
+            server.write("/v1/track", &body);
+        };
+        let ad = |channel: &str| json!({"channel": channel, "campaign": format!("{channel}-1")});
+        // Ada clicks twice and buys the next day; Bob clicks only; Eve buys without a touch; all look around.
+        send("ada", "ad_click", 0, ad("search"));
+        send("ada", "ad_click", 7, ad("mail"));
+        send("ada", "purchase", day, json!({"order": "1", "value": 10}));
+        send("bob", "ad_click", 5, ad("search"));
+        send("bob", "look", 40, json!({}));
+        send("eve", "look", day - 1, json!({}));
+        send("eve", "purchase", day - 1, json!({"order": "2", "value": 2.5}));
+        send("ada", "ad_click", 60 * day, ad("mail"));
+        let brief = |row: &Value| (row["profile"].as_str().map(str::to_owned), row["start"].as_i64());
+        let of = |id: &str, start| (Some(id.to_owned()), Some(START + start));
+        let sessions = items(&server, "/v1/sessions", 2);
+        let expected = [of("ada", 60 * day), of("ada", day), of("eve", day - 1), of("bob", 5), of("ada", 0)];
+        assert_eq!(sessions.iter().map(brief).collect::<Vec<_>>(), expected);
+        assert_eq!(sessions[3..4], items(&server, "/v1/profiles/bob/sessions", 9));
+        let first_day = server.read("/v1/sessions?from=2026-01-01&to=2026-01-02");
+        assert_eq!(first_day["items"], json!(sessions[2..]));
+        assert_eq!(server.read("/v1/sessions?from=2026-01-02")["items"], json!(sessions[..2]));
+        let summary = |query: &str| without_as_of(server.read(&format!("/v1/sessions/summary{query}")));
+        let expected = |sessions, events, mean: f64, bounces, rate: f64, buying| {
+            json!({"sessions": sessions, "events": events, "mean_length_ms": mean, "bounces": bounces,
+                "bounce_rate": rate, "buying": buying})
+        };
+        let as_numbers = |mut row: Value| {
+            for key in ["mean_length_ms", "bounce_rate"] {
+                row[key] = json!(row[key].as_f64());
+            }
+            row
+        };
+        assert_eq!(as_numbers(summary("")), expected(5, 8, 8.4, 2, 0.4, 2));
+        let first_day = "?from=2026-01-01&to=2026-01-02";
+        assert_eq!(as_numbers(summary(first_day)), expected(3, 6, 14.0, 0, 0.0, 1));
+        let one = "?from=2026-01-02&to=2026-01-03";
+        assert_eq!(as_numbers(summary(one)), expected(1, 1, 0.0, 1, 1.0, 1));
+
+        let credit = |query: &str| without_as_of(server.read(&format!("/v1/attribution?{query}")));
+        let row = |channel: &str, campaign: Option<&str>, conversions: &str, value: &str| {
+            let key = json!([channel, campaign]);
+            json!({"channel": key[0], "campaign": key[1], "conversions": conversions, "value": value})
+        };
+        let total = |conversions: &str, value: &str| json!({"conversions": conversions, "value": value});
+        let basis = |conversions, with_touch, null_paths, touches| {
+            json!({"conversions": conversions, "with_touch": with_touch, "null_paths": null_paths,
+                "touches": touches})
+        };
+        let all = json!({"model": "linear", "by": "channel",
+            "rows": [row("mail", None, "0.5", "5"), row("search", None, "0.5", "5"), row("(direct)", None, "1", "2.5")],
+            "total": total("2", "12.5"), "basis": basis(2, 1, 2, 4), "fallback": []});
+        assert_eq!(credit("model=linear"), all);
+        assert_eq!(credit("model=linear&conversion=purchase&from=2026-01-01&to=2027-01-01"), all);
+        let first = credit("model=first_touch&by=campaign&from=2026-01-02&to=2026-01-03");
+        assert_eq!(first["rows"], json!([row("search", Some("search-1"), "1", "10")]));
+        assert_eq!((&first["total"], &first["basis"]), (&total("1", "10"), &basis(1, 1, 0, 2)));
+        let none = credit("model=last_touch&from=2026-03-01");
+        assert_eq!((&none["rows"], &none["total"]), (&json!([]), &total("0", "0")));
+        assert_eq!(none["basis"], basis(0, 0, 1, 1));
     }
 }
 

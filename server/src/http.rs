@@ -70,6 +70,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/profiles/{id}/conversions", get(answers::conversions))
         .route("/v1/profiles/{id}/intents", get(answers::intents))
         .route("/v1/profiles/{id}/segments/changes", get(answers::changes))
+        .route("/v1/sessions", get(answers::all_sessions))
+        .route("/v1/sessions/summary", get(answers::visits))
         .route("/v1/segments", get(answers::segments))
         .route("/v1/segments/{name}", get(answers::segment))
         .route("/v1/segments/{name}/members", get(answers::members))

@@ -8,12 +8,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use dataflows::admission::Verdict;
-use dataflows::definitions::Definitions;
+use dataflows::definitions::{Definitions, Model};
 use dataflows::engine::{Config, Engine};
 use dataflows::event::Decoder;
 use dataflows::intake::{Line, Sequencer, prepare};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
+use dataflows::profile::sums::{Credited, Sought, Span, Visits};
 use dataflows::protocol::{Answer, Question, Response};
 
 pub use totals::{Totals, totals};
@@ -112,12 +113,19 @@ impl Run {
         self.sequencer.define(self.position, Arc::clone(&self.plan), lateness);
     }
 
-    /// Closes the step and gives all that is then true.
+    /// Closes the step and gives all that is then true. What is added up when it is asked for must equal the totals.
     pub fn dump(&mut self) -> Result<Dump, Stalled> {
-        let mut dump = Dump::default();
-        let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter().chain([Question::Totals]);
+        let (mut dump, mut visits) = (Dump::default(), Visits::default());
         let plan = Arc::clone(&self.plan);
+        let mut credit = vec![Credited::default(); plan.models().len()];
+        let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter();
+        let questions = questions.chain([Question::Totals, Question::Visits(Span::default())]);
+        let sought = |model: &Model| Sought { model: *model, conversion: None, span: Span::default() };
+        let questions: Vec<_> = questions.chain(plan.models().iter().map(|of| Question::Credit(sought(of)))).collect();
+        let models = questions.len() - credit.len();
         self.close(questions, |place, part| match part {
+            Answer::Visits(part) => visits.add(part),
+            Answer::Credit(part) => credit[place - models].add(part),
             Answer::Rows(part) => dump.rows[place].extend(server::rows::lines(&part, &plan.definitions)),
             Answer::Totals(part) => {
                 part.into_iter().for_each(|(total, sum)| *dump.totals.entry(total).or_default() += sum)
@@ -125,6 +133,8 @@ impl Run {
             _ => {}
         })?;
         dump.rows.iter_mut().for_each(|rows| rows.sort());
+        let models = plan.models().iter().map(|model| model.name());
+        assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
         Ok(dump)
     }
 
