@@ -1123,6 +1123,18 @@ fn every_intent_of_a_campaign_is_listed() {
     assert_eq!(profiles("/v1/campaigns/offer/intents").len(), 2, "a campaign counts what it does not list");
 }
 
+#[test]
+fn a_template_knows_the_type_of_a_call_from_its_path() {
+    let home = Home::new(
+        r#"{"version":1,"channels":{"popup":{"deliver":"sse","realtime":true}},
+        "campaigns":{"type":{"when":{"event":"page_view"},"channel":"popup","template":"a {{ event.type }}"}}}"#,
+    );
+    let server = home.start(&[]);
+    server.write("/v1/page", &visit("ada"));
+    let body = || server.read("/v1/profiles/ada/intents")["items"][0]["body"].as_str().map(str::to_owned);
+    assert_eq!(until(Duration::from_secs(5), "the pop-up is sent", body), "a page");
+}
+
 // Refusals at the start.
 
 /// It ended with a sentence about what is wrong; gives the sentence.
@@ -1175,7 +1187,8 @@ campaigns:
 #[test]
 fn wrong_definitions_are_told_all_at_once_with_lines() {
     let home = Home::new(WRONG);
-    let parts = [("line 2", "segmnts"), ("line 4", "at_leest"), ("line 5", "vop"), ("line 9", "popup")];
+    let parts =
+        [("line 2", "segmnts"), ("line 4", "at_leest"), ("line 5", "vop"), ("line 9", "popup"), ("line 10", "evnt")];
     for ended in [home.refused(&[]), home.run(&["check", "thalweg.yaml"])] {
         let sentence = refusal(&ended);
         for (line, what) in parts {

@@ -15,7 +15,7 @@ use crate::http::{App, router};
 use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{Replay, replay};
-use crate::templates::Templates;
+use crate::templates::{self, Templates};
 use crate::writer::{self, ClockMode, Work};
 
 /// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
@@ -167,11 +167,15 @@ fn told(problems: &[Problem]) -> String {
 
 /// Reads and checks definitions, templates too.
 fn parse(text: &str, file: &Path) -> Result<Definitions, String> {
-    let wrong = |problems: Vec<Problem>| {
-        format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems))
-    };
-    let (definitions, warnings) = Definitions::parse(text).map_err(wrong)?;
-    Templates::new(&definitions, text).map_err(wrong)?;
+    let mut problems = templates::faults(text);
+    let (definitions, warnings) = Definitions::parse(text).unwrap_or_else(|others| {
+        problems.extend(others);
+        Default::default()
+    });
+    if !problems.is_empty() {
+        problems.sort();
+        return Err(format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems)));
+    }
     if !warnings.is_empty() {
         eprintln!("thalweg: {} may not mean what it says:{}", file.display(), told(&warnings));
     }
@@ -240,7 +244,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     if demo {
         demo::start_clock(log.last_received_at());
     }
-    let templates = Templates::new(&definitions, &text).map_err(|problems| told(&problems))?.reading(reader.clone());
+    let templates = Templates::new(&definitions).reading(reader.clone());
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
