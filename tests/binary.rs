@@ -1674,6 +1674,29 @@ fn sessions_and_credit_are_told_by_date() {
     }
 }
 
+/// The numbers of an event are told as they were sent.
+#[test]
+fn an_event_keeps_its_numbers() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    let properties = r#"{"a":0.10,"b":12345678901234567890.123,"c":[1e2,-0.0],"d":{"e":9007199254740993}}"#;
+    let body =
+        format!(r#"{{"userId":"ada","event":"x","messageId":"m","timestamp":{START},"properties":{properties}}}"#);
+    assert_eq!(server.post("/v1/track", body).status, 200);
+    let answer = server.get("/v1/profiles/ada/events");
+    assert!(answer.text().contains(&format!(r#""properties":{properties}"#)), "{}", answer.text());
+}
+
+/// A segment is told with its definition, as the file writes it.
+#[test]
+fn a_segment_tells_its_definition() {
+    let home = Home::new(SHOP);
+    let server = with_ada(&home);
+    let expected = json!({"name": "quiet", "size": 0, "version": 1, "history_from": null,
+        "definition": {"not_performed": "purchase", "within": "10m"}});
+    assert_eq!(without_as_of(server.read("/v1/segments/quiet")), expected);
+}
+
 #[test]
 fn unknown_things_and_wrong_methods_are_problems() {
     let home = Home::new(SHOP);

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dataflows::definitions::{Definitions, Problem};
+use dataflows::definitions::{Definitions, Problem, written};
 use dataflows::plan::Plan;
 use dataflows::time::{Millis, parse_duration};
+use serde_json::value::RawValue;
+use tokio::sync::SetOnce;
 
 use crate::demo;
-use crate::http::{App, router};
+use crate::http::{App, opening, router};
 use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{Replay, replay};
@@ -221,7 +223,10 @@ struct Serving {
 fn serve(serving: Serving) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-    runtime.block_on(serve_async(serving))
+    let outcome = runtime.block_on(serve_async(serving));
+    // Whoever stops it while it reads its log does not wait for that.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve_async(serving: Serving) -> Result<(), String> {
@@ -245,27 +250,41 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         demo::start_clock(log.last_received_at());
     }
     let templates = Templates::new(&definitions).reading(reader.clone());
+    let segments = written(&text, "segments").into_iter();
+    let segments = segments.filter_map(|(name, json)| Some((name, RawValue::from_string(json).ok()?))).collect();
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
     let start = writer::Start { log, workers, clock, definitions: (text, Arc::clone(&plan)), told, now };
-    let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
+    // The port answers from now on, if only that the log is being read.
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let opened = Arc::new(SetOnce::new());
+    let serving = axum::serve(listener, opening(Arc::clone(&opened))).with_graceful_shutdown(interrupted(stop));
+    let mut serving = tokio::spawn(serving.into_future());
+    let started = tokio::select! {
+        started = tokio::task::spawn_blocking(|| writer::start(start)) => started,
+        _ = &mut serving => return Ok(()),
+    };
+    let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
+    let (hub, found, thread) = started.map_err(|error| error.to_string())?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
     let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
     outbox.catch_up(&mut closed);
     tokio::spawn(outbox.clone().run(closed));
-    let (stop, stopping) = tokio::sync::watch::channel(false);
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
-    let app = App { hub: hub.clone(), plan, outbox, log: reader, clock, now, secret, stopping };
+    let segments = Arc::new(segments);
+    let app = App { hub: hub.clone(), plan, segments, outbox, log: reader, clock, now, secret, stopping };
+    let _ = opened.set(router(app));
     println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
     // A failing disk ends the process: nothing is acknowledged that is not kept.
     let (failed, failure) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || failed.send(thread.join()));
     let mut failure = std::pin::pin!(failure);
     tokio::select! {
-        served = axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)) => {
+        served = &mut serving => {
+            let served = served.map_err(std::io::Error::from).flatten();
             served.map_err(|error| format!("the listener failed: {error}"))?;
         }
         ended = &mut failure => return outcome(ended),

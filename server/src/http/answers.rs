@@ -232,34 +232,34 @@ macro_rules! histories {
 histories!(events Events, sessions Sessions, touchpoints Touches);
 histories!(conversions Conversions, intents Intents, changes Changes);
 
-/// An event as it came, read from the log.
+/// An event as it came, read from the log: what it says is told as it was written, to the last digit.
 fn event_row(app: &App, profile: &str, position: u64) -> Option<Box<RawValue>> {
     #[derive(Serialize)]
     struct EventRow<'a> {
         profile: &'a str,
         r#type: &'static str,
-        event: Option<serde_json::Value>,
-        name: Option<serde_json::Value>,
+        event: Option<&'a RawValue>,
+        name: Option<&'a RawValue>,
         #[serde(rename = "messageId")]
         message_id: &'a str,
         #[serde(rename = "userId")]
-        user_id: Option<serde_json::Value>,
+        user_id: Option<&'a RawValue>,
         #[serde(rename = "anonymousId")]
-        anonymous_id: Option<serde_json::Value>,
+        anonymous_id: Option<&'a RawValue>,
         #[serde(rename = "previousId")]
-        previous_id: Option<serde_json::Value>,
+        previous_id: Option<&'a RawValue>,
         #[serde(rename = "groupId")]
-        group_id: Option<serde_json::Value>,
+        group_id: Option<&'a RawValue>,
         timestamp: i64,
         received_at: i64,
-        properties: Option<serde_json::Value>,
-        traits: Option<serde_json::Value>,
-        context: Option<serde_json::Value>,
+        properties: Option<&'a RawValue>,
+        traits: Option<&'a RawValue>,
+        context: Option<&'a RawValue>,
     }
     let record = app.log.get(position).ok()??;
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
-    let mut body: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body).ok()?;
-    let mut part = |key: &str| body.remove(key);
+    let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
+    let part = |key: &str| body.get(key).copied();
     let row = EventRow {
         profile,
         r#type: kind.name(),
@@ -314,13 +314,16 @@ pub(super) async fn segment(
     struct Whole<'a> {
         #[serde(flatten)]
         row: SegmentRow<'a>,
+        definition: Option<&'a RawValue>,
+        /// Nothing is dropped, so every segment knows all of the past.
         history_from: Option<i64>,
     }
     let query = Query::read(raw, &[])?;
     let segment = segment_named(&app, &name)?;
     let (as_of, totals) = totals(&app, &query).await?;
     let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version: VERSION };
-    Ok(json(&At { as_of: as_of.into(), row: Whole { row, history_from: None } }))
+    let definition = app.segments.get(&name).map(|definition| &**definition);
+    Ok(json(&At { as_of: as_of.into(), row: Whole { row, definition, history_from: None } }))
 }
 
 fn segment_named(app: &App, name: &str) -> Result<EcoString, Problem> {
