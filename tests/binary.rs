@@ -1475,7 +1475,7 @@ fn with_ada(home: &Home) -> Server {
     server
 }
 
-const ANSWERS: [&str; 19] = [
+const ANSWERS: [&str; 20] = [
     "/v1/profiles/ada",
     "/v1/profiles/ada/events",
     "/v1/profiles/ada/sessions",
@@ -1490,6 +1490,7 @@ const ANSWERS: [&str; 19] = [
     "/v1/segments/new/members",
     "/v1/journeys",
     "/v1/journeys/cart",
+    "/v1/journeys/cart/due",
     "/v1/campaigns",
     "/v1/campaigns/hello",
     "/v1/campaigns/hello/intents",
@@ -1547,6 +1548,8 @@ fn every_list_has_a_limit_and_a_cursor() {
         server.write("/v1/track", &json!({"event": "no id"}));
         server.write("/v1/page", &json!({"anonymousId": format!("n{number}"), "timestamp": START}));
     }
+    let timer = json!({"userId": "eve", "event": "add_to_cart", "timestamp": START + 300 * 60_000});
+    server.write("/v1/track", &timer);
     for path in ANSWERS.iter().filter(|path| server.read(path)["items"].is_array()) {
         let all = server.read(path)["items"].clone();
         assert!(all.as_array().is_some_and(|all| !all.is_empty()), "{path}");
@@ -1697,6 +1700,22 @@ fn a_segment_tells_its_definition() {
     assert_eq!(without_as_of(server.read("/v1/segments/quiet")), expected);
 }
 
+/// Deadlines to come, the next first.
+#[test]
+fn deadlines_are_told_by_how_soon_they_are() {
+    let home = Home::new(SHOP);
+    let server = home.start(&[&EVENTS[..], &["--workers", "2"]].concat());
+    for (number, id) in ["c", "a", "b"].into_iter().enumerate() {
+        let at = START + 60_000 * number as i64;
+        server.write("/v1/track", &json!({"userId": id, "event": "add_to_cart", "messageId": id, "timestamp": at}));
+    }
+    let row = |id: &str, minute: i64| json!({"profile": id, "at": START + minute * 60_000, "emit": "cart_left"});
+    assert_eq!(items(&server, "/v1/journeys/cart/due", 1), [row("c", 5), row("a", 6), row("b", 7)]);
+    assert_eq!(server.read("/v1/journeys/cart/due?within=4m")["items"], json!([row("c", 5), row("a", 6)]));
+    assert_eq!(server.read("/v1/journeys/cart")["next_deadlines"][2], row("b", 7));
+    is_problem(&server.get("/v1/journeys/cart/due?within=soon"), 400, "bad_request");
+}
+
 #[test]
 fn unknown_things_and_wrong_methods_are_problems() {
     let home = Home::new(SHOP);
@@ -1711,6 +1730,7 @@ fn unknown_things_and_wrong_methods_are_problems() {
         "/v1/segments/none",
         "/v1/segments/none/members",
         "/v1/journeys/none",
+        "/v1/journeys/none/due",
         "/v1/campaigns/none",
         "/v1/campaigns/none/intents",
         "/v1/profiles/%F0%9F%92%A9",

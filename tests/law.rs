@@ -5,6 +5,7 @@ mod histories;
 mod oracle;
 mod run;
 
+use dataflows::profile::answers::View;
 use dataflows::total::Total;
 use histories::{Random, definitions, history};
 use oracle::{Dump, Oracle};
@@ -86,6 +87,33 @@ fn check(seed: u64, workers: usize) {
             fail(&told, oracle.clock(), &format!("totals:\nmissing {missing:#?}\nextra {extra:#?}"));
         }
     }
+}
+
+const HISTORIES: [View; 6] =
+    [View::Events, View::Sessions, View::Touches, View::Conversions, View::Intents, View::Changes];
+
+/// Histories in parts, each after the key that the one before it gave, are the whole.
+#[test]
+fn parts_of_histories_are_the_whole() {
+    let mut longest = 0;
+    for seed in 0..30 {
+        let mut random = Random::new(seed);
+        let definitions = definitions(&mut random);
+        let mut run = Run::start(&definitions, &definitions, None, 2);
+        let lines = history(&mut random);
+        for line in &lines {
+            run.push(line);
+        }
+        let profiles = run.dump().expect("it finishes").rows[0].clone();
+        for id in profiles.iter().filter_map(|row| row.split('"').nth(3)) {
+            for view in HISTORIES {
+                let whole = run.history(id, view, usize::MAX).expect("it finishes");
+                assert_eq!(run.history(id, view, 1).expect("it finishes"), whole, "seed {seed}, {view:?} of {id}");
+                longest = longest.max(whole.len());
+            }
+        }
+    }
+    assert!(longest > 10, "histories are short");
 }
 
 #[test]

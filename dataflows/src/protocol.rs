@@ -82,6 +82,10 @@ pub enum Question {
     Deadlines {
         /// The journey's name.
         journey: EcoString,
+        /// Only those so far from the clock at most, ms.
+        within: Option<Millis>,
+        /// Only those after this one.
+        after: Option<Deadline>,
         /// How many at most.
         limit: usize,
     },

@@ -91,6 +91,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/segments/{name}/members", get(answers::members))
         .route("/v1/journeys", get(answers::journeys))
         .route("/v1/journeys/{name}", get(answers::journey))
+        .route("/v1/journeys/{name}/due", get(answers::due))
         .route("/v1/campaigns", get(answers::campaigns))
         .route("/v1/campaigns/{name}", get(answers::campaign))
         .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))

@@ -13,7 +13,7 @@ use dataflows::engine::{Config, Engine};
 use dataflows::event::Decoder;
 use dataflows::intake::{Line, Sequencer, prepare};
 use dataflows::plan::Plan;
-use dataflows::profile::answers::View;
+use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
 use dataflows::protocol::{Answer, Question, Response};
 
@@ -136,6 +136,26 @@ impl Run {
         let models = plan.models().iter().map(|model| model.name());
         assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
         Ok(dump)
+    }
+
+    /// A profile's rows of one view, as parts of so many give them.
+    pub fn history(&mut self, id: &str, view: View, limit: usize) -> Result<Vec<String>, Stalled> {
+        let (mut all, mut before, plan) = (Vec::new(), None, Arc::clone(&self.plan));
+        loop {
+            let page = Page { before: before.take(), limit };
+            self.close([Question::History { id: id.into(), view, page }], |_, part| {
+                if let Answer::History(Rows::Events(rows), next) = part {
+                    all.extend(rows.into_iter().map(|(_, position)| position.to_string()));
+                    before = next;
+                } else if let Answer::History(rows, next) = part {
+                    all.extend(server::rows::lines(&rows, &plan.definitions));
+                    before = next;
+                }
+            })?;
+            if before.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// Closes the step and waits for it; each part of an answer is told with the place of its question.

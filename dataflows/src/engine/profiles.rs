@@ -15,7 +15,7 @@ use crate::profile::Effects;
 use crate::profile::answers::{Asked, IntentRow, Rows, SessionRow, intent_row, public_id};
 use crate::profile::campaigns::Meant;
 use crate::profile::sums::{Credited, Span, Visits};
-use crate::protocol::{Answer, Question, Record};
+use crate::protocol::{Answer, Deadline, Question, Record};
 use crate::time::Millis;
 use crate::total::Total;
 
@@ -158,14 +158,15 @@ impl Profiles {
                 let segment = self.plan.segment(&segment)?;
                 Some(Answer::Members(self.members(segment, after.as_ref(), limit)))
             }
-            Question::Deadlines { journey, limit } => {
+            Question::Deadlines { journey, within, after, limit } => {
                 let journey = self.plan.journey(&journey)?;
-                let mut all = Vec::new();
+                let mut all: Vec<Deadline> = Vec::new();
                 for asked in self.everyone(clock) {
                     let public = asked.public();
-                    all.extend(
-                        asked.deadlines(journey).into_iter().map(|(at, emit, to)| (at, public.clone(), emit, to)),
-                    );
+                    let due = asked.deadlines(journey).into_iter();
+                    let due = due.map(|(at, emit, to)| (at, public.clone(), emit, to));
+                    let due = due.filter(|due| within.is_none_or(|within| due.0 <= clock + within));
+                    all.extend(due.filter(|due| after.as_ref().is_none_or(|after| due > after)));
                 }
                 all.sort();
                 all.truncate(limit);

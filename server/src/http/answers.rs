@@ -9,7 +9,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
-use dataflows::protocol::{Answer, Question};
+use dataflows::protocol::{Answer, Deadline, Question};
 use dataflows::time::{parse_date, parse_duration};
 use dataflows::total::Total;
 use ecow::EcoString;
@@ -433,20 +433,59 @@ pub(super) async fn journey(
     struct Whole {
         #[serde(flatten)]
         row: JourneyRow,
-        next_deadlines: Vec<Deadline>,
-    }
-    #[derive(Serialize)]
-    struct Deadline {
-        profile: EcoString,
-        at: i64,
-        emit: Option<EcoString>,
+        next_deadlines: Vec<DeadlineRow>,
     }
     let query = Query::read(raw, &[])?;
-    let number = app.plan.journey(&name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))?;
-    let question = Question::Deadlines { journey: name.as_str().into(), limit: DEADLINES };
-    let Answered { as_of, parts } = ask(&app, &query, question).await?;
-    let mut all = Vec::new();
-    let mut counted = BTreeMap::new();
+    let number = journey_named(&app, &name)?;
+    let question = Question::Deadlines { journey: name.into(), within: None, after: None, limit: DEADLINES };
+    let (as_of, mut all, counted) = deadlines(&app, &query, question).await?;
+    all.truncate(DEADLINES);
+    let next_deadlines = all.into_iter().map(DeadlineRow::from).collect();
+    Ok(json(&At { as_of: as_of.into(), row: Whole { row: journey_row(&app, number, &counted), next_deadlines } }))
+}
+
+pub(super) async fn due(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
+    let query = Query::read(raw, &["within", "limit", "cursor"])?;
+    journey_named(&app, &name)?;
+    let within = query.own.get("within").map(|within| {
+        let wrong = || Problem::bad_request(format!("`within={within}`: a duration such as 4h"));
+        parse_duration(within).ok_or_else(wrong)
+    });
+    let (within, after) = (within.transpose()?, query.key()?);
+    // One more than asked for tells whether there is a next part.
+    let question = Question::Deadlines { journey: name.into(), within, after, limit: query.limit + 1 };
+    let (as_of, mut all, _) = deadlines(&app, &query, question).await?;
+    let more = all.len() > query.limit;
+    all.truncate(query.limit);
+    let next = all.last().filter(|_| more).map(cursor);
+    Ok(json(&List { as_of: as_of.into(), items: all.into_iter().map(DeadlineRow::from).collect(), next }))
+}
+
+#[derive(Serialize)]
+struct DeadlineRow {
+    profile: EcoString,
+    at: i64,
+    emit: Option<EcoString>,
+}
+
+impl From<Deadline> for DeadlineRow {
+    fn from((at, profile, emit, _): Deadline) -> Self {
+        DeadlineRow { profile, at, emit }
+    }
+}
+
+/// Deadlines in their order, and the totals of the same time.
+async fn deadlines(
+    app: &App,
+    query: &Query,
+    question: Question,
+) -> Result<(AsOf, Vec<Deadline>, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, parts } = ask(app, query, question).await?;
+    let (mut all, mut counted) = (Vec::new(), BTreeMap::new());
     for part in parts {
         if let Answer::Deadlines(part, totals) = part {
             all.extend(part);
@@ -454,9 +493,11 @@ pub(super) async fn journey(
         }
     }
     all.sort();
-    all.truncate(DEADLINES);
-    let next_deadlines = all.into_iter().map(|(at, profile, emit, _)| Deadline { profile, at, emit }).collect();
-    Ok(json(&At { as_of: as_of.into(), row: Whole { row: journey_row(&app, number, &counted), next_deadlines } }))
+    Ok((as_of, all, counted))
+}
+
+fn journey_named(app: &App, name: &str) -> Result<usize, Problem> {
+    app.plan.journey(name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))
 }
 
 #[derive(Serialize)]
