@@ -1453,6 +1453,35 @@ fn a_replay_reports_and_dumps_what_the_oracle_says() {
     assert!(duplicates > 0 && conflicts > 0 && corrections > 0, "{duplicates}, {conflicts}, {corrections}");
 }
 
+/// A replay that stays answers as a server does that was sent the same, and takes nothing in.
+#[test]
+fn a_replay_keeps_its_doors_open() {
+    let home = Home::new(SHOP);
+    let calls: Vec<Value> = (0..12).map(|n| typed("track", call("track", n * 30).1)).collect();
+    let visit = json!({"type": "page", "anonymousId": "eve", "messageId": "e", "timestamp": START + HOUR});
+    let calls: Vec<Value> = calls.into_iter().chain([visit]).collect();
+    let lines: Vec<String> = calls.iter().map(Value::to_string).collect();
+    home.write("calls.ndjson", lines.join("\n"));
+    let server = home.start(&EVENTS);
+    let position = taken(&server.write("/v1/batch", &json!({"batch": calls})), calls.len(), &json!([]));
+    server.read(&format!("/v1/profiles/ada?after={position}"));
+    let replay = home.replay("calls.ndjson", &["--workers", "2"]);
+    let logged = ["/v1/profiles/ada/events", "/v1/dead-letters"];
+    let dispatched = ["/v1/campaigns", "/v1/campaigns/hello", "/v1/campaigns/hello/intents"];
+    for path in ANSWERS.iter().filter(|path| !logged.contains(path) && !dispatched.contains(path)) {
+        assert_eq!(without_as_of(replay.read(path)), without_as_of(server.read(path)), "{path}");
+    }
+    assert_eq!(replay.read("/v1/campaigns/hello")["by_status"], json!({"due": 1}));
+    let intents = ["/v1/campaigns/hello/intents", "/v1/profiles/eve/intents"].map(|path| items(&replay, path, 9));
+    assert!(intents[0].len() == 1 && intents[0] == intents[1] && intents[0][0]["status"] == "due", "{intents:?}");
+    for path in logged.into_iter().chain(["/v1/subscribe?view=intents"]) {
+        is_problem(&replay.get(path), 409, "conflict");
+    }
+    is_problem(&replay.post("/v1/track", calls[0].to_string()), 409, "conflict");
+    is_problem(&replay.post("/v1/clock", r#"{"to":1800000000000}"#), 409, "conflict");
+    assert!(replay.terminate(Duration::from_secs(5)).is_some_and(|status| status.success()));
+}
+
 #[test]
 fn a_replay_that_cannot_be_done_says_why() {
     let home = Home::new(SHOP);

@@ -1,5 +1,6 @@
 //! The command line: what may be typed, and what each command does.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use dataflows::definitions::{Definitions, Problem, written};
 use dataflows::plan::Plan;
 use dataflows::time::{Millis, parse_duration};
 use serde_json::value::RawValue;
+use tokio::runtime::Runtime;
 use tokio::sync::SetOnce;
 
 use crate::demo;
@@ -18,7 +20,7 @@ use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{Replay, replay};
 use crate::templates::{self, Templates};
-use crate::writer::{self, ClockMode, Work};
+use crate::writer::{self, ClockMode, Found, Hub, Work};
 
 /// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
 #[derive(Debug, Parser)]
@@ -95,6 +97,9 @@ struct ReplayArgs {
     /// Writes the rows of each view to files in this directory.
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// Afterwards answers over HTTP at this address, until it is stopped.
+    #[arg(long, value_name = "ADDR")]
+    serve: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -198,15 +203,49 @@ fn check(file: &Path) -> Result<(), String> {
 }
 
 fn run_replay(args: ReplayArgs) -> Result<(), String> {
-    let definitions = parse(&read(&args.definitions)?, &args.definitions)?;
-    let plan = Arc::new(Plan::new(Arc::new(definitions)));
-    let ReplayArgs { files, workers, lateness, report: form, dump, .. } = args;
-    let report = replay(&Replay { files, plan, workers, lateness, dump })?;
+    let text = read(&args.definitions)?;
+    let plan = Arc::new(Plan::new(Arc::new(parse(&text, &args.definitions)?)));
+    let ReplayArgs { files, workers, lateness, report: form, dump, serve, .. } = args;
+    // The port first: nobody should have to wait for a long replay to find it taken.
+    let listener = serve.map(|at| std::net::TcpListener::bind(at).map_err(|error| format!("{at}: {error}")));
+    let listener = listener.transpose().map_err(|error| format!("cannot listen on {error}"))?;
+    let (report, run) = replay(&Replay { files, plan: Arc::clone(&plan), workers, lateness, dump })?;
     match form {
         Some(ReportForm::Json) => println!("{}", serde_json::to_string(&report).expect("reports have string keys")),
         None => println!("{report}"),
     }
-    Ok(())
+    match listener {
+        Some(listener) => runtime()?.block_on(serve_replayed(listener, run.stay(), plan, &text)),
+        None => Ok(()),
+    }
+}
+
+/// Keeps the doors open on what a replay found.
+async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Plan>, text: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("the listener failed: {error}");
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let templates = Templates::new(&plan.definitions);
+    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
+    let app = App {
+        hub,
+        plan,
+        segments: segments(text),
+        outbox,
+        log: None,
+        clock: ClockMode::Events,
+        now: crate::clock::now,
+        secret: [0; 16],
+        stopping,
+    };
+    axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)).await.map_err(failed)
+}
+
+/// Segments as a definitions file writes them.
+fn segments(text: &str) -> Arc<BTreeMap<String, Box<RawValue>>> {
+    let all = written(text, "segments").into_iter();
+    Arc::new(all.filter_map(|(name, json)| Some((name, RawValue::from_string(json).ok()?))).collect())
 }
 
 struct Serving {
@@ -220,9 +259,13 @@ struct Serving {
     demo: bool,
 }
 
-fn serve(serving: Serving) -> Result<(), String> {
+fn runtime() -> Result<Runtime, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    runtime.map_err(|error| format!("cannot start: {error}"))
+}
+
+fn serve(serving: Serving) -> Result<(), String> {
+    let runtime = runtime()?;
     let outcome = runtime.block_on(serve_async(serving));
     // Whoever stops it while it reads its log does not wait for that.
     runtime.shutdown_background();
@@ -250,8 +293,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         demo::start_clock(log.last_received_at());
     }
     let templates = Templates::new(&definitions).reading(reader.clone());
-    let segments = written(&text, "segments").into_iter();
-    let segments = segments.filter_map(|(name, json)| Some((name, RawValue::from_string(json).ok()?))).collect();
+    let segments = segments(&text);
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
@@ -274,8 +316,8 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
-    let segments = Arc::new(segments);
-    let app = App { hub: hub.clone(), plan, segments, outbox, log: reader, clock, now, secret, stopping };
+    let log = Some(reader);
+    let app = App { hub: hub.clone(), plan, segments, outbox, log, clock, now, secret, stopping };
     let _ = opened.set(router(app));
     println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
     // A failing disk ends the process: nothing is acknowledged that is not kept.

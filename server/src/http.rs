@@ -36,8 +36,8 @@ pub struct App {
     pub segments: Arc<BTreeMap<String, Box<RawValue>>>,
     /// Intents and what became of them.
     pub outbox: Outbox,
-    /// Bodies of events.
-    pub log: LogReader,
+    /// Bodies of events; a replay has none.
+    pub log: Option<LogReader>,
     /// How the clock moves.
     pub clock: ClockMode,
     /// How wall time is told.
@@ -46,6 +46,14 @@ pub struct App {
     pub secret: [u8; 16],
     /// Becomes true when the process ends.
     pub stopping: watch::Receiver<bool>,
+}
+
+impl App {
+    /// The log: where what is written goes, and where bodies are read.
+    fn log(&self) -> Result<&LogReader, Problem> {
+        let none = "these are the answers of a replay: it has no log, so it takes nothing in and keeps no bodies";
+        self.log.as_ref().ok_or_else(|| Problem::conflict(none))
+    }
 }
 
 /// What goes over the wire of the body, packed or not, at most.

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::{App, AsOfRow, json};
+use crate::log::LogReader;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
@@ -196,7 +197,8 @@ async fn history(app: App, id: String, raw: Option<String>, view: View) -> Resul
     let (rows, next) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
     let items = match &rows {
         Rows::Events(events) => {
-            events.iter().filter_map(|(profile, position)| event_row(&app, profile, *position)).collect()
+            let log = app.log()?;
+            events.iter().filter_map(|(profile, position)| event_row(log, profile, *position)).collect()
         }
         Rows::Intents(intents) => intents.iter().map(|row| intent(&app, row)).collect(),
         rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
@@ -233,7 +235,7 @@ histories!(events Events, sessions Sessions, touchpoints Touches);
 histories!(conversions Conversions, intents Intents, changes Changes);
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
-fn event_row(app: &App, profile: &str, position: u64) -> Option<Box<RawValue>> {
+fn event_row(log: &LogReader, profile: &str, position: u64) -> Option<Box<RawValue>> {
     #[derive(Serialize)]
     struct EventRow<'a> {
         profile: &'a str,
@@ -256,7 +258,7 @@ fn event_row(app: &App, profile: &str, position: u64) -> Option<Box<RawValue>> {
         traits: Option<&'a RawValue>,
         context: Option<&'a RawValue>,
     }
-    let record = app.log.get(position).ok()??;
+    let record = log.get(position).ok()??;
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
     let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
     let part = |key: &str| body.get(key).copied();
@@ -514,8 +516,8 @@ fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> 
     let mut by_status = BTreeMap::new();
     for (total, count) in totals {
         if let Total::Intents(of, status) = total {
-            // What the law lets pass goes by what became of it.
-            if of == name && status != "due" {
+            // What the law lets pass goes by what became of it; of a replay nothing does.
+            if of == name && (status != "due" || app.log.is_none()) {
                 by_status.insert(status.clone(), *count as i64);
             }
         }
@@ -722,13 +724,14 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
         encoding: Option<String>,
     }
     let query = Query::read(raw, &["limit", "cursor"])?;
+    let log = app.log()?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let found = app.hub.dead_letters(query.key()?, query.limit + 1);
     let more = found.len() > query.limit;
     let next = found.get(query.limit - 1).filter(|_| more).map(|(position, _)| cursor(position));
     let mut items = Vec::new();
     for (position, at) in found.into_iter().take(query.limit) {
-        let Ok(Some(record)) = app.log.get(position) else { continue };
+        let Ok(Some(record)) = log.get(position) else { continue };
         let letter = match at {
             DeadLetterAt::Own => serde_json::from_slice(&record.payload).ok(),
             DeadLetterAt::RefusedEdge => record::decode_event(&record.payload).map(|(_, _, _, body)| DeadLetter {
