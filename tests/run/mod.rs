@@ -1,6 +1,6 @@
 //! The engine, driven by lines as a replay drives it, for tests.
 
-mod totals;
+pub mod totals;
 
 use std::fmt;
 use std::sync::Arc;
@@ -136,6 +136,17 @@ impl Run {
         let models = plan.models().iter().map(|model| model.name());
         assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
         Ok(dump)
+    }
+
+    /// The credit of some conversions.
+    pub fn credit(&mut self, sought: Sought) -> Result<Credited, Stalled> {
+        let mut sum = Credited::default();
+        self.close([Question::Credit(sought)], |_, part| {
+            if let Answer::Credit(part) = part {
+                sum.add(part);
+            }
+        })?;
+        Ok(sum)
     }
 
     /// A profile's rows of one view, as parts of so many give them.

@@ -81,7 +81,7 @@ fn text<T: for<'a> From<&'a str>>(value: &Value) -> T {
 }
 
 /// A decimal that is not negative, in 10^-9.
-fn billionths(value: &Value) -> i128 {
+pub fn billionths(value: &Value) -> i128 {
     let decimal = value.as_str().expect("money is a text");
     let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
     format!("{whole}{fraction:0<9}").parse().expect("a decimal of at most nine places")
