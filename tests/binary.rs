@@ -1123,6 +1123,18 @@ fn every_intent_of_a_campaign_is_listed() {
     assert_eq!(profiles("/v1/campaigns/offer/intents").len(), 2, "a campaign counts what it does not list");
 }
 
+#[test]
+fn a_template_knows_the_type_of_a_call_from_its_path() {
+    let home = Home::new(
+        r#"{"version":1,"channels":{"popup":{"deliver":"sse","realtime":true}},
+        "campaigns":{"type":{"when":{"event":"page_view"},"channel":"popup","template":"a {{ event.type }}"}}}"#,
+    );
+    let server = home.start(&[]);
+    server.write("/v1/page", &visit("ada"));
+    let body = || server.read("/v1/profiles/ada/intents")["items"][0]["body"].as_str().map(str::to_owned);
+    assert_eq!(until(Duration::from_secs(5), "the pop-up is sent", body), "a page");
+}
+
 // Refusals at the start.
 
 /// It ended with a sentence about what is wrong; gives the sentence.
@@ -1175,7 +1187,8 @@ campaigns:
 #[test]
 fn wrong_definitions_are_told_all_at_once_with_lines() {
     let home = Home::new(WRONG);
-    let parts = [("line 2", "segmnts"), ("line 4", "at_leest"), ("line 5", "vop"), ("line 9", "popup")];
+    let parts =
+        [("line 2", "segmnts"), ("line 4", "at_leest"), ("line 5", "vop"), ("line 9", "popup"), ("line 10", "evnt")];
     for ended in [home.refused(&[]), home.run(&["check", "thalweg.yaml"])] {
         let sentence = refusal(&ended);
         for (line, what) in parts {
@@ -1440,6 +1453,35 @@ fn a_replay_reports_and_dumps_what_the_oracle_says() {
     assert!(duplicates > 0 && conflicts > 0 && corrections > 0, "{duplicates}, {conflicts}, {corrections}");
 }
 
+/// A replay that stays answers as a server does that was sent the same, and takes nothing in.
+#[test]
+fn a_replay_keeps_its_doors_open() {
+    let home = Home::new(SHOP);
+    let calls: Vec<Value> = (0..12).map(|n| typed("track", call("track", n * 30).1)).collect();
+    let visit = json!({"type": "page", "anonymousId": "eve", "messageId": "e", "timestamp": START + HOUR});
+    let calls: Vec<Value> = calls.into_iter().chain([visit]).collect();
+    let lines: Vec<String> = calls.iter().map(Value::to_string).collect();
+    home.write("calls.ndjson", lines.join("\n"));
+    let server = home.start(&EVENTS);
+    let position = taken(&server.write("/v1/batch", &json!({"batch": calls})), calls.len(), &json!([]));
+    server.read(&format!("/v1/profiles/ada?after={position}"));
+    let replay = home.replay("calls.ndjson", &["--workers", "2"]);
+    let logged = ["/v1/profiles/ada/events", "/v1/dead-letters"];
+    let dispatched = ["/v1/campaigns", "/v1/campaigns/hello", "/v1/campaigns/hello/intents"];
+    for path in ANSWERS.iter().filter(|path| !logged.contains(path) && !dispatched.contains(path)) {
+        assert_eq!(without_as_of(replay.read(path)), without_as_of(server.read(path)), "{path}");
+    }
+    assert_eq!(replay.read("/v1/campaigns/hello")["by_status"], json!({"due": 1}));
+    let intents = ["/v1/campaigns/hello/intents", "/v1/profiles/eve/intents"].map(|path| items(&replay, path, 9));
+    assert!(intents[0].len() == 1 && intents[0] == intents[1] && intents[0][0]["status"] == "due", "{intents:?}");
+    for path in logged.into_iter().chain(["/v1/subscribe?view=intents"]) {
+        is_problem(&replay.get(path), 409, "conflict");
+    }
+    is_problem(&replay.post("/v1/track", calls[0].to_string()), 409, "conflict");
+    is_problem(&replay.post("/v1/clock", r#"{"to":1800000000000}"#), 409, "conflict");
+    assert!(replay.terminate(Duration::from_secs(5)).is_some_and(|status| status.success()));
+}
+
 #[test]
 fn a_replay_that_cannot_be_done_says_why() {
     let home = Home::new(SHOP);
@@ -1462,7 +1504,7 @@ fn with_ada(home: &Home) -> Server {
     server
 }
 
-const ANSWERS: [&str; 17] = [
+const ANSWERS: [&str; 20] = [
     "/v1/profiles/ada",
     "/v1/profiles/ada/events",
     "/v1/profiles/ada/sessions",
@@ -1470,11 +1512,14 @@ const ANSWERS: [&str; 17] = [
     "/v1/profiles/ada/conversions",
     "/v1/profiles/ada/intents",
     "/v1/profiles/ada/segments/changes",
+    "/v1/sessions",
+    "/v1/sessions/summary",
     "/v1/segments",
     "/v1/segments/new",
     "/v1/segments/new/members",
     "/v1/journeys",
     "/v1/journeys/cart",
+    "/v1/journeys/cart/due",
     "/v1/campaigns",
     "/v1/campaigns/hello",
     "/v1/campaigns/hello/intents",
@@ -1507,17 +1552,18 @@ fn parameters_that_make_no_sense_are_refused_everywhere() {
             is_problem(&answer, 400, "bad_request");
         }
     }
-    let lists = ANSWERS.iter().filter(|path| server.read(path)["items"].is_array());
-    for path in lists.filter(|path| !["/v1/segments", "/v1/journeys", "/v1/campaigns"].contains(path)) {
-        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "cursor=a&cursor=b"] {
+    for path in ANSWERS.iter().filter(|path| server.read(path)["items"].is_array()) {
+        for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "cursor=a&cursor=b", "cursor=x"] {
             is_problem(&server.get(&format!("{path}?{query}")), 400, "bad_request");
         }
     }
-    for path in ["/v1/profiles/ada/events", "/v1/campaigns/hello/intents", "/v1/dead-letters"] {
-        is_problem(&server.get(&format!("{path}?cursor=x")), 400, "bad_request");
-    }
-    for query in ["model=magic", "by=weather", "model=linear&model=linear"] {
+    for query in ["model=magic", "by=weather", "model=linear&model=linear", "conversion=none", "from=x", "to=20260101"]
+    {
         is_problem(&server.get(&format!("/v1/attribution?{query}")), 400, "bad_request");
+    }
+    for query in ["from=2026-02-30", "from=0", "to=", "to=2026-01-01&to=2026-01-01"] {
+        is_problem(&server.get(&format!("/v1/sessions?{query}")), 400, "bad_request");
+        is_problem(&server.get(&format!("/v1/sessions/summary?{query}")), 400, "bad_request");
     }
 }
 
@@ -1525,10 +1571,178 @@ fn parameters_that_make_no_sense_are_refused_everywhere() {
 fn every_list_has_a_limit_and_a_cursor() {
     let home = Home::new(SHOP);
     let server = with_ada(&home);
-    for path in ["/v1/segments", "/v1/journeys", "/v1/campaigns", "/v1/profiles/ada/segments/changes"] {
+    for number in 1..8 {
+        server.write("/v1/track", &call("track", number * 40).1);
+        server.write("/v1/page", &call("page", number * 40 + 1).1);
+        server.write("/v1/track", &json!({"event": "no id"}));
+        server.write("/v1/page", &json!({"anonymousId": format!("n{number}"), "timestamp": START}));
+    }
+    let timer = json!({"userId": "eve", "event": "add_to_cart", "timestamp": START + 300 * 60_000});
+    server.write("/v1/track", &timer);
+    for path in ANSWERS.iter().filter(|path| server.read(path)["items"].is_array()) {
         let all = server.read(path)["items"].clone();
+        assert!(all.as_array().is_some_and(|all| !all.is_empty()), "{path}");
         assert_eq!(json!(items(&server, path, 1)), all, "{path}");
     }
+}
+
+/// A cursor holds the last key: what comes late before or after it shifts no page.
+#[test]
+fn cursors_hold_whatever_comes_late() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    let visit = |at: i64, id: &str| {
+        let (order, timestamp) = (format!("o{id}"), START + at * HOUR);
+        let properties = json!({"order": order, "value": 1, "channel": "search", "campaign": id});
+        let events = [("ad_click", format!("a{id}")), ("purchase", format!("b{id}"))];
+        let calls = events.map(|(event, message_id)| {
+            json!({"type": "track", "userId": "ada", "event": event, "messageId": message_id,
+                "timestamp": timestamp, "properties": properties})
+        });
+        taken(&server.write("/v1/batch", &json!({"batch": calls})), 2, &json!([]));
+    };
+    for at in 1..6 {
+        visit(2 * at, &at.to_string());
+    }
+    let paths = ["events", "sessions", "touchpoints", "conversions", "segments/changes"];
+    let paths = paths.map(|view| format!("/v1/profiles/ada/{view}")).into_iter();
+    let paths: Vec<String> = paths.chain(["/v1/sessions".to_owned()]).collect();
+    let first: Vec<Value> = paths.iter().map(|path| server.read(&format!("{path}?limit=3"))).collect();
+    let items_of = |part: &Value| part["items"].as_array().expect("items").clone();
+    let before: Vec<Vec<Value>> = paths.iter().map(|path| items(&server, path, 1000)).collect();
+    // One later than all that was given, one at the very instant of the last given, and one earlier.
+    for at in [20, 8, 3] {
+        visit(at, &format!("late{at}"));
+    }
+    for ((path, first), before) in paths.iter().zip(first).zip(before) {
+        let next = first["next"].as_str().expect("there is more");
+        let rest = items_of(&server.read(&format!("{path}?cursor={next}")));
+        let all = items(&server, path, 2);
+        assert_eq!(all, items(&server, path, 1000), "{path}");
+        assert!(rest.len() < all.len() && all.ends_with(&rest), "{path}: {rest:#?}");
+        let given = items_of(&first);
+        assert!(!rest.iter().any(|row| given.contains(row)), "{path} gives a row twice");
+        let lost = |row: &&Value| all.contains(row) && !given.contains(row) && !rest.contains(row);
+        assert_eq!(before.iter().find(lost), None, "{path} has left out a row");
+    }
+}
+
+/// What is asked over people: their sessions by date, and the credit of some conversions.
+#[test]
+fn sessions_and_credit_are_told_by_date() {
+    for workers in ["1", "3"] {
+        let home = Home::new(SHOP);
+        let server = home.start(&[&EVENTS[..], &["--workers", workers]].concat());
+        let empty = without_as_of(server.read("/v1/sessions/summary"));
+        assert_eq!(
+            empty,
+            json!({"sessions": 0, "events": 0, "mean_length_ms": null, "bounces": 0, "bounce_rate": null, "buying": 0})
+        );
+        let day = 24 * HOUR;
+        let mut number = 0;
+        let mut send = |id: &str, event: &str, at: i64, properties: Value| {
+            number += 1;
+            let body = json!({"userId": id, "event": event, "messageId": format!("m{number}"),
+                "timestamp": START + at, "properties": properties});
+            server.write("/v1/track", &body);
+        };
+        let ad = |channel: &str| json!({"channel": channel, "campaign": format!("{channel}-1")});
+        // Ada clicks twice and buys the next day; Bob clicks only; Eve buys without a touch; all look around.
+        send("ada", "ad_click", 0, ad("search"));
+        send("ada", "ad_click", 7, ad("mail"));
+        send("ada", "purchase", day, json!({"order": "1", "value": 10}));
+        send("bob", "ad_click", 5, ad("search"));
+        send("bob", "look", 40, json!({}));
+        send("eve", "look", day - 1, json!({}));
+        send("eve", "purchase", day - 1, json!({"order": "2", "value": 2.5}));
+        send("ada", "ad_click", 60 * day, ad("mail"));
+        let brief = |row: &Value| (row["profile"].as_str().map(str::to_owned), row["start"].as_i64());
+        let of = |id: &str, start| (Some(id.to_owned()), Some(START + start));
+        let sessions = items(&server, "/v1/sessions", 2);
+        let expected = [of("ada", 60 * day), of("ada", day), of("eve", day - 1), of("bob", 5), of("ada", 0)];
+        assert_eq!(sessions.iter().map(brief).collect::<Vec<_>>(), expected);
+        assert_eq!(sessions[3..4], items(&server, "/v1/profiles/bob/sessions", 9));
+        let first_day = server.read("/v1/sessions?from=2026-01-01&to=2026-01-02");
+        assert_eq!(first_day["items"], json!(sessions[2..]));
+        assert_eq!(server.read("/v1/sessions?from=2026-01-02")["items"], json!(sessions[..2]));
+        let summary = |query: &str| without_as_of(server.read(&format!("/v1/sessions/summary{query}")));
+        let expected = |sessions, events, mean: f64, bounces, rate: f64, buying| {
+            json!({"sessions": sessions, "events": events, "mean_length_ms": mean, "bounces": bounces,
+                "bounce_rate": rate, "buying": buying})
+        };
+        let as_numbers = |mut row: Value| {
+            for key in ["mean_length_ms", "bounce_rate"] {
+                row[key] = json!(row[key].as_f64());
+            }
+            row
+        };
+        assert_eq!(as_numbers(summary("")), expected(5, 8, 8.4, 2, 0.4, 2));
+        let first_day = "?from=2026-01-01&to=2026-01-02";
+        assert_eq!(as_numbers(summary(first_day)), expected(3, 6, 14.0, 0, 0.0, 1));
+        let one = "?from=2026-01-02&to=2026-01-03";
+        assert_eq!(as_numbers(summary(one)), expected(1, 1, 0.0, 1, 1.0, 1));
+
+        let credit = |query: &str| without_as_of(server.read(&format!("/v1/attribution?{query}")));
+        let row = |channel: &str, campaign: Option<&str>, conversions: &str, value: &str| {
+            let key = json!([channel, campaign]);
+            json!({"channel": key[0], "campaign": key[1], "conversions": conversions, "value": value})
+        };
+        let total = |conversions: &str, value: &str| json!({"conversions": conversions, "value": value});
+        let basis = |conversions, with_touch, null_paths, touches| {
+            json!({"conversions": conversions, "with_touch": with_touch, "null_paths": null_paths,
+                "touches": touches})
+        };
+        let all = json!({"model": "linear", "by": "channel",
+            "rows": [row("mail", None, "0.5", "5"), row("search", None, "0.5", "5"), row("(direct)", None, "1", "2.5")],
+            "total": total("2", "12.5"), "basis": basis(2, 1, 2, 4), "fallback": []});
+        assert_eq!(credit("model=linear"), all);
+        assert_eq!(credit("model=linear&conversion=purchase&from=2026-01-01&to=2027-01-01"), all);
+        let first = credit("model=first_touch&by=campaign&from=2026-01-02&to=2026-01-03");
+        assert_eq!(first["rows"], json!([row("search", Some("search-1"), "1", "10")]));
+        assert_eq!((&first["total"], &first["basis"]), (&total("1", "10"), &basis(1, 1, 0, 2)));
+        let none = credit("model=last_touch&from=2026-03-01");
+        assert_eq!((&none["rows"], &none["total"]), (&json!([]), &total("0", "0")));
+        assert_eq!(none["basis"], basis(0, 0, 1, 1));
+    }
+}
+
+/// The numbers of an event are told as they were sent.
+#[test]
+fn an_event_keeps_its_numbers() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    let properties = r#"{"a":0.10,"b":12345678901234567890.123,"c":[1e2,-0.0],"d":{"e":9007199254740993}}"#;
+    let body =
+        format!(r#"{{"userId":"ada","event":"x","messageId":"m","timestamp":{START},"properties":{properties}}}"#);
+    assert_eq!(server.post("/v1/track", body).status, 200);
+    let answer = server.get("/v1/profiles/ada/events");
+    assert!(answer.text().contains(&format!(r#""properties":{properties}"#)), "{}", answer.text());
+}
+
+/// A segment is told with its definition, as the file writes it.
+#[test]
+fn a_segment_tells_its_definition() {
+    let home = Home::new(SHOP);
+    let server = with_ada(&home);
+    let expected = json!({"name": "quiet", "size": 0, "version": 1, "history_from": null,
+        "definition": {"not_performed": "purchase", "within": "10m"}});
+    assert_eq!(without_as_of(server.read("/v1/segments/quiet")), expected);
+}
+
+/// Deadlines to come, the next first.
+#[test]
+fn deadlines_are_told_by_how_soon_they_are() {
+    let home = Home::new(SHOP);
+    let server = home.start(&[&EVENTS[..], &["--workers", "2"]].concat());
+    for (number, id) in ["c", "a", "b"].into_iter().enumerate() {
+        let at = START + 60_000 * number as i64;
+        server.write("/v1/track", &json!({"userId": id, "event": "add_to_cart", "messageId": id, "timestamp": at}));
+    }
+    let row = |id: &str, minute: i64| json!({"profile": id, "at": START + minute * 60_000, "emit": "cart_left"});
+    assert_eq!(items(&server, "/v1/journeys/cart/due", 1), [row("c", 5), row("a", 6), row("b", 7)]);
+    assert_eq!(server.read("/v1/journeys/cart/due?within=4m")["items"], json!([row("c", 5), row("a", 6)]));
+    assert_eq!(server.read("/v1/journeys/cart")["next_deadlines"][2], row("b", 7));
+    is_problem(&server.get("/v1/journeys/cart/due?within=soon"), 400, "bad_request");
 }
 
 #[test]
@@ -1545,6 +1759,7 @@ fn unknown_things_and_wrong_methods_are_problems() {
         "/v1/segments/none",
         "/v1/segments/none/members",
         "/v1/journeys/none",
+        "/v1/journeys/none/due",
         "/v1/campaigns/none",
         "/v1/campaigns/none/intents",
         "/v1/profiles/%F0%9F%92%A9",

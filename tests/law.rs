@@ -5,10 +5,18 @@ mod histories;
 mod oracle;
 mod run;
 
+use std::collections::BTreeMap;
+
+use dataflows::definitions::Model;
+use dataflows::profile::answers::View;
+use dataflows::profile::sums::{Credited, Sought, Span};
 use dataflows::total::Total;
+use ecow::EcoString;
 use histories::{Random, definitions, history};
 use oracle::{Dump, Oracle};
+use run::totals::billionths;
 use run::{Run, Totals, VIEWS, totals};
+use serde_json::Value;
 
 /// Lines of one step, drawn at random.
 fn steps(random: &mut Random, lines: Vec<String>) -> Vec<Vec<String>> {
@@ -88,6 +96,82 @@ fn check(seed: u64, workers: usize) {
             fail(&told, oracle.clock(), &format!("totals:\nmissing {missing:#?}\nextra {extra:#?}"));
         }
     }
+}
+
+const HISTORIES: [View; 6] =
+    [View::Events, View::Sessions, View::Touches, View::Conversions, View::Intents, View::Changes];
+
+/// Histories in parts, each after the key that the one before it gave, are the whole.
+#[test]
+fn parts_of_histories_are_the_whole() {
+    let mut longest = 0;
+    for seed in 0..30 {
+        let mut random = Random::new(seed);
+        let definitions = definitions(&mut random);
+        let mut run = Run::start(&definitions, &definitions, None, 2);
+        let lines = history(&mut random);
+        for line in &lines {
+            run.push(line);
+        }
+        let profiles = run.dump().expect("it finishes").rows[0].clone();
+        for id in profiles.iter().filter_map(|row| row.split('"').nth(3)) {
+            for view in HISTORIES {
+                let whole = run.history(id, view, usize::MAX).expect("it finishes");
+                assert_eq!(run.history(id, view, 1).expect("it finishes"), whole, "seed {seed}, {view:?} of {id}");
+                longest = longest.max(whole.len());
+            }
+        }
+    }
+    assert!(longest > 10, "histories are short");
+}
+
+/// Credit that is asked for by name and date is the sum over the oracle's rows of these conversions.
+#[test]
+fn credit_of_some_conversions_is_the_sum_of_theirs() {
+    let mut parts = 0;
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let definitions = definitions(&mut random);
+        let mut oracle = Oracle::new(&definitions).with_lateness(None);
+        let mut run = Run::start(&definitions, &definitions, None, 2);
+        for line in history(&mut random) {
+            oracle.push(&line);
+            run.push(&line);
+        }
+        let rows: Vec<Value> =
+            oracle.dump().credit.iter().map(|row| serde_json::from_str(row).expect("JSON")).collect();
+        let at = |row: &Value| row["conversion"]["at"].as_i64().expect("a time");
+        let name = |row: &Value| EcoString::from(row["conversion"]["name"].as_str().expect("a name"));
+        let Some(row) = rows.get(rows.len() / 2) else { continue };
+        let (from, to) = (Span { from: Some(at(row)), to: None }, Span { from: None, to: Some(at(row)) });
+        for (conversion, span) in [(None, from), (None, to), (Some(name(row)), to), (Some(name(row)), Span::default())]
+        {
+            for (of, model) in Model::ALL.into_iter().filter(|(of, _)| rows.iter().any(|row| row["model"] == *of)) {
+                let is_sought = |row: &&Value| {
+                    row["model"] == of
+                        && span.contains(at(row))
+                        && conversion.as_ref().is_none_or(|conversion| *conversion == name(row))
+                };
+                let (mut expected, mut conversions) = (Credited::default(), BTreeMap::new());
+                for row in rows.iter().filter(is_sought) {
+                    let key = |key: &str| EcoString::from(row[key].as_str().expect("a text"));
+                    let sum = expected.keys.entry((key("channel"), key("campaign"))).or_default();
+                    *sum = (sum.0 + billionths(&row["conversions"]), sum.1 + billionths(&row["value"]));
+                    let whole = format!("{} {}", row["profile"], row["conversion"]);
+                    conversions.insert(whole, row["touch"].is_object());
+                }
+                let sought = Sought { model, conversion: conversion.clone(), span };
+                let found = run.credit(sought).expect("it finishes");
+                assert_eq!(found.keys, expected.keys, "seed {seed}, {of}, {conversion:?}, {span:?}");
+                // Two rules of one name may make two conversions of one event, whose rows are the same.
+                let with_touch = conversions.values().filter(|touched| **touched).count();
+                let counted = (found.conversions as usize, found.with_touch as usize);
+                assert!(counted.0 >= conversions.len() && counted.1 >= with_touch, "seed {seed}: {found:?}");
+                parts += usize::from(!expected.keys.is_empty());
+            }
+        }
+    }
+    assert!(parts > 50, "only {parts} parts had any credit");
 }
 
 #[test]

@@ -183,6 +183,16 @@ pub fn line_of(text: &str, path: &str) -> Option<usize> {
     At::root(&root).find(path)
 }
 
+/// The things of one section of a file by name, as they are written: each as JSON, the keys of maps in order.
+///
+/// Empty if the text is no YAML or has no such section.
+pub fn written(text: &str, section: &str) -> BTreeMap<String, String> {
+    let Some(root) = yaml::read(text, &mut Vec::new()) else { return BTreeMap::new() };
+    let Some(section) = At::root(&root).get(section) else { return BTreeMap::new() };
+    let thing = |name: &str| Some((name.to_owned(), Reader::default().json(&section.get(name)?)));
+    section.keys().into_iter().filter_map(thing).collect()
+}
+
 /// The sections of the file.
 const SECTIONS: [&str; 16] = [
     "version",

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::event::Event;
 use crate::identity;
 use crate::plan::Plan;
-use crate::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
+use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
+use crate::profile::sums::{Credited, Sought, Span, Visits};
 use crate::time::Millis;
 use crate::total::Total;
 
@@ -81,9 +82,26 @@ pub enum Question {
     Deadlines {
         /// The journey's name.
         journey: EcoString,
+        /// Only those so far from the clock at most, ms.
+        within: Option<Millis>,
+        /// Only those after this one.
+        after: Option<Deadline>,
         /// How many at most.
         limit: usize,
     },
+    /// Sessions of all profiles that began in a span, newest first.
+    Sessions {
+        /// When they began.
+        span: Span,
+        /// Only those before this one: its start, its profile's public id.
+        before: Option<(Millis, EcoString)>,
+        /// How many at most.
+        limit: usize,
+    },
+    /// Sums over the sessions that began in a span.
+    Visits(Span),
+    /// Credit of some conversions.
+    Credit(Sought),
     /// Everything that is counted over people.
     Totals,
     /// All rows of one view.
@@ -134,12 +152,18 @@ pub enum Answer {
     Profile(Box<ProfileRow>),
     /// Rows of every profile, in no order.
     Rows(Rows),
-    /// Rows of one profile, newest first, and how many there are in all.
-    History(Rows, usize),
+    /// Rows of one profile, newest first, and the key of the last if there are more.
+    History(Rows, Option<Key>),
     /// Members: public id, since when.
     Members(Vec<(EcoString, Millis)>),
     /// Deadlines: when, public id, what is emitted, the state moved to; and the totals of the same time.
     Deadlines(Vec<Deadline>, Vec<(Total, i128)>),
+    /// Sessions, newest first.
+    Sessions(Vec<SessionRow>),
+    /// Sums over sessions.
+    Visits(Visits),
+    /// Credit.
+    Credit(Credited),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
 }

@@ -1,22 +1,26 @@
 //! The command line: what may be typed, and what each command does.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dataflows::definitions::{Definitions, Problem};
+use dataflows::definitions::{Definitions, Problem, written};
 use dataflows::plan::Plan;
 use dataflows::time::{Millis, parse_duration};
+use serde_json::value::RawValue;
+use tokio::runtime::Runtime;
+use tokio::sync::SetOnce;
 
 use crate::demo;
-use crate::http::{App, router};
+use crate::http::{App, opening, router};
 use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{Replay, replay};
-use crate::templates::Templates;
-use crate::writer::{self, ClockMode, Work};
+use crate::templates::{self, Templates};
+use crate::writer::{self, ClockMode, Found, Hub, Work};
 
 /// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
 #[derive(Debug, Parser)]
@@ -93,6 +97,9 @@ struct ReplayArgs {
     /// Writes the rows of each view to files in this directory.
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
+    /// Afterwards answers over HTTP at this address, until it is stopped.
+    #[arg(long, value_name = "ADDR")]
+    serve: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -167,11 +174,15 @@ fn told(problems: &[Problem]) -> String {
 
 /// Reads and checks definitions, templates too.
 fn parse(text: &str, file: &Path) -> Result<Definitions, String> {
-    let wrong = |problems: Vec<Problem>| {
-        format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems))
-    };
-    let (definitions, warnings) = Definitions::parse(text).map_err(wrong)?;
-    Templates::new(&definitions, text).map_err(wrong)?;
+    let mut problems = templates::faults(text);
+    let (definitions, warnings) = Definitions::parse(text).unwrap_or_else(|others| {
+        problems.extend(others);
+        Default::default()
+    });
+    if !problems.is_empty() {
+        problems.sort();
+        return Err(format!("{} is wrong in {} places:{}", file.display(), problems.len(), told(&problems)));
+    }
     if !warnings.is_empty() {
         eprintln!("thalweg: {} may not mean what it says:{}", file.display(), told(&warnings));
     }
@@ -192,15 +203,49 @@ fn check(file: &Path) -> Result<(), String> {
 }
 
 fn run_replay(args: ReplayArgs) -> Result<(), String> {
-    let definitions = parse(&read(&args.definitions)?, &args.definitions)?;
-    let plan = Arc::new(Plan::new(Arc::new(definitions)));
-    let ReplayArgs { files, workers, lateness, report: form, dump, .. } = args;
-    let report = replay(&Replay { files, plan, workers, lateness, dump })?;
+    let text = read(&args.definitions)?;
+    let plan = Arc::new(Plan::new(Arc::new(parse(&text, &args.definitions)?)));
+    let ReplayArgs { files, workers, lateness, report: form, dump, serve, .. } = args;
+    // The port first: nobody should have to wait for a long replay to find it taken.
+    let listener = serve.map(|at| std::net::TcpListener::bind(at).map_err(|error| format!("{at}: {error}")));
+    let listener = listener.transpose().map_err(|error| format!("cannot listen on {error}"))?;
+    let (report, run) = replay(&Replay { files, plan: Arc::clone(&plan), workers, lateness, dump })?;
     match form {
         Some(ReportForm::Json) => println!("{}", serde_json::to_string(&report).expect("reports have string keys")),
         None => println!("{report}"),
     }
-    Ok(())
+    match listener {
+        Some(listener) => runtime()?.block_on(serve_replayed(listener, run.stay(), plan, &text)),
+        None => Ok(()),
+    }
+}
+
+/// Keeps the doors open on what a replay found.
+async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Plan>, text: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("the listener failed: {error}");
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let templates = Templates::new(&plan.definitions);
+    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
+    let app = App {
+        hub,
+        plan,
+        segments: segments(text),
+        outbox,
+        log: None,
+        clock: ClockMode::Events,
+        now: crate::clock::now,
+        secret: [0; 16],
+        stopping,
+    };
+    axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)).await.map_err(failed)
+}
+
+/// Segments as a definitions file writes them.
+fn segments(text: &str) -> Arc<BTreeMap<String, Box<RawValue>>> {
+    let all = written(text, "segments").into_iter();
+    Arc::new(all.filter_map(|(name, json)| Some((name, RawValue::from_string(json).ok()?))).collect())
 }
 
 struct Serving {
@@ -214,10 +259,17 @@ struct Serving {
     demo: bool,
 }
 
-fn serve(serving: Serving) -> Result<(), String> {
+fn runtime() -> Result<Runtime, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-    runtime.block_on(serve_async(serving))
+    runtime.map_err(|error| format!("cannot start: {error}"))
+}
+
+fn serve(serving: Serving) -> Result<(), String> {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(serve_async(serving));
+    // Whoever stops it while it reads its log does not wait for that.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve_async(serving: Serving) -> Result<(), String> {
@@ -240,28 +292,41 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     if demo {
         demo::start_clock(log.last_received_at());
     }
-    let templates = Templates::new(&definitions, &text).map_err(|problems| told(&problems))?.reading(reader.clone());
+    let templates = Templates::new(&definitions).reading(reader.clone());
+    let segments = segments(&text);
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
     let start = writer::Start { log, workers, clock, definitions: (text, Arc::clone(&plan)), told, now };
-    let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
+    // The port answers from now on, if only that the log is being read.
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let opened = Arc::new(SetOnce::new());
+    let serving = axum::serve(listener, opening(Arc::clone(&opened))).with_graceful_shutdown(interrupted(stop));
+    let mut serving = tokio::spawn(serving.into_future());
+    let started = tokio::select! {
+        started = tokio::task::spawn_blocking(|| writer::start(start)) => started,
+        _ = &mut serving => return Ok(()),
+    };
+    let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
+    let (hub, found, thread) = started.map_err(|error| error.to_string())?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
     let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
     outbox.catch_up(&mut closed);
     tokio::spawn(outbox.clone().run(closed));
-    let (stop, stopping) = tokio::sync::watch::channel(false);
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
-    let app = App { hub: hub.clone(), plan, outbox, log: reader, clock, now, secret, stopping };
+    let log = Some(reader);
+    let app = App { hub: hub.clone(), plan, segments, outbox, log, clock, now, secret, stopping };
+    let _ = opened.set(router(app));
     println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
     // A failing disk ends the process: nothing is acknowledged that is not kept.
     let (failed, failure) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || failed.send(thread.join()));
     let mut failure = std::pin::pin!(failure);
     tokio::select! {
-        served = axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)) => {
+        served = &mut serving => {
+            let served = served.map_err(std::io::Error::from).flatten();
             served.map_err(|error| format!("the listener failed: {error}"))?;
         }
         ended = &mut failure => return outcome(ended),

@@ -6,16 +6,19 @@ mod answers;
 mod events;
 mod subscribe;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use dataflows::plan::Plan;
 use serde::Serialize;
-use tokio::sync::watch;
+use serde_json::value::RawValue;
+use tokio::sync::{SetOnce, watch};
+use tower::ServiceExt;
 
 use crate::log::LogReader;
 use crate::outbox::Outbox;
@@ -29,10 +32,12 @@ pub struct App {
     pub hub: Hub,
     /// The definitions in force.
     pub plan: Arc<Plan>,
+    /// Segments as the definitions file writes them.
+    pub segments: Arc<BTreeMap<String, Box<RawValue>>>,
     /// Intents and what became of them.
     pub outbox: Outbox,
-    /// Bodies of events.
-    pub log: LogReader,
+    /// Bodies of events; a replay has none.
+    pub log: Option<LogReader>,
     /// How the clock moves.
     pub clock: ClockMode,
     /// How wall time is told.
@@ -43,8 +48,25 @@ pub struct App {
     pub stopping: watch::Receiver<bool>,
 }
 
+impl App {
+    /// The log: where what is written goes, and where bodies are read.
+    fn log(&self) -> Result<&LogReader, Problem> {
+        let none = "these are the answers of a replay: it has no log, so it takes nothing in and keeps no bodies";
+        self.log.as_ref().ok_or_else(|| Problem::conflict(none))
+    }
+}
+
 /// What goes over the wire of the body, packed or not, at most.
 const WIRE_BYTES_MAX: usize = 1 << 20;
+
+/// The doors from the first moment on: the process lives and is not ready; everyone else waits until its log is read.
+pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
+    Router::new().fallback(async move |request: Request| match request.uri().path() {
+        "/healthz" if !opened.initialized() => "ok\n".into_response(),
+        "/readyz" if !opened.initialized() => Problem::not_yet("the log is being read").into_response(),
+        _ => opened.wait().await.clone().oneshot(request).await.into_response(),
+    })
+}
 
 /// All doors.
 pub fn router(app: App) -> Router {
@@ -70,11 +92,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/profiles/{id}/conversions", get(answers::conversions))
         .route("/v1/profiles/{id}/intents", get(answers::intents))
         .route("/v1/profiles/{id}/segments/changes", get(answers::changes))
+        .route("/v1/sessions", get(answers::all_sessions))
+        .route("/v1/sessions/summary", get(answers::visits))
         .route("/v1/segments", get(answers::segments))
         .route("/v1/segments/{name}", get(answers::segment))
         .route("/v1/segments/{name}/members", get(answers::members))
         .route("/v1/journeys", get(answers::journeys))
         .route("/v1/journeys/{name}", get(answers::journey))
+        .route("/v1/journeys/{name}/due", get(answers::due))
         .route("/v1/campaigns", get(answers::campaigns))
         .route("/v1/campaigns/{name}", get(answers::campaign))
         .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
@@ -128,4 +153,27 @@ impl From<AsOf> for AsOfRow {
 fn json(answer: &impl Serialize) -> Response {
     let body = serde_json::to_string(answer).expect("answers have string keys");
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn until_the_log_is_read_the_process_lives_and_is_not_ready() {
+        let opened = Arc::new(SetOnce::new());
+        let doors = opening(Arc::clone(&opened));
+        let status = async |path: &str| {
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            doors.clone().oneshot(request).await.into_response().status().as_u16()
+        };
+        assert_eq!([status("/healthz").await, status("/readyz").await], [200, 503]);
+        let mut waits = std::pin::pin!(status("/v1/segments"));
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waits).await;
+        assert!(waited.is_err(), "nothing is answered before it is known");
+        opened.set(Router::new().route("/readyz", get(async || "ready\n"))).expect("it is set once");
+        assert_eq!([waits.await, status("/readyz").await], [404, 200]);
+    }
 }

@@ -71,6 +71,11 @@ impl Problem {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "Too large", detail)
     }
 
+    /// What stands here does not allow it.
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::CONFLICT, "conflict", "This cannot be done here", detail)
+    }
+
     /// The views do not include that position yet.
     pub fn not_yet(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_yet", "Not yet", detail)

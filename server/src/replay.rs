@@ -26,6 +26,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::rows;
+use crate::writer::{self, Hub};
 
 /// What to replay, and how.
 #[derive(Debug)]
@@ -98,8 +99,8 @@ const SECRET: [u8; 16] = *b"replay of a file";
 /// Lines of one block, or what is wrong with the file.
 type Decoded = Result<Vec<Result<Line, Rejection>>, String>;
 
-/// Replays; gives the report, or a sentence on what is wrong.
-pub fn replay(replay: &Replay) -> Result<Report, String> {
+/// Replays; gives the report and the state, or a sentence on what is wrong.
+pub fn replay(replay: &Replay) -> Result<(Report, Run), String> {
     let started = Instant::now();
     let answers = Arc::new(Answers::default());
     let heard = Arc::clone(&answers);
@@ -134,7 +135,7 @@ pub fn replay(replay: &Replay) -> Result<Report, String> {
     if let Some(dump) = &replay.dump {
         run.dump(dump, &replay.plan)?;
     }
-    Ok(run.report(&replay.plan, &totals, seconds))
+    Ok((run.report(&replay.plan, &totals, seconds), run))
 }
 
 /// A thread that decodes: blocks come out of it, and their emptied vectors go back to be filled again.
@@ -264,7 +265,8 @@ impl Answers {
     }
 }
 
-struct Run {
+/// A replay under way or done.
+pub struct Run {
     engine: Engine,
     sequencer: Sequencer,
     answers: Arc<Answers>,
@@ -275,6 +277,12 @@ struct Run {
 }
 
 impl Run {
+    /// Keeps what is true at the end, for those who ask.
+    pub fn stay(mut self) -> Hub {
+        let as_of = writer::AsOf { position: self.position, clock: self.sequencer.clock() };
+        Hub::still(as_of, move |question| self.ask(question))
+    }
+
     fn line(&mut self, line: Result<Line, Rejection>) {
         self.position += 1;
         match line {

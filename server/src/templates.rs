@@ -1,8 +1,8 @@
 //! Messages: the templates of campaigns, checked before use and filled in at the send.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dataflows::definitions::{Definitions, Problem, line_of};
+use dataflows::definitions::{Definitions, Problem, line_of, written};
 use dataflows::profile::answers::{IntentRow, ProfileRow};
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
@@ -17,35 +17,54 @@ const ROOTS: [&str; 5] = ["data", "event", "profile", "recommend", "session"];
 #[derive(Debug)]
 pub struct Templates {
     environment: Environment<'static>,
-    data: std::collections::BTreeMap<String, Value>,
+    data: BTreeMap<String, Value>,
     log: Option<LogReader>,
 }
 
+/// What is wrong with the templates of a definitions file, whatever else is wrong with it.
+pub fn faults(text: &str) -> Vec<Problem> {
+    #[derive(serde::Deserialize)]
+    struct Campaign {
+        template: String,
+    }
+    let mut faults = Vec::new();
+    for (name, campaign) in written(text, "campaigns") {
+        let Ok(Campaign { template }) = serde_json::from_str(&campaign) else { continue };
+        let mut environment = environment();
+        let wrong = match environment.add_template_owned(name.clone(), template) {
+            Err(error) => Some(format!("the template is wrong: {error}")),
+            Ok(()) => unknown(&environment, &name),
+        };
+        if let Some(message) = wrong {
+            let path = format!("campaigns.{name}.template");
+            faults.push(Problem { line: line_of(text, &path).unwrap_or(0), path, message, nearest: None });
+        }
+    }
+    faults
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    // An absent value is empty text, however deep it is sought.
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    environment
+}
+
 impl Templates {
-    /// Compiles all templates; says of each that is wrong where it stands in `text` and what is wrong.
-    pub fn new(definitions: &Definitions, text: &str) -> Result<Templates, Vec<Problem>> {
-        let mut environment = Environment::new();
-        // An absent value is empty text, however deep it is sought.
-        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
-        let (mut problems, mut data) = (Vec::new(), std::collections::BTreeMap::new());
+    /// Compiles all templates of definitions without [`faults`].
+    pub fn new(definitions: &Definitions) -> Templates {
+        let (mut environment, mut data) = (environment(), BTreeMap::new());
         for (name, campaign) in &definitions.campaigns {
             if let Some(json) = &campaign.data {
-                data.insert(
-                    name.clone(),
-                    Value::from(Serde(serde_json::from_str::<serde_json::Value>(json).unwrap_or_default())),
-                );
+                let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+                data.insert(name.clone(), Value::from(Serde(json)));
             }
-            let Some(template) = &campaign.template else { continue };
-            let wrong = match environment.add_template_owned(name.clone(), template.clone()) {
-                Err(error) => Some(format!("the template is wrong: {error}")),
-                Ok(()) => unknown(&environment, name),
-            };
-            if let Some(message) = wrong {
-                let path = format!("campaigns.{name}.template");
-                problems.push(Problem { line: line_of(text, &path).unwrap_or(0), path, message, nearest: None });
+            if let Some(template) = &campaign.template {
+                let compiled = environment.add_template_owned(name.clone(), template.clone());
+                compiled.expect("templates are looked into before they are used");
             }
         }
-        if problems.is_empty() { Ok(Templates { environment, data, log: None }) } else { Err(problems) }
+        Templates { environment, data, log: None }
     }
 
     /// Reads the bodies of events from this log.
@@ -71,8 +90,11 @@ impl Templates {
 
     fn event(&self, position: u64) -> Option<serde_json::Value> {
         let record = self.log.as_ref()?.get(position).ok()??;
-        let (_, _, _, body) = record::decode_event(&record.payload)?;
-        serde_json::from_str(body).ok()
+        let (kind, _, _, body) = record::decode_event(&record.payload)?;
+        let mut event: serde_json::Value = serde_json::from_str(body).ok()?;
+        // Where the path of the call names its type, the body need not.
+        event["type"] = kind.name().into();
+        Some(event)
     }
 }
 

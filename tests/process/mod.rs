@@ -161,6 +161,19 @@ impl Home {
         Server { child, address, stderr }
     }
 
+    /// Replays a file with this folder's definitions, and waits until it keeps the doors open on what is then true.
+    pub(crate) fn replay(&self, file: &str, flags: &[&str]) -> Server {
+        let port = free_port();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let stderr = self.path(&format!("{port}.stderr"));
+        let mut command = command();
+        command.current_dir(self.dir.path()).args(["replay", file, "--definitions", "thalweg.yaml"]).args(flags);
+        command.args(["--serve", &address.to_string()]).stdout(Stdio::null());
+        let said = File::create(&stderr).expect("the temporary directory can be written to");
+        let child = command.stderr(said).spawn().expect("the binary can be run");
+        Server { child, address, stderr }.ready().expect("a port that was free a moment ago")
+    }
+
     /// Tries to serve, which must not succeed.
     pub(crate) fn refused(&self, flags: &[&str]) -> Ended {
         self.wait_for(self.serve(free_port(), flags))

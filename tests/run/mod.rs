@@ -1,6 +1,6 @@
 //! The engine, driven by lines as a replay drives it, for tests.
 
-mod totals;
+pub mod totals;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,12 +9,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use dataflows::admission::Verdict;
-use dataflows::definitions::Definitions;
+use dataflows::definitions::{Definitions, Model};
 use dataflows::engine::{Config, Engine};
 use dataflows::event::Decoder;
 use dataflows::intake::{Line, Sequencer, prepare};
 use dataflows::plan::Plan;
-use dataflows::profile::answers::{IntentRow, Rows, View};
+use dataflows::profile::answers::{IntentRow, Page, Rows, View};
+use dataflows::profile::sums::{Credited, Sought, Span, Visits};
 use dataflows::protocol::{Answer, Question, Response};
 
 pub use totals::{Totals, totals};
@@ -118,12 +119,19 @@ impl Run {
         self.sequencer.define(self.position, Arc::clone(&self.plan), lateness);
     }
 
-    /// Closes the step and gives all that is then true.
+    /// Closes the step and gives all that is then true. What is added up when it is asked for must equal the totals.
     pub fn dump(&mut self) -> Result<Dump, Stalled> {
-        let mut dump = Dump::default();
-        let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter().chain([Question::Totals]);
+        let (mut dump, mut visits) = (Dump::default(), Visits::default());
         let plan = Arc::clone(&self.plan);
+        let mut credit = vec![Credited::default(); plan.models().len()];
+        let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter();
+        let questions = questions.chain([Question::Totals, Question::Visits(Span::default())]);
+        let sought = |model: &Model| Sought { model: *model, conversion: None, span: Span::default() };
+        let questions: Vec<_> = questions.chain(plan.models().iter().map(|of| Question::Credit(sought(of)))).collect();
+        let models = questions.len() - credit.len();
         self.close(questions, |place, part| match part {
+            Answer::Visits(part) => visits.add(part),
+            Answer::Credit(part) => credit[place - models].add(part),
             Answer::Rows(part) => dump.rows[place].extend(server::rows::lines(&part, &plan.definitions)),
             Answer::Totals(part) => {
                 part.into_iter().for_each(|(total, sum)| *dump.totals.entry(total).or_default() += sum)
@@ -134,7 +142,40 @@ impl Run {
         let stands = stands.flat_map(|(row, times)| vec![row.clone(); usize::try_from(*times).unwrap_or(99)]);
         dump.told = server::rows::lines(&Rows::Intents(stands.collect()), &plan.definitions);
         dump.rows.iter_mut().chain([&mut dump.told]).for_each(|rows| rows.sort());
+        let models = plan.models().iter().map(|model| model.name());
+        assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
         Ok(dump)
+    }
+
+    /// The credit of some conversions.
+    pub fn credit(&mut self, sought: Sought) -> Result<Credited, Stalled> {
+        let mut sum = Credited::default();
+        self.close([Question::Credit(sought)], |_, part| {
+            if let Answer::Credit(part) = part {
+                sum.add(part);
+            }
+        })?;
+        Ok(sum)
+    }
+
+    /// A profile's rows of one view, as parts of so many give them.
+    pub fn history(&mut self, id: &str, view: View, limit: usize) -> Result<Vec<String>, Stalled> {
+        let (mut all, mut before, plan) = (Vec::new(), None, Arc::clone(&self.plan));
+        loop {
+            let page = Page { before: before.take(), limit };
+            self.close([Question::History { id: id.into(), view, page }], |_, part| {
+                if let Answer::History(Rows::Events(rows), next) = part {
+                    all.extend(rows.into_iter().map(|(_, position)| position.to_string()));
+                    before = next;
+                } else if let Answer::History(rows, next) = part {
+                    all.extend(server::rows::lines(&rows, &plan.definitions));
+                    before = next;
+                }
+            })?;
+            if before.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// Closes the step and waits for it; each part of an answer is told with the place of its question.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dataflows::profile::sums::{Credited, Visits};
 use dataflows::total::Total;
 use serde_json::Value;
 
@@ -42,6 +43,35 @@ pub fn totals([profiles, sessions, _, intents, credit]: [&Vec<String>; 5]) -> To
     sums
 }
 
+/// Sums that were asked for, as totals.
+pub fn asked<'m>(visits: Visits, credit: impl Iterator<Item = (&'m str, Credited)>) -> Totals {
+    let mut sums = Totals::from([
+        (Total::Sessions, visits.sessions.into()),
+        (Total::SessionEvents, visits.events.into()),
+        (Total::SessionMillis, visits.length_ms),
+        (Total::Bounces, visits.bounces.into()),
+    ]);
+    for (model, of) in credit {
+        let whole = of.keys.values().map(|(conversions, _)| conversions).sum::<i128>();
+        assert_eq!(whole, i128::from(of.conversions) * 1_000_000_000, "{model} shares out every conversion");
+        for ((channel, campaign), (conversions, value)) in of.keys {
+            sums.insert(Total::CreditConversions(model.into(), channel.clone(), campaign.clone()), conversions);
+            sums.insert(Total::CreditValue(model.into(), channel, campaign), value);
+        }
+    }
+    sums.retain(|_, sum| *sum != 0);
+    sums
+}
+
+/// Those of the totals that can be asked for by part.
+pub fn of_asked(totals: &Totals) -> Totals {
+    let is_asked = |total: &Total| {
+        use Total::*;
+        matches!(total, Sessions | SessionEvents | SessionMillis | Bounces | CreditConversions(..) | CreditValue(..))
+    };
+    totals.iter().filter(|(total, _)| is_asked(total)).map(|(total, sum)| (total.clone(), *sum)).collect()
+}
+
 fn parsed(rows: &[String]) -> impl Iterator<Item = Value> {
     rows.iter().map(|row| serde_json::from_str(row).expect("rows are JSON"))
 }
@@ -51,7 +81,7 @@ fn text<T: for<'a> From<&'a str>>(value: &Value) -> T {
 }
 
 /// A decimal that is not negative, in 10^-9.
-fn billionths(value: &Value) -> i128 {
+pub fn billionths(value: &Value) -> i128 {
     let decimal = value.as_str().expect("money is a text");
     let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
     format!("{whole}{fraction:0<9}").parse().expect("a decimal of at most nine places")

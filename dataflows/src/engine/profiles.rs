@@ -1,5 +1,6 @@
 //! The profiles of one worker: what arrives for them in the first beat of a step, and what is true of them after it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ecow::EcoString;
@@ -11,9 +12,10 @@ use crate::identity::{Id, Move};
 use crate::keyed::{Keyed, Slot};
 use crate::plan::Plan;
 use crate::profile::Effects;
-use crate::profile::answers::{Asked, IntentRow, Page, Rows, intent_row, public_id};
+use crate::profile::answers::{Asked, IntentRow, Rows, SessionRow, intent_row, public_id};
 use crate::profile::campaigns::Meant;
-use crate::protocol::{Answer, Question, Record};
+use crate::profile::sums::{Credited, Span, Visits};
+use crate::protocol::{Answer, Deadline, Question, Record};
 use crate::time::Millis;
 use crate::total::Counted;
 
@@ -149,30 +151,43 @@ impl Profiles {
         match question {
             Question::Profile(_) => Some(Answer::Profile(Box::new(one?.profile()))),
             Question::History { view, page, .. } => {
-                let one = one?;
-                Some(Answer::History(one.rows(view, page), one.places(view)))
+                let (rows, next) = one?.page(view, &page);
+                Some(Answer::History(rows, next))
             }
             Question::Members { segment, after, limit } => {
                 let segment = self.plan.segment(&segment)?;
                 Some(Answer::Members(self.members(segment, after.as_ref(), limit)))
             }
-            Question::Deadlines { journey, limit } => {
+            Question::Deadlines { journey, within, after, limit } => {
                 let journey = self.plan.journey(&journey)?;
-                let mut all = Vec::new();
+                let mut all: Vec<Deadline> = Vec::new();
                 for asked in self.everyone(clock) {
                     let public = asked.public();
-                    all.extend(
-                        asked.deadlines(journey).into_iter().map(|(at, emit, to)| (at, public.clone(), emit, to)),
-                    );
+                    let due = asked.deadlines(journey).into_iter();
+                    let due = due.map(|(at, emit, to)| (at, public.clone(), emit, to));
+                    let due = due.filter(|due| within.is_none_or(|within| due.0 <= clock + within));
+                    all.extend(due.filter(|due| after.as_ref().is_none_or(|after| due > after)));
                 }
                 all.sort();
                 all.truncate(limit);
                 Some(Answer::Deadlines(all, Vec::new()))
             }
+            Question::Sessions { span, before, limit } => {
+                Some(Answer::Sessions(self.sessions(clock, span, before.as_ref(), limit)))
+            }
+            Question::Visits(span) => {
+                let mut sum = Visits::default();
+                self.everyone(clock).for_each(|asked| asked.add_visits(span, &mut sum));
+                Some(Answer::Visits(sum))
+            }
+            Question::Credit(sought) => {
+                let mut sum = Credited::default();
+                self.everyone(clock).for_each(|asked| asked.add_credit(&sought, &mut sum));
+                Some(Answer::Credit(sum))
+            }
             Question::Totals => None,
             Question::Dump(view) => {
-                let page = Page { before: None, limit: usize::MAX };
-                let rows = self.everyone(clock).map(|asked| asked.rows(view, page)).reduce(Rows::and);
+                let rows = self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and);
                 Some(rows.map_or(Answer::Nothing, Answer::Rows))
             }
         }
@@ -187,6 +202,29 @@ impl Profiles {
 
     fn everyone(&self, clock: Millis) -> impl Iterator<Item = Asked<'_>> {
         self.keyed.slots().iter().filter_map(move |slot| self.ask(slot, clock))
+    }
+
+    /// The newest sessions, of all profiles; no more than the limit are ever held.
+    fn sessions(
+        &self,
+        clock: Millis,
+        span: Span,
+        before: Option<&(Millis, EcoString)>,
+        limit: usize,
+    ) -> Vec<SessionRow> {
+        let mut newest = BTreeMap::new();
+        for asked in self.everyone(clock) {
+            let public = public_id(asked.state, asked.past, asked.ids);
+            for session in asked.state.sessions_from(0).filter(|session| span.contains(session.start)) {
+                if before.is_none_or(|(start, profile)| (session.start, public) < (*start, profile)) {
+                    newest.insert((session.start, public), (asked, session));
+                }
+                if newest.len() > limit {
+                    newest.pop_first();
+                }
+            }
+        }
+        newest.into_values().rev().map(|(asked, session)| asked.session(&session)).collect()
     }
 
     fn members(&self, segment: usize, after: Option<&EcoString>, limit: usize) -> Vec<(EcoString, Millis)> {

@@ -3,6 +3,7 @@
 //! Everything here is read off a state and its history; nothing is kept for the sake of being asked.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use ecow::EcoString;
 use serde::{Deserialize, Serialize, Serializer};
@@ -44,12 +45,24 @@ pub enum View {
 }
 
 /// A part of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
-    /// Only rows before this place, counted from the oldest; none: from the newest.
-    pub before: Option<usize>,
+    /// Only rows before this one; none: from the newest.
+    pub before: Option<Key>,
     /// Rows to give, at most.
     pub limit: usize,
+}
+
+/// What tells a row of a history from all others, whatever comes before it or goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Key {
+    at: Millis,
+    message_id: EcoString,
+    own: EcoString,
+    /// What of the event it is, by name.
+    what: EcoString,
+    /// How many rows before it are the same in all this.
+    again: usize,
 }
 
 /// Rows of one view.
@@ -82,6 +95,13 @@ impl ProfileRow {
     /// Whether a purpose is granted.
     pub fn consents(&self, purpose: &str) -> bool {
         self.consent.get(purpose).is_some_and(|answer| answer.granted)
+    }
+}
+
+impl SessionRow {
+    /// What orders the sessions of all profiles: the start, then the profile.
+    pub fn key(&self) -> (Millis, EcoString) {
+        (self.start, self.profile.clone())
     }
 }
 
@@ -356,46 +376,99 @@ impl Asked<'_> {
         public_id(self.state, self.past, self.ids).clone()
     }
 
-    /// Rows of one view, newest first.
-    pub fn rows(&self, view: View, page: Page) -> Rows {
-        let tapes = &self.state.tapes;
+    /// All rows of one view, newest first.
+    pub fn rows(&self, view: View) -> Rows {
         match view {
             View::Profiles => Rows::Profiles(vec![self.profile()]),
-            View::Events => {
-                let public = self.public();
-                Rows::Events(newest(self.past, page).map(|(_, event)| (public.clone(), event.position)).collect())
-            }
-            View::Sessions => {
-                let before = page.before.unwrap_or(usize::MAX).min(self.state.session_count());
-                let newest = (0..before).rev().take(page.limit).filter_map(|place| self.state.session(place));
-                Rows::Sessions(newest.map(|session| self.session(&session)).collect())
-            }
-            View::Touches => Rows::Touches(newest(&tapes.touches, page).map(|(place, _)| self.touch(place)).collect()),
-            View::Conversions => {
-                Rows::Conversions(newest(&tapes.conversions, page).map(|(place, _)| self.conversion(place)).collect())
-            }
-            View::Intents => {
-                Rows::Intents(newest(&tapes.intents, page).map(|(_, intent)| self.intent(intent)).collect())
-            }
-            View::Changes => {
-                Rows::Changes(newest(&tapes.changes, page).map(|(_, change)| self.change(change)).collect())
-            }
             View::Credit => Rows::Credit(self.credit_rows()),
+            history => self.history(history, 0..self.len(history)),
         }
     }
 
-    /// How many rows of a view there are.
-    pub fn places(&self, view: View) -> usize {
+    /// A part of a history, newest first; and the key of its last row, if there are more.
+    pub fn page(&self, view: View, page: &Page) -> (Rows, Option<Key>) {
+        let end = page.before.as_ref().map_or(self.len(view), |key| self.place(view, key));
+        let start = end.saturating_sub(page.limit);
+        (self.history(view, start..end), (start > 0).then(|| self.key(view, start)))
+    }
+
+    fn history(&self, view: View, places: Range<usize>) -> Rows {
+        let tapes = &self.state.tapes;
+        let places = places.rev();
+        match view {
+            View::Events => {
+                let public = self.public();
+                Rows::Events(places.map(|place| (public.clone(), self.past[place].position)).collect())
+            }
+            View::Sessions => {
+                let sessions = places.filter_map(|place| self.state.session(place));
+                Rows::Sessions(sessions.map(|session| self.session(&session)).collect())
+            }
+            View::Touches => Rows::Touches(places.map(|place| self.touch(place)).collect()),
+            View::Conversions => Rows::Conversions(places.map(|place| self.conversion(place)).collect()),
+            View::Intents => Rows::Intents(places.map(|place| self.intent(&tapes.intents[place])).collect()),
+            View::Changes => Rows::Changes(places.map(|place| self.change(&tapes.changes[place])).collect()),
+            View::Profiles | View::Credit => unreachable!("only histories come in parts"),
+        }
+    }
+
+    fn len(&self, view: View) -> usize {
         let tapes = &self.state.tapes;
         match view {
-            View::Profiles => 1,
             View::Events => self.past.len(),
             View::Sessions => self.state.session_count(),
             View::Touches => tapes.touches.len(),
-            View::Conversions | View::Credit => tapes.conversions.len(),
+            View::Conversions => tapes.conversions.len(),
             View::Intents => tapes.intents.len(),
             View::Changes => tapes.changes.len(),
+            View::Profiles | View::Credit => unreachable!("only histories come in parts"),
         }
+    }
+
+    /// When a row was, the event it goes back to, and what of it it is. The start alone makes a session.
+    fn bearings(&self, view: View, place: usize) -> (Millis, Root, &str) {
+        let (plan, tapes) = (self.plan, &self.state.tapes);
+        match view {
+            View::Events => (self.past[place].timestamp, Root(place as u32), ""),
+            View::Sessions => {
+                let session = self.state.session(place).expect("a place of the history");
+                (session.start, Root::SCHEDULE, "")
+            }
+            View::Touches => (tapes.touches[place].at, tapes.touches[place].root, ""),
+            View::Conversions => {
+                let conversion = &tapes.conversions[place];
+                (conversion.at, conversion.root, &plan.conversions[conversion.rule].name)
+            }
+            View::Intents => {
+                let intent = &tapes.intents[place];
+                (intent.at, intent.root, &plan.campaigns[intent.campaign].name)
+            }
+            View::Changes => {
+                let change = &tapes.changes[place];
+                (change.at, change.root, &plan.segments[change.segment].name)
+            }
+            View::Profiles | View::Credit => unreachable!("only histories come in parts"),
+        }
+    }
+
+    fn key(&self, view: View, place: usize) -> Key {
+        let of = self.bearings(view, place);
+        let older = (0..place).rev().map(|older| self.bearings(view, older));
+        let again = older.take_while(|older| older.0 == of.0).filter(|older| *older == of).count();
+        let (at, root, what) = of;
+        let event = self.past.get(root.0 as usize);
+        let (message_id, own) = event.map(|event| (event.message_id.clone(), event.own.clone())).unwrap_or_default();
+        Key { at, message_id, own, what: what.into(), again }
+    }
+
+    /// Where the row of a key stands; of one that is gone, where it would stand.
+    fn place(&self, view: View, key: &Key) -> usize {
+        let at = |place: &usize| self.bearings(view, *place).0;
+        let end = self.len(view);
+        let end = end - (0..end).rev().take_while(|place| at(place) > key.at).count();
+        let start = end - (0..end).rev().take_while(|place| at(place) == key.at).count();
+        let found = (start..end).find(|place| self.key(view, *place) == *key);
+        found.or_else(|| (start..end).find(|place| self.key(view, *place) > *key)).unwrap_or(end)
     }
 
     /// The profile.
@@ -460,7 +533,12 @@ impl Asked<'_> {
         !is_last || self.clock > session.end + self.plan.definitions.sessions.gap
     }
 
-    fn session(&self, session: &Session) -> SessionRow {
+    pub(super) fn is_buying(&self, session: &Session) -> bool {
+        session.buying || self.state.session_money(self.plan, session).0 > 0
+    }
+
+    /// A session as it is told.
+    pub fn session(&self, session: &Session) -> SessionRow {
         let end = self.past.partition_point(|event| event.timestamp <= session.end);
         let contexts = || self.past[session.first.0 as usize..end].iter().filter_map(seen_in_session);
         let first = |part: fn(&Context) -> &Option<EcoString>| contexts().find_map(|context| part(context).clone());
@@ -483,7 +561,7 @@ impl Asked<'_> {
             campaign: touch.map(|touch| self.credit.key(touch.key).1.clone()),
             conversions,
             value: print_millionths(value),
-            purpose: if session.buying || conversions > 0 { "buying" } else { "browsing" },
+            purpose: if self.is_buying(session) { "buying" } else { "browsing" },
             closed: self.is_closed(session),
         }
     }
@@ -595,9 +673,4 @@ pub fn intent_row(plan: &Plan, public: &EcoString, meant: &Meant) -> IntentRow {
 /// The surroundings of an activity.
 fn seen_in_session(event: &Event) -> Option<&Context> {
     event.context().filter(|_| event.kind.is_activity())
-}
-
-fn newest<T>(all: &[T], page: Page) -> impl Iterator<Item = (usize, &T)> {
-    let end = page.before.unwrap_or(all.len()).min(all.len());
-    all[..end].iter().enumerate().rev().take(page.limit)
 }

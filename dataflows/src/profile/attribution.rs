@@ -4,6 +4,8 @@
 //! is whole, taken off and added again when a refund restates it. Source of the split: cumulative floors over integer
 //! weights, so that shares always sum to the whole.
 
+use std::ops::Range;
+
 use ecow::{EcoString, eco_format};
 use hashbrown::HashMap;
 
@@ -384,7 +386,18 @@ impl Plan {
     }
 
     /// The touches that a conversion's credit goes to: places on the tape.
-    fn path(&self, state: &State, conversion: usize, refunds: &[Refund]) -> std::ops::Range<usize> {
+    fn path(&self, state: &State, conversion: usize, refunds: &[Refund]) -> Range<usize> {
+        self.cut(self.reach(state, conversion, refunds))
+    }
+
+    /// A path of these touches: the last ones.
+    pub(super) fn cut(&self, touches: Range<usize>) -> Range<usize> {
+        let most = self.definitions.attribution.path_max as usize;
+        touches.start.max(touches.end.saturating_sub(most))..touches.end
+    }
+
+    /// The touches in reach of a conversion: places on the tape.
+    pub(super) fn reach(&self, state: &State, conversion: usize, refunds: &[Refund]) -> Range<usize> {
         let attribution = &self.definitions.attribution;
         let of = &state.tapes.conversions[conversion];
         let touches = &state.tapes.touches;
@@ -398,7 +411,7 @@ impl Plan {
                 start = start.max(touches.partition_point(|touch| touch.at <= previous.at));
             }
         }
-        start.max(end.saturating_sub(attribution.path_max as usize)).min(end)..end
+        start.min(end)..end
     }
 }
 

@@ -14,6 +14,7 @@ pub mod people;
 pub mod segments;
 pub mod sequences;
 pub mod sessions;
+pub mod sums;
 
 use std::cmp::Ordering;
 use std::ops::Range;

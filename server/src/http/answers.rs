@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
-use dataflows::number::print_billionths;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{Page, Rows, View};
-use dataflows::protocol::{Answer, Question};
-use dataflows::time::parse_duration;
+use dataflows::profile::sums::{Credited, Sought, Span, Visits};
+use dataflows::protocol::{Answer, Deadline, Question};
+use dataflows::time::{parse_date, parse_duration};
 use dataflows::total::Total;
 use ecow::EcoString;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::{App, AsOfRow, json};
+use crate::log::LogReader;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
@@ -68,19 +73,43 @@ impl Query {
     }
 
     /// The part of a list of names, which are in order, that is asked for; and the cursor of the next.
-    fn names<'n>(&self, names: impl Iterator<Item = &'n EcoString>) -> (Vec<&'n EcoString>, Option<String>) {
-        let mut rest = names.filter(|name| self.cursor.as_ref().is_none_or(|cursor| name.as_str() > cursor.as_str()));
+    fn names<'n>(
+        &self,
+        names: impl Iterator<Item = &'n EcoString>,
+    ) -> Result<(Vec<&'n EcoString>, Option<String>), Problem> {
+        let after: Option<EcoString> = self.key()?;
+        let mut rest = names.filter(|name| after.as_ref().is_none_or(|after| *name > after));
         let part: Vec<_> = rest.by_ref().take(self.limit).collect();
-        let next = rest.next().and(part.last()).map(|name| name.to_string());
-        (part, next)
+        let next = rest.next().and(part.last()).map(cursor);
+        Ok((part, next))
     }
 
-    fn cursor_number(&self) -> Result<Option<usize>, Problem> {
-        let parse = |cursor: &String| {
-            cursor.parse().map_err(|_| Problem::bad_request("`cursor` is not one that an answer gave"))
+    /// The key that the cursor holds.
+    fn key<K: DeserializeOwned>(&self) -> Result<Option<K>, Problem> {
+        let key = |cursor: &String| {
+            let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok();
+            let key = text.and_then(|text| serde_json::from_slice(&text).ok());
+            key.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))
         };
-        self.cursor.as_ref().map(parse).transpose()
+        self.cursor.as_ref().map(key).transpose()
     }
+
+    /// The UTC dates `from` and `to`: from the one on and before the other.
+    fn span(&self) -> Result<Span, Problem> {
+        let date = |key: &str| {
+            let read = |date: &String| {
+                let wrong = || Problem::bad_request(format!("`{key}={date}`: a UTC date such as 2026-01-31"));
+                parse_date(date).ok_or_else(wrong)
+            };
+            self.own.get(key).map(read).transpose()
+        };
+        Ok(Span { from: date("from")?, to: date("to")? })
+    }
+}
+
+/// A key as readers get it: they make nothing of it, and it stands in a query as it is.
+fn cursor(key: &(impl Serialize + ?Sized)) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(key).expect("keys have string keys"))
 }
 
 pub(super) fn decode(text: &str) -> Result<String, Problem> {
@@ -159,22 +188,22 @@ pub(super) async fn profile(
 
 async fn history(app: App, id: String, raw: Option<String>, view: View) -> Result<Response, Problem> {
     let query = Query::read(raw, &["limit", "cursor"])?;
-    let page = Page { before: query.cursor_number()?, limit: query.limit };
+    let page = Page { before: query.key()?, limit: query.limit };
     let Answered { as_of, parts } = ask(&app, &query, Question::History { id: id.as_str().into(), view, page }).await?;
     let found = parts.into_iter().find_map(|part| match part {
-        Answer::History(rows, all) => Some((rows, all)),
+        Answer::History(rows, next) => Some((rows, next)),
         _ => None,
     });
-    let (rows, all) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
-    let last = page.before.unwrap_or(all).min(all) - rows.len();
+    let (rows, next) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
     let items = match &rows {
         Rows::Events(events) => {
-            events.iter().filter_map(|(profile, position)| event_row(&app, profile, *position)).collect()
+            let log = app.log()?;
+            events.iter().filter_map(|(profile, position)| event_row(log, profile, *position)).collect()
         }
         Rows::Intents(intents) => intents.iter().map(|row| intent(&app, row)).collect(),
         rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
     };
-    Ok(json(&List { as_of: as_of.into(), items, next: (last > 0).then(|| last.to_string()) }))
+    Ok(json(&List { as_of: as_of.into(), items, next: next.as_ref().map(cursor) }))
 }
 
 fn raw_json(text: String) -> Box<RawValue> {
@@ -205,34 +234,34 @@ macro_rules! histories {
 histories!(events Events, sessions Sessions, touchpoints Touches);
 histories!(conversions Conversions, intents Intents, changes Changes);
 
-/// An event as it came, read from the log.
-fn event_row(app: &App, profile: &str, position: u64) -> Option<Box<RawValue>> {
+/// An event as it came, read from the log: what it says is told as it was written, to the last digit.
+fn event_row(log: &LogReader, profile: &str, position: u64) -> Option<Box<RawValue>> {
     #[derive(Serialize)]
     struct EventRow<'a> {
         profile: &'a str,
         r#type: &'static str,
-        event: Option<serde_json::Value>,
-        name: Option<serde_json::Value>,
+        event: Option<&'a RawValue>,
+        name: Option<&'a RawValue>,
         #[serde(rename = "messageId")]
         message_id: &'a str,
         #[serde(rename = "userId")]
-        user_id: Option<serde_json::Value>,
+        user_id: Option<&'a RawValue>,
         #[serde(rename = "anonymousId")]
-        anonymous_id: Option<serde_json::Value>,
+        anonymous_id: Option<&'a RawValue>,
         #[serde(rename = "previousId")]
-        previous_id: Option<serde_json::Value>,
+        previous_id: Option<&'a RawValue>,
         #[serde(rename = "groupId")]
-        group_id: Option<serde_json::Value>,
+        group_id: Option<&'a RawValue>,
         timestamp: i64,
         received_at: i64,
-        properties: Option<serde_json::Value>,
-        traits: Option<serde_json::Value>,
-        context: Option<serde_json::Value>,
+        properties: Option<&'a RawValue>,
+        traits: Option<&'a RawValue>,
+        context: Option<&'a RawValue>,
     }
-    let record = app.log.get(position).ok()??;
+    let record = log.get(position).ok()??;
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
-    let mut body: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body).ok()?;
-    let mut part = |key: &str| body.remove(key);
+    let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
+    let part = |key: &str| body.get(key).copied();
     let row = EventRow {
         profile,
         r#type: kind.name(),
@@ -269,7 +298,7 @@ fn size(totals: &BTreeMap<Total, i128>, total: &Total) -> i64 {
 pub(super) async fn segments(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     let query = Query::read(raw, &["limit", "cursor"])?;
     let (as_of, totals) = totals(&app, &query).await?;
-    let (names, next) = query.names(app.plan.segments.iter().map(|segment| &segment.name));
+    let (names, next) = query.names(app.plan.segments.iter().map(|segment| &segment.name))?;
     let items = names.into_iter().map(|name| SegmentRow {
         name,
         size: size(&totals, &Total::Members(name.clone())),
@@ -287,13 +316,16 @@ pub(super) async fn segment(
     struct Whole<'a> {
         #[serde(flatten)]
         row: SegmentRow<'a>,
+        definition: Option<&'a RawValue>,
+        /// Nothing is dropped, so every segment knows all of the past.
         history_from: Option<i64>,
     }
     let query = Query::read(raw, &[])?;
     let segment = segment_named(&app, &name)?;
     let (as_of, totals) = totals(&app, &query).await?;
     let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version: VERSION };
-    Ok(json(&At { as_of: as_of.into(), row: Whole { row, history_from: None } }))
+    let definition = app.segments.get(&name).map(|definition| &**definition);
+    Ok(json(&At { as_of: as_of.into(), row: Whole { row, definition, history_from: None } }))
 }
 
 fn segment_named(app: &App, name: &str) -> Result<EcoString, Problem> {
@@ -313,7 +345,7 @@ pub(super) async fn members(
     }
     let query = Query::read(raw, &["limit", "cursor"])?;
     let segment = segment_named(&app, &name)?;
-    let after = query.cursor.as_deref().map(EcoString::from);
+    let after = query.key()?;
     // One more than asked for tells whether there is a next part.
     let Answered { as_of, parts } =
         ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
@@ -326,7 +358,7 @@ pub(super) async fn members(
     all.sort();
     let more = all.len() > query.limit;
     all.truncate(query.limit);
-    let next = all.last().filter(|_| more).map(|(profile, _)| profile.to_string());
+    let next = all.last().filter(|_| more).map(|(profile, _)| cursor(profile));
     let items = all.into_iter().map(|(profile, since)| Member { profile, since }).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
@@ -385,7 +417,7 @@ fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> Jour
 pub(super) async fn journeys(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     let query = Query::read(raw, &["limit", "cursor"])?;
     let (as_of, totals) = totals(&app, &query).await?;
-    let (names, next) = query.names(app.plan.journeys.iter().map(|journey| &journey.name));
+    let (names, next) = query.names(app.plan.journeys.iter().map(|journey| &journey.name))?;
     let numbers = names.into_iter().filter_map(|name| app.plan.journey(name));
     let items = numbers.map(|number| journey_row(&app, number, &totals)).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
@@ -403,20 +435,59 @@ pub(super) async fn journey(
     struct Whole {
         #[serde(flatten)]
         row: JourneyRow,
-        next_deadlines: Vec<Deadline>,
-    }
-    #[derive(Serialize)]
-    struct Deadline {
-        profile: EcoString,
-        at: i64,
-        emit: Option<EcoString>,
+        next_deadlines: Vec<DeadlineRow>,
     }
     let query = Query::read(raw, &[])?;
-    let number = app.plan.journey(&name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))?;
-    let question = Question::Deadlines { journey: name.as_str().into(), limit: DEADLINES };
-    let Answered { as_of, parts } = ask(&app, &query, question).await?;
-    let mut all = Vec::new();
-    let mut counted = BTreeMap::new();
+    let number = journey_named(&app, &name)?;
+    let question = Question::Deadlines { journey: name.into(), within: None, after: None, limit: DEADLINES };
+    let (as_of, mut all, counted) = deadlines(&app, &query, question).await?;
+    all.truncate(DEADLINES);
+    let next_deadlines = all.into_iter().map(DeadlineRow::from).collect();
+    Ok(json(&At { as_of: as_of.into(), row: Whole { row: journey_row(&app, number, &counted), next_deadlines } }))
+}
+
+pub(super) async fn due(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
+    let query = Query::read(raw, &["within", "limit", "cursor"])?;
+    journey_named(&app, &name)?;
+    let within = query.own.get("within").map(|within| {
+        let wrong = || Problem::bad_request(format!("`within={within}`: a duration such as 4h"));
+        parse_duration(within).ok_or_else(wrong)
+    });
+    let (within, after) = (within.transpose()?, query.key()?);
+    // One more than asked for tells whether there is a next part.
+    let question = Question::Deadlines { journey: name.into(), within, after, limit: query.limit + 1 };
+    let (as_of, mut all, _) = deadlines(&app, &query, question).await?;
+    let more = all.len() > query.limit;
+    all.truncate(query.limit);
+    let next = all.last().filter(|_| more).map(cursor);
+    Ok(json(&List { as_of: as_of.into(), items: all.into_iter().map(DeadlineRow::from).collect(), next }))
+}
+
+#[derive(Serialize)]
+struct DeadlineRow {
+    profile: EcoString,
+    at: i64,
+    emit: Option<EcoString>,
+}
+
+impl From<Deadline> for DeadlineRow {
+    fn from((at, profile, emit, _): Deadline) -> Self {
+        DeadlineRow { profile, at, emit }
+    }
+}
+
+/// Deadlines in their order, and the totals of the same time.
+async fn deadlines(
+    app: &App,
+    query: &Query,
+    question: Question,
+) -> Result<(AsOf, Vec<Deadline>, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, parts } = ask(app, query, question).await?;
+    let (mut all, mut counted) = (Vec::new(), BTreeMap::new());
     for part in parts {
         if let Answer::Deadlines(part, totals) = part {
             all.extend(part);
@@ -424,9 +495,11 @@ pub(super) async fn journey(
         }
     }
     all.sort();
-    all.truncate(DEADLINES);
-    let next_deadlines = all.into_iter().map(|(at, profile, emit, _)| Deadline { profile, at, emit }).collect();
-    Ok(json(&At { as_of: as_of.into(), row: Whole { row: journey_row(&app, number, &counted), next_deadlines } }))
+    Ok((as_of, all, counted))
+}
+
+fn journey_named(app: &App, name: &str) -> Result<usize, Problem> {
+    app.plan.journey(name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))
 }
 
 #[derive(Serialize)]
@@ -443,8 +516,8 @@ fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> 
     let mut by_status = BTreeMap::new();
     for (total, count) in totals {
         if let Total::Intents(of, status) = total {
-            // What the law lets pass goes by what became of it.
-            if of == name && status != "due" {
+            // What the law lets pass goes by what became of it; of a replay nothing does.
+            if of == name && (status != "due" || app.log.is_none()) {
                 by_status.insert(status.clone(), *count as i64);
             }
         }
@@ -466,7 +539,7 @@ fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> 
 pub(super) async fn campaigns(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     let query = Query::read(raw, &["limit", "cursor"])?;
     let (as_of, totals) = totals(&app, &query).await?;
-    let (names, next) = query.names(app.plan.campaigns.iter().map(|campaign| &campaign.name));
+    let (names, next) = query.names(app.plan.campaigns.iter().map(|campaign| &campaign.name))?;
     let items = names.into_iter().map(|name| campaign_row(&app, name, &totals)).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
@@ -508,25 +581,26 @@ pub(super) async fn campaign_intents(
         rows.insert((entry.row.at, entry.row.id.clone()), raw_json(printed));
     }
     let mut rows: Vec<_> = rows.into_iter().rev().collect();
-    if let Some(cursor) = &query.cursor {
-        let parted = cursor.split_once('.').and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())));
-        let last = parted.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))?;
-        rows.retain(|(key, _)| *key < last);
+    if let Some(before) = query.key()? {
+        rows.retain(|(key, _)| *key < before);
     }
     let more = rows.len() > query.limit;
     rows.truncate(query.limit);
-    let next = rows.last().filter(|_| more).map(|((at, id), _)| format!("{at}.{id}"));
+    let next = rows.last().filter(|_| more).map(|(key, _)| cursor(key));
     let items: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
 pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     #[derive(Serialize)]
-    struct Credit {
-        model: String,
-        by: String,
+    struct Credit<'a> {
+        model: &'a str,
+        by: &'a str,
         rows: Vec<CreditRow>,
         total: Sum,
+        basis: Basis,
+        /// Keys with too few conversions for their model; the rule models need no number of them.
+        fallback: [(); 0],
     }
     #[derive(Serialize)]
     struct CreditRow {
@@ -540,31 +614,40 @@ pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery)
         conversions: String,
         value: String,
     }
-    let query = Query::read(raw, &["model", "by"])?;
-    let models: Vec<&str> = app.plan.models().iter().map(|model| model.name()).collect();
-    let model = query.own.get("model").map_or(models.first().copied().unwrap_or_default(), |model| model);
-    if !models.contains(&model) {
-        return Err(Problem::bad_request(format!(
-            "the definitions keep no model {model:?}; they keep {}",
-            models.join(", ")
-        )));
+    #[derive(Serialize)]
+    struct Basis {
+        conversions: u64,
+        with_touch: u64,
+        null_paths: u64,
+        touches: u64,
     }
+    let query = Query::read(raw, &["model", "by", "conversion", "from", "to"])?;
+    let models = app.plan.models();
+    let named = query.own.get("model");
+    let model = models.iter().find(|model| named.is_none_or(|named| named == model.name())).ok_or_else(|| {
+        let known: Vec<&str> = models.iter().map(|model| model.name()).collect();
+        Problem::bad_request(format!("the definitions keep no such model; they keep {}", known.join(", ")))
+    })?;
     let by = query.own.get("by").map_or("channel", |by| by);
     if !["channel", "campaign"].contains(&by) {
         return Err(Problem::bad_request(format!("`by={by}`: channel or campaign")));
     }
-    let (as_of, totals) = totals(&app, &query).await?;
-    let mut credit: BTreeMap<(EcoString, Option<EcoString>), (i128, i128)> = BTreeMap::new();
-    for (total, sum) in totals {
-        let (of, channel, campaign, is_value) = match total {
-            Total::CreditConversions(of, channel, campaign) => (of, channel, campaign, false),
-            Total::CreditValue(of, channel, campaign) => (of, channel, campaign, true),
-            _ => continue,
-        };
-        if of == model {
-            let entry = credit.entry((channel, (by == "campaign").then_some(campaign))).or_default();
-            if is_value { entry.1 += sum } else { entry.0 += sum }
+    let conversion = query.own.get("conversion").map(EcoString::from);
+    if conversion.as_ref().is_some_and(|name| app.plan.conversions.iter().all(|rule| rule.name != *name)) {
+        return Err(Problem::bad_request("the definitions have no conversion of this name"));
+    }
+    let sought = Sought { model: *model, conversion, span: query.span()? };
+    let Answered { as_of, parts } = ask(&app, &query, Question::Credit(sought)).await?;
+    let mut found = Credited::default();
+    for part in parts {
+        if let Answer::Credit(part) = part {
+            found.add(part);
         }
+    }
+    let mut credit: BTreeMap<(EcoString, Option<EcoString>), (i128, i128)> = BTreeMap::new();
+    for ((channel, campaign), (conversions, value)) in found.keys {
+        let sum = credit.entry((channel, (by == "campaign").then_some(campaign))).or_default();
+        *sum = (sum.0 + conversions, sum.1 + value);
     }
     let whole = credit.values().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
     let mut rows: Vec<_> = credit.into_iter().collect();
@@ -576,7 +659,56 @@ pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery)
         value: print_billionths(value),
     });
     let total = Sum { conversions: print_billionths(whole.0), value: print_billionths(whole.1) };
-    let row = Credit { model: model.to_owned(), by: by.to_owned(), rows: rows.collect(), total };
+    let Credited { conversions, with_touch, null_paths, touches, .. } = found;
+    let basis = Basis { conversions, with_touch, null_paths, touches };
+    let row = Credit { model: model.name(), by, rows: rows.collect(), total, basis, fallback: [] };
+    Ok(json(&At { as_of: as_of.into(), row }))
+}
+
+pub(super) async fn all_sessions(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    let query = Query::read(raw, &["from", "to", "limit", "cursor"])?;
+    // One more than asked for tells whether there is a next part.
+    let question = Question::Sessions { span: query.span()?, before: query.key()?, limit: query.limit + 1 };
+    let Answered { as_of, parts } = ask(&app, &query, question).await?;
+    let mut items = Vec::new();
+    for part in parts {
+        if let Answer::Sessions(part) = part {
+            items.extend(part);
+        }
+    }
+    items.sort_by_cached_key(|row| std::cmp::Reverse(row.key()));
+    let more = items.len() > query.limit;
+    items.truncate(query.limit);
+    let next = items.last().filter(|_| more).map(|row| cursor(&row.key()));
+    Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+pub(super) async fn visits(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Summary {
+        sessions: u64,
+        events: u64,
+        mean_length_ms: Option<Box<RawValue>>,
+        bounces: u64,
+        bounce_rate: Option<Box<RawValue>>,
+        buying: u64,
+    }
+    let query = Query::read(raw, &["from", "to"])?;
+    let Answered { as_of, parts } = ask(&app, &query, Question::Visits(query.span()?)).await?;
+    let mut sum = Visits::default();
+    for part in parts {
+        if let Answer::Visits(part) = part {
+            sum.add(part);
+        }
+    }
+    let Visits { sessions, events, length_ms, bounces, buying } = sum;
+    // Over no sessions there is no mean.
+    let mean = |whole: i128| {
+        let millionths = || divide_rounded(whole * i128::from(Number::ONE.0), sessions.into());
+        (sessions > 0).then(|| raw_json(print_millionths(millionths())))
+    };
+    let (mean_length_ms, bounce_rate) = (mean(length_ms), mean(bounces.into()));
+    let row = Summary { sessions, events, mean_length_ms, bounces, bounce_rate, buying };
     Ok(json(&At { as_of: as_of.into(), row }))
 }
 
@@ -592,13 +724,14 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
         encoding: Option<String>,
     }
     let query = Query::read(raw, &["limit", "cursor"])?;
+    let log = app.log()?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
-    let before = query.cursor_number()?.map(|before| before as u64);
-    let found = app.hub.dead_letters(before, query.limit + 1);
+    let found = app.hub.dead_letters(query.key()?, query.limit + 1);
     let more = found.len() > query.limit;
+    let next = found.get(query.limit - 1).filter(|_| more).map(|(position, _)| cursor(position));
     let mut items = Vec::new();
     for (position, at) in found.into_iter().take(query.limit) {
-        let Ok(Some(record)) = app.log.get(position) else { continue };
+        let Ok(Some(record)) = log.get(position) else { continue };
         let letter = match at {
             DeadLetterAt::Own => serde_json::from_slice(&record.payload).ok(),
             DeadLetterAt::RefusedEdge => record::decode_event(&record.payload).map(|(_, _, _, body)| DeadLetter {
@@ -612,7 +745,6 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
         let (position, received_at) = (position.to_string(), record.received_at);
         items.push(Row { reason: reason.name(), detail, position, received_at, body, encoding });
     }
-    let next = items.last().filter(|_| more).map(|row| row.position.clone());
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 

@@ -45,6 +45,7 @@ pub(super) async fn take(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
+    app.log()?;
     let plain = unpack(&body)?;
     let read = read(&app, uri.path(), &plain);
     let Body { write_key, calls } = match read {
@@ -143,6 +144,7 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
         clock: i64,
         position: String,
     }
+    app.log()?;
     if app.clock != ClockMode::Events {
         return Err(Problem::not_found("the clock moves with the wall; start with --clock events to move it yourself"));
     }

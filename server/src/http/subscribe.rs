@@ -50,6 +50,7 @@ pub(super) async fn subscribe(
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    app.log()?;
     let mut filter = Filter::default();
     let mut view = None;
     for pair in raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
