@@ -122,9 +122,16 @@ impl Oracle {
         self
     }
 
+    /// Tells it what a user agent says of its device: type, OS, browser.
+    pub fn with_agent(mut self, text: &str, says: [&str; 3]) -> Oracle {
+        self.definitions.agents.insert(text.to_string(), says.map(str::to_string));
+        self
+    }
+
     /// Answers are from now on as if these definitions had been there from the start; acceptance stays as decided.
     pub fn redefine(&mut self, definitions_json: &str) {
-        self.definitions = Definitions::read(definitions_json);
+        let agents = std::mem::take(&mut self.definitions.agents);
+        self.definitions = Definitions { agents, ..Definitions::read(definitions_json) };
     }
 
     pub fn clock(&self) -> i64 {
