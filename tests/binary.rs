@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dataflows::event::Kind;
 use histories::Random;
 use oracle::Oracle;
 use process::gzip::gzip;
@@ -18,6 +19,8 @@ use process::http::{self, Answer};
 use process::sse::{Message, Subscription};
 use process::{Home, Server, free_port, until};
 use serde_json::{Value, json};
+use server::log::Log;
+use server::record::{EVENT, encode_event};
 
 /// 2026-01-01T00:00:00Z
 const START: i64 = 1_767_225_600_000;
@@ -1059,6 +1062,33 @@ fn what_was_sent_and_no_longer_stands_is_revoked_and_stays_so() {
     assert_eq!(seen(&home.start(&EVENTS)), before, "after a restart");
 }
 
+/// The process ends when a call is durable that takes a pop-up back, and before it has said so.
+#[test]
+fn what_was_sent_and_does_not_stand_at_the_next_start_is_revoked() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&EVENTS);
+    let body = |id: &str, at: i64| json!({"anonymousId": "eve", "messageId": id, "timestamp": at, "properties": {"page": "/"}});
+    taken(&server.write("/v1/page", &body("m1", START)), 1, &json!([]));
+    let statuses = |server: &Server| {
+        let rows = items(server, "/v1/campaigns/welcome/intents", 10);
+        rows.iter().map(|row| row["status"].as_str().expect("a text").to_owned()).collect::<Vec<_>>()
+    };
+    until(Duration::from_secs(5), "the pop-up is sent", || (statuses(&server) == ["sent"]).then_some(()));
+    server.kill();
+    let mut log = Log::open(&home.path("data")).expect("the log is sound").log;
+    let earlier = START - 2 * HOUR;
+    let payload = encode_event(Kind::Page, earlier, "m0", &body("m0", earlier).to_string());
+    log.append(&[(EVENT, START, payload)]).expect("the log can be written to");
+    drop(log);
+    let server = home.start(&EVENTS);
+    // The earlier visit is now the first: a pop-up of long ago, which is too late.
+    assert_eq!(statuses(&server), ["revoked", "expired"]);
+    until(Duration::from_secs(5), "it is written down", || {
+        let bytes = home.segments().into_iter().flat_map(|path| std::fs::read(path).expect("it can be read"));
+        String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).contains(r#""status":"revoked""#).then_some(())
+    });
+}
+
 #[test]
 fn consent_is_asked_again_at_the_send() {
     let home = Home::new(POPUPS);
@@ -1105,6 +1135,33 @@ fn what_was_withdrawn_stays_so_after_a_restart() {
     let server = home.start(&EVENTS);
     let settled = || Some(offers(&server)).filter(|offers| offers != &json!({}) && offers.get("waiting").is_none());
     assert_eq!(until(Duration::from_secs(5), "nothing waits any more", settled), expected);
+}
+
+#[test]
+fn what_a_late_call_holds_back_goes_by_its_gate() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&EVENTS);
+    let told = |kind: &str, at: i64, context: Value| {
+        let id = format!("m{at}");
+        let body = json!({"userId": "ada", "event": "offer", "messageId": id, "timestamp": at, "context": context});
+        taken(&server.write(&format!("/v1/{kind}"), &body), 1, &json!([]))
+    };
+    let consent = |granted: bool| json!({"consent": {"categoryPreferences": {"marketing": granted}}});
+    told("identify", START - 2_000, consent(true));
+    told("track", START, json!({}));
+    until(Duration::from_secs(5), "the offer waits", || (offers(&server) == json!({"waiting": 1})).then_some(()));
+    // It turns out that she had said no before the offer came about: it was never to be sent.
+    told("identify", START - 1_000, consent(false));
+    until(Duration::from_secs(5), "the offer is held", || (offers(&server) == json!({"consent": 1})).then_some(()));
+    let listed = |server: &Server| {
+        ["/v1/profiles/ada/intents", "/v1/campaigns/offer/intents"].map(|path| items(server, path, 10))
+    };
+    let before = listed(&server);
+    let statuses: Vec<&Value> = before.iter().flatten().map(|row| &row["status"]).collect();
+    assert_eq!(statuses, ["consent", "consent"]);
+    server.kill();
+    let server = home.start(&EVENTS);
+    assert_eq!((listed(&server), offers(&server)), (before, json!({"consent": 1})), "after a restart");
 }
 
 #[test]

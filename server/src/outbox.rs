@@ -128,9 +128,19 @@ impl Outbox {
         }
     }
 
-    /// Takes in the steps that have closed already: what the log held is no news.
+    /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not stand
+    /// any more. Its revocation may have been cut off by the end of the process before.
     pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Closed>) {
+        let mut standing = BTreeSet::new();
         while let Ok(closed) = told.try_recv() {
+            let due = |change: i8| {
+                let rows = closed.intents.iter().filter(move |(row, of)| row.status == Status::Due && *of == change);
+                rows.map(|(row, _)| row.id.clone())
+            };
+            due(-1).for_each(|id| {
+                standing.remove(&id);
+            });
+            standing.extend(due(1));
             let (_, due) = self.note(closed.as_of, closed.intents);
             let mut state = self.lock();
             for id in due {
@@ -139,10 +149,20 @@ impl Outbox {
                 }
             }
         }
+        let mut state = self.lock();
+        let sent = state.ledger.values().filter(|dispatch| dispatch.status == Fate::Sent);
+        let lost: Vec<String> = sent.map(|of| of.row.id.clone()).filter(|id| !standing.contains(id)).collect();
+        for id in lost {
+            state.withdraw(&id);
+        }
     }
 
     /// Follows the steps as they close, for as long as they do.
     pub async fn run(self, mut told: mpsc::UnboundedReceiver<Closed>) {
+        let (as_of, lost) = self.not_written_down();
+        for entry in lost {
+            self.write_down(&entry, as_of).await;
+        }
         while let Some(closed) = told.recv().await {
             let (mut changed, due) = self.note(closed.as_of, closed.intents);
             let revoked = changed.iter().filter(|(diff, entry)| *diff > 0 && entry.fate == Fate::Revoked);
@@ -163,6 +183,15 @@ impl Outbox {
                 let _ = self.changes.send(Arc::new(Change { as_of: closed.as_of, number, entries }));
             }
         }
+    }
+
+    /// What is revoked, though the ledger still says that it was sent; and as of when.
+    fn not_written_down(&self) -> (AsOf, Vec<Entry>) {
+        let state = self.lock();
+        let sent = state.ledger.values().filter(|dispatch| dispatch.status == Fate::Sent);
+        let entries = sent.filter_map(|dispatch| state.entries.get(&dispatch.row.id));
+        let lost = entries.filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
+        (state.as_of.unwrap_or(AsOf { position: 0, clock: 0 }), lost)
     }
 
     /// Writes down what became of an intent; whether it is durable.
@@ -215,13 +244,16 @@ impl Outbox {
         let mut state = self.lock();
         state.as_of = Some(as_of);
         let mut changed = Vec::new();
-        let passing = intents.into_iter().filter(|(row, _)| row.status == Status::Due);
-        let (came, went): (Vec<_>, Vec<_>) = passing.partition(|(_, change)| *change > 0);
+        let (passing, held): (Vec<_>, Vec<_>) = intents.into_iter().partition(|(row, _)| row.status == Status::Due);
+        let (came, went): (Vec<_>, Vec<_>) = passing.into_iter().partition(|(_, change)| *change > 0);
         let came: BTreeMap<String, IntentRow> = came.into_iter().map(|(row, _)| (row.id.clone(), row)).collect();
         for (row, _) in went {
             if !came.contains_key(&row.id) {
                 changed.extend(state.withdraw(&row.id));
             }
+        }
+        for (row, _) in held.into_iter().filter(|(_, change)| *change > 0) {
+            changed.extend(state.hold_back(&row.id));
         }
         for (id, row) in came {
             let old = state.entries.get(&id).cloned();
@@ -323,6 +355,11 @@ impl State {
         let old = entry.clone();
         entry.fate = if entry.fate == Fate::Sent { Fate::Revoked } else { Fate::Cancelled };
         vec![(-1, old), (1, entry.clone())]
+    }
+
+    /// An intent stands, but not its gates: where nothing of it is written down, the law's word is all there is to say.
+    fn hold_back(&mut self, id: &str) -> Option<(i8, Entry)> {
+        if self.ledger.contains_key(id) { None } else { self.entries.remove(id).map(|entry| (-1, entry)) }
     }
 }
 
