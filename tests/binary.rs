@@ -895,6 +895,46 @@ fn a_first_visit_pops_up_once_whatever_happens() {
     assert_eq!((&campaign["intents"], &campaign["by_status"]), (&json!(1), &json!({"sent": 1})));
 }
 
+/// The example shop, and a VIP on her way to its checkout.
+#[test]
+fn a_vip_at_the_checkout_is_recommended_what_she_looked_at_most_and_has_not_bought() {
+    let home = Home::new(include_str!("../examples/shop.yaml"));
+    let server = home.start(&EVENTS);
+    let subscription = server.subscribe("view=intents&name=vip_checkout");
+    subscription.snapshot();
+    let mut number = 0;
+    let mut call = |at: i64, event: &str, properties: Value| {
+        number += 1;
+        json!({"type": "track", "messageId": format!("m{number}"), "userId": "ada", "timestamp": START + at,
+            "event": event, "properties": properties})
+    };
+    let mut calls = vec![call(0, "section_view", json!({"section": "sale"}))];
+    for (at, sku) in ["tie", "shoe", "hat", "shoe", "hat", "bag", "tie", "tie", "coat"].into_iter().enumerate() {
+        calls.push(call(at as i64, "product_view", json!({"section": "sale", "sku": sku})));
+    }
+    // She once looked at it as another product would be named; the tie she looked at most she has bought.
+    calls.push(call(20, "Product Viewed", json!({"product_id": 7})));
+    calls.push(call(30, "purchase", json!({"order": "o1", "value": 400, "sku": "tie"})));
+    // What she looks at later than at the root takes no part, though it is known before the pop-up goes out.
+    calls.push(call(50, "product_view", json!({"sku": "bag"})));
+    calls.push(call(51, "product_view", json!({"sku": "bag"})));
+    calls.push(call(40, "checkout_started", json!({"items": 2})));
+    calls.push(json!({"type": "track", "userId": "bob", "timestamp": START, "event": "product_view",
+        "properties": {"sku": "bag"}}));
+    taken(&server.write("/v1/batch", &json!({"batch": calls})), calls.len(), &json!([]));
+    let (row, _) = subscription.wait_for(Duration::from_secs(5), sent("vip_checkout")).expect("the pop-up comes");
+    assert_eq!(row["data"], json!({"recommend": ["hat", "shoe", "7"]}), "{row}");
+    assert_eq!(row["body"], "One more from sale? hat, shoe, 7", "{row}");
+    // It stays as it was sent, whatever is heard of her later.
+    let later = call(10, "product_view", json!({"sku": "scarf"}));
+    taken(&server.write("/v1/batch", &json!({"batch": [later, later, later]})), 3, &json!([]));
+    let listed = |server: &Server| items(server, "/v1/campaigns/vip_checkout/intents", 10);
+    let before = listed(&server);
+    assert_eq!((before.len(), &before[0]["data"], &before[0]["body"]), (1, &row["data"], &row["body"]));
+    server.kill();
+    assert_eq!(listed(&home.start(&EVENTS)), before, "after a restart");
+}
+
 #[test]
 fn kill_9_neither_forgets_a_pop_up_nor_sends_it_twice() {
     let mut random = Random::new(seed());

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dataflows::definitions::Deliver;
+use dataflows::definitions::{Deliver, Recommend};
 use dataflows::plan::Plan;
-use dataflows::profile::answers::{IntentRow, ProfileRow};
+use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::profile::campaigns::Status;
 use dataflows::protocol::{Answer, Question};
 use dataflows::time::{HOUR, MINUTE, Millis};
@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::record::Dispatch;
-use crate::rows::Intent;
+use crate::rows::{Intent, recommending};
 use crate::templates::Templates;
 use crate::writer::{AsOf, Closed, Found, Hub, Work};
 
@@ -69,6 +69,8 @@ pub struct Entry {
     pub fate: Fate,
     /// The message as it was sent.
     pub body: Option<String>,
+    /// The data as it was sent, where something was recommended.
+    pub data: Option<Box<RawValue>>,
 }
 
 /// What changed of intents at one time, for those who subscribe.
@@ -87,6 +89,8 @@ const CHANGES_MAX: usize = 1_024;
 /// How old an intent may be when it is sent, where its campaign does not say.
 const EXPIRES: Millis = HOUR;
 const EXPIRES_REALTIME: Millis = MINUTE;
+/// The latest events of a person that a recommendation looks at: a message cannot wait for all of a long life.
+const EVENTS_READ_MAX: usize = 1_000;
 
 /// The outbox, shared by its task and those who ask.
 #[derive(Clone, Debug)]
@@ -114,8 +118,8 @@ impl Outbox {
         let mut state = State::default();
         for dispatch in found.dispatched {
             // What was told stays told, whether or not the law still says it.
-            let Dispatch { row, status, body, .. } = dispatch.clone();
-            state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body });
+            let Dispatch { row, status, body, data, .. } = dispatch.clone();
+            state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body, data });
             state.ledger.insert(row.id, dispatch);
         }
         Outbox {
@@ -196,8 +200,8 @@ impl Outbox {
 
     /// Writes down what became of an intent; whether it is durable.
     async fn write_down(&self, entry: &Entry, as_of: AsOf) -> bool {
-        let Entry { row, fate, body } = entry.clone();
-        let dispatch = Dispatch { row, status: fate, body, at: as_of.clock };
+        let Entry { row, fate, body, data } = entry.clone();
+        let dispatch = Dispatch { row, status: fate, body, data, at: as_of.clock };
         let (reply, durable) = oneshot::channel();
         if self.hub.give(Work::Dispatch(vec![dispatch.clone()], reply)).is_err() || durable.await.is_err() {
             return false;
@@ -232,6 +236,7 @@ impl Outbox {
         let mut row = Intent::new(&entry.row, &self.plan.definitions);
         row.status = entry.fate.name();
         row.body = entry.body.as_deref();
+        row.data = entry.data.clone().or(row.data);
         row
     }
 
@@ -285,7 +290,7 @@ impl Outbox {
         if let Some(dispatch) = state.ledger.get(&row.id) {
             // It stands again: what was sent counts as sent.
             let fate = if dispatch.status == Fate::Revoked { Fate::Sent } else { dispatch.status };
-            return Entry { row, fate, body: dispatch.body.clone() };
+            return Entry { row, fate, body: dispatch.body.clone(), data: dispatch.data.clone() };
         }
         let fate = if row.at <= self.active_since {
             Fate::History
@@ -296,21 +301,27 @@ impl Outbox {
         } else {
             Fate::Waiting
         };
-        Entry { row, fate, body: None }
+        Entry { row, fate, body: None, data: None }
     }
 
     /// Sends an intent that is due: asks for consent again, fixes the message, writes it down, then tells it.
     async fn send(&self, id: &str, as_of: AsOf) -> Vec<(i8, Entry)> {
         let Some(old) = self.entry(id).filter(|entry| entry.fate == Fate::Waiting) else { return Vec::new() };
-        let Some(profile) = self.profile(&old.row).await else {
+        let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
+        let Some((profile, events)) = self.person(&old.row, campaign.recommend.is_some()).await else {
             self.lock().waiting.insert((old.row.not_before, id.to_owned()));
             return Vec::new();
         };
-        let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
+        let recommend = |of: &Recommend| self.templates.recommend(&old.row, &events, of.items as usize);
+        let recommended = campaign.recommend.as_ref().map(recommend);
+        let recommended = recommended.as_deref();
         let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
-        let body = if consents { self.templates.render(&old.row, &profile) } else { None };
-        let fate = if consents { Fate::Sent } else { Fate::ConsentWithdrawn };
-        let new = Entry { row: old.row.clone(), fate, body };
+        let mut new = Entry { row: old.row.clone(), fate: Fate::ConsentWithdrawn, body: None, data: None };
+        if consents {
+            new.fate = Fate::Sent;
+            new.body = self.templates.render(&old.row, &profile, recommended);
+            new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
+        }
         if !self.write_down(&new, as_of).await {
             // Not written down, so not sent: its turn comes again.
             self.lock().waiting.insert((old.row.not_before, id.to_owned()));
@@ -320,12 +331,25 @@ impl Outbox {
         vec![(-1, old), (1, new)]
     }
 
-    async fn profile(&self, row: &IntentRow) -> Option<Box<ProfileRow>> {
-        let answered = self.hub.ask(Question::Profile(row.profile.clone())).await.ok()?;
-        answered.parts.into_iter().find_map(|part| match part {
-            Answer::Profile(profile) => Some(profile),
+    /// The profile of an intent, and where its latest events stand in the log, newest first, if they are wanted; nothing
+    /// if the engine cannot be asked now.
+    async fn person(&self, row: &IntentRow, wants_events: bool) -> Option<(Box<ProfileRow>, Vec<u64>)> {
+        let id = &row.profile;
+        let profile =
+            self.hub.ask(Question::Profile(id.clone())).await.ok()?.parts.into_iter().find_map(|part| match part {
+                Answer::Profile(profile) => Some(profile),
+                _ => None,
+            })?;
+        if !wants_events {
+            return Some((profile, Vec::new()));
+        }
+        let page = Page { before: None, limit: EVENTS_READ_MAX };
+        let question = Question::History { id: id.clone(), view: View::Events, page };
+        let events = self.hub.ask(question).await.ok()?.parts.into_iter().find_map(|part| match part {
+            Answer::History(Rows::Events(events), _) => Some(events),
             _ => None,
-        })
+        })?;
+        Some((profile, events.into_iter().map(|(_, position)| position).collect()))
     }
 }
 
