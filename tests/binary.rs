@@ -1,4 +1,4 @@
-//! The binary from outside: calls in over HTTP, answers, subscriptions, kills and restarts, refusals, replays.
+//! The binary from outside: calls in over HTTP, answers, subscriptions, kills and restarts, refusals.
 //!
 //! What an answer must be comes from the contract, and from the oracle where it is a matter of the law.
 
@@ -1436,106 +1436,7 @@ fn base64(bytes: &[u8]) -> String {
     out
 }
 
-// Replays.
-
-/// A file of two histories, and of lines that are no calls.
-fn replay_lines(random: &mut Random) -> Vec<String> {
-    let mut lines = histories::history(random);
-    lines.extend(["no JSON".into(), String::new(), r#"{"type":"page"}"#.into(), "  ".into(), "[1]".into()]);
-    lines.extend(histories::history(random));
-    lines
-}
-
-const REPORTED: [&str; 10] = [
-    "read",
-    "accepted",
-    "duplicates",
-    "rejected",
-    "profiles",
-    "sessions",
-    "segments",
-    "journeys",
-    "intents",
-    "attribution",
-];
-
-/// The rows of each model by key, whatever their order.
-fn sorted_attribution(report: &mut Value) {
-    for rows in report["attribution"].as_object_mut().expect("models").values_mut() {
-        rows.as_array_mut().expect("rows").sort_by_key(|row| json!([row["channel"], row["campaign"]]).to_string());
-    }
-}
-
-/// Replays a file and compares everything with what the oracle says of its lines.
-fn replay_equals(home: &Home, oracle: &Oracle, file: &str, workers: &str, flags: &[&str]) {
-    let dir = format!("dump-{workers}-{file}");
-    let args =
-        ["replay", file, "--definitions", "thalweg.yaml", "--report", "json", "--dump", &dir, "--workers", workers];
-    let ended = home.run(&[&args[..], flags].concat());
-    assert!(ended.status.success(), "{ended:?}");
-    let mut found: Value = serde_json::from_str(&ended.stdout).expect("the report is one JSON object");
-    let mut expected: Value = serde_json::from_str(&oracle.report()).expect("JSON");
-    sorted_attribution(&mut found);
-    sorted_attribution(&mut expected);
-    for key in REPORTED {
-        assert_eq!(found[key], expected[key], "{key} of {file} with {workers} workers");
-    }
-    assert_eq!(found["as_of"]["clock"], oracle.clock(), "{file}");
-    assert!(found["as_of"]["position"].is_string(), "{found}");
-    for key in ["seconds", "events_per_second", "peak_rss_bytes"] {
-        assert!(found[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {found}");
-    }
-    let dump = oracle.dump();
-    for (view, expected) in [
-        ("profiles", dump.profiles),
-        ("sessions", dump.sessions),
-        ("segment_changes", dump.segment_changes),
-        ("intents", dump.intents),
-        ("credit", dump.credit),
-    ] {
-        let text = std::fs::read_to_string(home.path(&dir).join(format!("{view}.ndjson"))).expect("the view is dumped");
-        let found: Vec<&str> = text.lines().collect();
-        assert_eq!(found, expected, "{view} of {file} with {workers} workers");
-    }
-}
-
-/// The same lines, so long that they are read in several parts, with other ends of lines, and none at the end.
-fn padded(lines: &[String]) -> String {
-    let space = format!(",{}", " ".repeat(20_000));
-    let is_call = |line: &String| line.contains(r#""timestamp""#);
-    let pad = |line: &String| if is_call(line) { line.replacen(',', &space, 1) } else { line.clone() };
-    lines.iter().map(pad).collect::<Vec<_>>().join("\r\n")
-}
-
-#[test]
-fn a_replay_reports_and_dumps_what_the_oracle_says() {
-    let (mut duplicates, mut conflicts, mut corrections) = (0, 0, 0);
-    for seed in 0..6 {
-        let mut random = Random::new(seed);
-        let home = Home::new(&histories::definitions(&mut random));
-        let lateness = (seed % 3 == 2).then_some(60_000);
-        let flags: &[&str] = if lateness.is_some() { &["--lateness", "60s"] } else { &[] };
-        let definitions = std::fs::read_to_string(home.path("thalweg.yaml")).expect("they were written");
-        let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
-        let lines = replay_lines(&mut random);
-        for line in &lines {
-            match oracle.push(line) {
-                "duplicate" => duplicates += 1,
-                "conflict" => conflicts += 1,
-                "" if line.contains("retract") || line.contains("unlink") => corrections += 1,
-                _ => {}
-            }
-        }
-        let text = lines.join("\n") + "\n";
-        home.write("plain.ndjson", &text);
-        home.write("packed.ndjson.gz", gzip(padded(&lines).as_bytes()));
-        for workers in ["1", "2", "4"] {
-            replay_equals(&home, &oracle, "plain.ndjson", workers, flags);
-        }
-        replay_equals(&home, &oracle, "packed.ndjson.gz", "2", flags);
-    }
-    assert!(duplicates > 0 && conflicts > 0 && corrections > 0, "{duplicates}, {conflicts}, {corrections}");
-}
+// Replays; what they say when they can be done is told in `replay.rs`.
 
 #[test]
 fn a_replay_that_cannot_be_done_says_why() {
