@@ -1,4 +1,4 @@
-//! The binary from outside: calls in over HTTP, answers, subscriptions, kills and restarts, refusals, replays.
+//! The binary from outside: calls in over HTTP, answers, subscriptions, kills and restarts, refusals.
 //!
 //! What an answer must be comes from the contract, and from the oracle where it is a matter of the law.
 
@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dataflows::event::Kind;
 use histories::Random;
 use oracle::Oracle;
 use process::gzip::gzip;
@@ -18,6 +19,8 @@ use process::http::{self, Answer};
 use process::sse::{Message, Subscription};
 use process::{Home, Server, free_port, until};
 use serde_json::{Value, json};
+use server::log::Log;
+use server::record::{EVENT, encode_event};
 
 /// 2026-01-01T00:00:00Z
 const START: i64 = 1_767_225_600_000;
@@ -892,6 +895,46 @@ fn a_first_visit_pops_up_once_whatever_happens() {
     assert_eq!((&campaign["intents"], &campaign["by_status"]), (&json!(1), &json!({"sent": 1})));
 }
 
+/// The example shop, and a VIP on her way to its checkout.
+#[test]
+fn a_vip_at_the_checkout_is_recommended_what_she_looked_at_most_and_has_not_bought() {
+    let home = Home::new(include_str!("../examples/shop.yaml"));
+    let server = home.start(&EVENTS);
+    let subscription = server.subscribe("view=intents&name=vip_checkout");
+    subscription.snapshot();
+    let mut number = 0;
+    let mut call = |at: i64, event: &str, properties: Value| {
+        number += 1;
+        json!({"type": "track", "messageId": format!("m{number}"), "userId": "ada", "timestamp": START + at,
+            "event": event, "properties": properties})
+    };
+    let mut calls = vec![call(0, "section_view", json!({"section": "sale"}))];
+    for (at, sku) in ["tie", "shoe", "hat", "shoe", "hat", "bag", "tie", "tie", "coat"].into_iter().enumerate() {
+        calls.push(call(at as i64, "product_view", json!({"section": "sale", "sku": sku})));
+    }
+    // She once looked at it as another product would be named; the tie she looked at most she has bought.
+    calls.push(call(20, "Product Viewed", json!({"product_id": 7})));
+    calls.push(call(30, "purchase", json!({"order": "o1", "value": 400, "sku": "tie"})));
+    // What she looks at later than at the root takes no part, though it is known before the pop-up goes out.
+    calls.push(call(50, "product_view", json!({"sku": "bag"})));
+    calls.push(call(51, "product_view", json!({"sku": "bag"})));
+    calls.push(call(40, "checkout_started", json!({"items": 2})));
+    calls.push(json!({"type": "track", "userId": "bob", "timestamp": START, "event": "product_view",
+        "properties": {"sku": "bag"}}));
+    taken(&server.write("/v1/batch", &json!({"batch": calls})), calls.len(), &json!([]));
+    let (row, _) = subscription.wait_for(Duration::from_secs(5), sent("vip_checkout")).expect("the pop-up comes");
+    assert_eq!(row["data"], json!({"recommend": ["hat", "shoe", "7"]}), "{row}");
+    assert_eq!(row["body"], "One more from sale? hat, shoe, 7", "{row}");
+    // It stays as it was sent, whatever is heard of her later.
+    let later = call(10, "product_view", json!({"sku": "scarf"}));
+    taken(&server.write("/v1/batch", &json!({"batch": [later, later, later]})), 3, &json!([]));
+    let listed = |server: &Server| items(server, "/v1/campaigns/vip_checkout/intents", 10);
+    let before = listed(&server);
+    assert_eq!((before.len(), &before[0]["data"], &before[0]["body"]), (1, &row["data"], &row["body"]));
+    server.kill();
+    assert_eq!(listed(&home.start(&EVENTS)), before, "after a restart");
+}
+
 #[test]
 fn kill_9_neither_forgets_a_pop_up_nor_sends_it_twice() {
     let mut random = Random::new(seed());
@@ -1059,6 +1102,33 @@ fn what_was_sent_and_no_longer_stands_is_revoked_and_stays_so() {
     assert_eq!(seen(&home.start(&EVENTS)), before, "after a restart");
 }
 
+/// The process ends when a call is durable that takes a pop-up back, and before it has said so.
+#[test]
+fn what_was_sent_and_does_not_stand_at_the_next_start_is_revoked() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&EVENTS);
+    let body = |id: &str, at: i64| json!({"anonymousId": "eve", "messageId": id, "timestamp": at, "properties": {"page": "/"}});
+    taken(&server.write("/v1/page", &body("m1", START)), 1, &json!([]));
+    let statuses = |server: &Server| {
+        let rows = items(server, "/v1/campaigns/welcome/intents", 10);
+        rows.iter().map(|row| row["status"].as_str().expect("a text").to_owned()).collect::<Vec<_>>()
+    };
+    until(Duration::from_secs(5), "the pop-up is sent", || (statuses(&server) == ["sent"]).then_some(()));
+    server.kill();
+    let mut log = Log::open(&home.path("data")).expect("the log is sound").log;
+    let earlier = START - 2 * HOUR;
+    let payload = encode_event(Kind::Page, earlier, "m0", &body("m0", earlier).to_string());
+    log.append(&[(EVENT, START, payload)]).expect("the log can be written to");
+    drop(log);
+    let server = home.start(&EVENTS);
+    // The earlier visit is now the first: a pop-up of long ago, which is too late.
+    assert_eq!(statuses(&server), ["revoked", "expired"]);
+    until(Duration::from_secs(5), "it is written down", || {
+        let bytes = home.segments().into_iter().flat_map(|path| std::fs::read(path).expect("it can be read"));
+        String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).contains(r#""status":"revoked""#).then_some(())
+    });
+}
+
 #[test]
 fn consent_is_asked_again_at_the_send() {
     let home = Home::new(POPUPS);
@@ -1105,6 +1175,33 @@ fn what_was_withdrawn_stays_so_after_a_restart() {
     let server = home.start(&EVENTS);
     let settled = || Some(offers(&server)).filter(|offers| offers != &json!({}) && offers.get("waiting").is_none());
     assert_eq!(until(Duration::from_secs(5), "nothing waits any more", settled), expected);
+}
+
+#[test]
+fn what_a_late_call_holds_back_goes_by_its_gate() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&EVENTS);
+    let told = |kind: &str, at: i64, context: Value| {
+        let id = format!("m{at}");
+        let body = json!({"userId": "ada", "event": "offer", "messageId": id, "timestamp": at, "context": context});
+        taken(&server.write(&format!("/v1/{kind}"), &body), 1, &json!([]))
+    };
+    let consent = |granted: bool| json!({"consent": {"categoryPreferences": {"marketing": granted}}});
+    told("identify", START - 2_000, consent(true));
+    told("track", START, json!({}));
+    until(Duration::from_secs(5), "the offer waits", || (offers(&server) == json!({"waiting": 1})).then_some(()));
+    // It turns out that she had said no before the offer came about: it was never to be sent.
+    told("identify", START - 1_000, consent(false));
+    until(Duration::from_secs(5), "the offer is held", || (offers(&server) == json!({"consent": 1})).then_some(()));
+    let listed = |server: &Server| {
+        ["/v1/profiles/ada/intents", "/v1/campaigns/offer/intents"].map(|path| items(server, path, 10))
+    };
+    let before = listed(&server);
+    let statuses: Vec<&Value> = before.iter().flatten().map(|row| &row["status"]).collect();
+    assert_eq!(statuses, ["consent", "consent"]);
+    server.kill();
+    let server = home.start(&EVENTS);
+    assert_eq!((listed(&server), offers(&server)), (before, json!({"consent": 1})), "after a restart");
 }
 
 #[test]
@@ -1352,106 +1449,7 @@ fn base64(bytes: &[u8]) -> String {
     out
 }
 
-// Replays.
-
-/// A file of two histories, and of lines that are no calls.
-fn replay_lines(random: &mut Random) -> Vec<String> {
-    let mut lines = histories::history(random);
-    lines.extend(["no JSON".into(), String::new(), r#"{"type":"page"}"#.into(), "  ".into(), "[1]".into()]);
-    lines.extend(histories::history(random));
-    lines
-}
-
-const REPORTED: [&str; 10] = [
-    "read",
-    "accepted",
-    "duplicates",
-    "rejected",
-    "profiles",
-    "sessions",
-    "segments",
-    "journeys",
-    "intents",
-    "attribution",
-];
-
-/// The rows of each model by key, whatever their order.
-fn sorted_attribution(report: &mut Value) {
-    for rows in report["attribution"].as_object_mut().expect("models").values_mut() {
-        rows.as_array_mut().expect("rows").sort_by_key(|row| json!([row["channel"], row["campaign"]]).to_string());
-    }
-}
-
-/// Replays a file and compares everything with what the oracle says of its lines.
-fn replay_equals(home: &Home, oracle: &Oracle, file: &str, workers: &str, flags: &[&str]) {
-    let dir = format!("dump-{workers}-{file}");
-    let args =
-        ["replay", file, "--definitions", "thalweg.yaml", "--report", "json", "--dump", &dir, "--workers", workers];
-    let ended = home.run(&[&args[..], flags].concat());
-    assert!(ended.status.success(), "{ended:?}");
-    let mut found: Value = serde_json::from_str(&ended.stdout).expect("the report is one JSON object");
-    let mut expected: Value = serde_json::from_str(&oracle.report()).expect("JSON");
-    sorted_attribution(&mut found);
-    sorted_attribution(&mut expected);
-    for key in REPORTED {
-        assert_eq!(found[key], expected[key], "{key} of {file} with {workers} workers");
-    }
-    assert_eq!(found["as_of"]["clock"], oracle.clock(), "{file}");
-    assert!(found["as_of"]["position"].is_string(), "{found}");
-    for key in ["seconds", "events_per_second", "peak_rss_bytes"] {
-        assert!(found[key].as_f64().is_some_and(|number| number > 0.0), "{key}: {found}");
-    }
-    let dump = oracle.dump();
-    for (view, expected) in [
-        ("profiles", dump.profiles),
-        ("sessions", dump.sessions),
-        ("segment_changes", dump.segment_changes),
-        ("intents", dump.intents),
-        ("credit", dump.credit),
-    ] {
-        let text = std::fs::read_to_string(home.path(&dir).join(format!("{view}.ndjson"))).expect("the view is dumped");
-        let found: Vec<&str> = text.lines().collect();
-        assert_eq!(found, expected, "{view} of {file} with {workers} workers");
-    }
-}
-
-/// The same lines, so long that they are read in several parts, with other ends of lines, and none at the end.
-fn padded(lines: &[String]) -> String {
-    let space = format!(",{}", " ".repeat(20_000));
-    let is_call = |line: &String| line.contains(r#""timestamp""#);
-    let pad = |line: &String| if is_call(line) { line.replacen(',', &space, 1) } else { line.clone() };
-    lines.iter().map(pad).collect::<Vec<_>>().join("\r\n")
-}
-
-#[test]
-fn a_replay_reports_and_dumps_what_the_oracle_says() {
-    let (mut duplicates, mut conflicts, mut corrections) = (0, 0, 0);
-    for seed in 0..6 {
-        let mut random = Random::new(seed);
-        let home = Home::new(&histories::definitions(&mut random));
-        let lateness = (seed % 3 == 2).then_some(60_000);
-        let flags: &[&str] = if lateness.is_some() { &["--lateness", "60s"] } else { &[] };
-        let definitions = std::fs::read_to_string(home.path("thalweg.yaml")).expect("they were written");
-        let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
-        let lines = replay_lines(&mut random);
-        for line in &lines {
-            match oracle.push(line) {
-                "duplicate" => duplicates += 1,
-                "conflict" => conflicts += 1,
-                "" if line.contains("retract") || line.contains("unlink") => corrections += 1,
-                _ => {}
-            }
-        }
-        let text = lines.join("\n") + "\n";
-        home.write("plain.ndjson", &text);
-        home.write("packed.ndjson.gz", gzip(padded(&lines).as_bytes()));
-        for workers in ["1", "2", "4"] {
-            replay_equals(&home, &oracle, "plain.ndjson", workers, flags);
-        }
-        replay_equals(&home, &oracle, "packed.ndjson.gz", "2", flags);
-    }
-    assert!(duplicates > 0 && conflicts > 0 && corrections > 0, "{duplicates}, {conflicts}, {corrections}");
-}
+// Replays; what they say when they can be done is told in `replay.rs`.
 
 /// A replay that stays answers as a server does that was sent the same, and takes nothing in.
 #[test]

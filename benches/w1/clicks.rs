@@ -15,7 +15,8 @@ pub const SPAN: i64 = 7 * 86_400_000;
 const DIRECT: u8 = 6;
 const COMMENTS: [&str; 5] = ["great service", "slow delivery", "love the shoes", "refund was a pain", "ok"];
 const DEVICES: [&str; 3] = ["ios", "android", "web"];
-const AGENT: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0 Safari/537.36";
+pub const AGENT: &str =
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0 Safari/537.36";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]

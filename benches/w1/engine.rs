@@ -199,7 +199,8 @@ fn credit<'f>(figures: &'f mut Figures, model: &str) -> &'f mut [super::figures:
     credits
 }
 
-fn key(channel: &str, campaign: &str) -> usize {
+/// The key of a channel and a campaign, by their names.
+pub fn key(channel: &str, campaign: &str) -> usize {
     let Some(channel) = CHANNELS.iter().position(|name| *name == channel) else { return DIRECT as usize };
     let (_, number) = campaign.rsplit_once('-').expect("campaigns are named channel-number");
     channel * CAMPAIGNS + number.parse::<usize>().expect("a number")

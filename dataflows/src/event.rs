@@ -14,6 +14,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Agents;
 use crate::json::{Fault, Next, Reader, fingerprint_of, fingerprint_of_number};
 use crate::number::Number;
 use crate::time::{self, Millis};
@@ -139,11 +140,11 @@ impl From<Fault> for Rejection {
 pub struct Context {
     /// The page: `properties.page`, `properties.path`, `context.page.path` or `name`, the first present.
     pub page: Option<EcoString>,
-    /// `context.device.type`
+    /// `context.device.type`, else what the user agent tells.
     pub device: Option<EcoString>,
-    /// `context.os.name`
+    /// `context.os.name`, else what the user agent tells.
     pub os: Option<EcoString>,
-    /// The browser's name.
+    /// The browser's name, as the user agent tells it.
     pub browser: Option<EcoString>,
     /// Channel and campaign by UTM fields, when `context.campaign` names either.
     pub utm: Option<(Option<EcoString>, Option<EcoString>)>,
@@ -261,6 +262,8 @@ pub struct Call<'a> {
     traits: Vec<Member<'a>>,
     context: Option<&'a str>,
     surroundings: Context,
+    /// `context.userAgent`
+    agent: Option<Cow<'a, str>>,
 }
 
 /// A member of an object: its key, and its value's text.
@@ -337,11 +340,12 @@ impl<'a> Call<'a> {
             }
             "context" => {
                 self.surroundings = Context::default();
+                self.agent = None;
                 let start = reader.clone();
                 return match reader.peek()? {
                     Next::Null => reader.null().map(|()| None),
                     Next::Object => {
-                        read_context(reader, &mut self.surroundings)?;
+                        read_context(reader, &mut self.surroundings, &mut self.agent)?;
                         self.context = Some(reader.since(&start));
                         Ok(None)
                     }
@@ -476,11 +480,12 @@ fn instant(
     }))
 }
 
-/// Makes events of calls. It keeps equal details once, so each thread that decodes has its own.
+/// Makes events of calls. It keeps equal details and agents once, so each thread that decodes has its own.
 #[derive(Debug)]
 pub struct Decoder {
     vocabulary: Arc<Vocabulary>,
     details: HashTable<Arc<Details>>,
+    agents: Agents,
     values: Vec<(Slot, Value)>,
 }
 
@@ -490,7 +495,7 @@ const DETAILS_MAX: usize = 1 << 12;
 impl Decoder {
     /// A decoder that keeps what `vocabulary` names.
     pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
-        Decoder { vocabulary, details: HashTable::new(), values: Vec::new() }
+        Decoder { vocabulary, details: HashTable::new(), agents: Agents::default(), values: Vec::new() }
     }
 
     /// The compact record of a call at its time; `position` is filled in when the log has given one. What it needs it
@@ -509,6 +514,12 @@ impl Decoder {
         let mut context = std::mem::take(&mut call.surroundings);
         if is_activity {
             context.page = page.or(context.page);
+            if let Some(text) = &call.agent {
+                let agent = self.agents.read(text);
+                context.device = context.device.or(agent.device);
+                context.os = context.os.or(agent.os);
+                context.browser = agent.browser;
+            }
         } else {
             context = Context { consent: context.consent, timezone: context.timezone, ..Context::default() };
         }
@@ -628,10 +639,15 @@ pub fn value(reader: &mut Reader<'_>) -> Result<Value, Fault> {
     })
 }
 
-fn read_context(reader: &mut Reader<'_>, context: &mut Context) -> Result<(), Fault> {
+fn read_context<'a>(
+    reader: &mut Reader<'a>,
+    context: &mut Context,
+    agent: &mut Option<Cow<'a, str>>,
+) -> Result<(), Fault> {
     let mut campaign: [Option<EcoString>; 3] = [None, None, None];
     reader.object(|reader, key| {
         match &*key {
+            "userAgent" => *agent = text(reader)?,
             "timezone" => context.timezone = text(reader)?.map(|zone| zone.into()),
             "page" => members(reader, &["path"], |_, page| context.page = Some(page))?,
             "device" => members(reader, &["type"], |_, device| context.device = Some(device))?,

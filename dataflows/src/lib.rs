@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 pub mod admission; // what becomes of a record
+pub mod agent; // what devices say of themselves
 pub mod condition; // what is asked of it
 pub mod definitions; // what the marketer wrote
 pub mod engine;

@@ -11,6 +11,7 @@ pub mod http; // the doors
 pub mod log; // the only truth
 pub mod outbox; // intents on their way into the world
 pub mod problem; // errors as they are told
+pub mod recommend; // what a person may like
 pub mod record; // what stands in it
 pub mod replay; // files through the engine
 pub mod rows; // rows as JSON

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dataflows::definitions::Deliver;
+use dataflows::definitions::{Deliver, Recommend};
 use dataflows::plan::Plan;
-use dataflows::profile::answers::{IntentRow, ProfileRow};
+use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::profile::campaigns::Status;
 use dataflows::protocol::{Answer, Question};
 use dataflows::time::{HOUR, MINUTE, Millis};
@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::record::Dispatch;
-use crate::rows::Intent;
+use crate::rows::{Intent, recommending};
 use crate::templates::Templates;
 use crate::writer::{AsOf, Closed, Found, Hub, Work};
 
@@ -69,6 +69,8 @@ pub struct Entry {
     pub fate: Fate,
     /// The message as it was sent.
     pub body: Option<String>,
+    /// The data as it was sent, where something was recommended.
+    pub data: Option<Box<RawValue>>,
 }
 
 /// What changed of intents at one time, for those who subscribe.
@@ -87,6 +89,8 @@ const CHANGES_MAX: usize = 1_024;
 /// How old an intent may be when it is sent, where its campaign does not say.
 const EXPIRES: Millis = HOUR;
 const EXPIRES_REALTIME: Millis = MINUTE;
+/// The latest events of a person that a recommendation looks at: a message cannot wait for all of a long life.
+const EVENTS_READ_MAX: usize = 1_000;
 
 /// The outbox, shared by its task and those who ask.
 #[derive(Clone, Debug)]
@@ -114,8 +118,8 @@ impl Outbox {
         let mut state = State::default();
         for dispatch in found.dispatched {
             // What was told stays told, whether or not the law still says it.
-            let Dispatch { row, status, body, .. } = dispatch.clone();
-            state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body });
+            let Dispatch { row, status, body, data, .. } = dispatch.clone();
+            state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body, data });
             state.ledger.insert(row.id, dispatch);
         }
         Outbox {
@@ -128,9 +132,19 @@ impl Outbox {
         }
     }
 
-    /// Takes in the steps that have closed already: what the log held is no news.
+    /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not stand
+    /// any more. Its revocation may have been cut off by the end of the process before.
     pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Closed>) {
+        let mut standing = BTreeSet::new();
         while let Ok(closed) = told.try_recv() {
+            let due = |change: i8| {
+                let rows = closed.intents.iter().filter(move |(row, of)| row.status == Status::Due && *of == change);
+                rows.map(|(row, _)| row.id.clone())
+            };
+            due(-1).for_each(|id| {
+                standing.remove(&id);
+            });
+            standing.extend(due(1));
             let (_, due) = self.note(closed.as_of, closed.intents);
             let mut state = self.lock();
             for id in due {
@@ -139,10 +153,20 @@ impl Outbox {
                 }
             }
         }
+        let mut state = self.lock();
+        let sent = state.ledger.values().filter(|dispatch| dispatch.status == Fate::Sent);
+        let lost: Vec<String> = sent.map(|of| of.row.id.clone()).filter(|id| !standing.contains(id)).collect();
+        for id in lost {
+            state.withdraw(&id);
+        }
     }
 
     /// Follows the steps as they close, for as long as they do.
     pub async fn run(self, mut told: mpsc::UnboundedReceiver<Closed>) {
+        let (as_of, lost) = self.not_written_down();
+        for entry in lost {
+            self.write_down(&entry, as_of).await;
+        }
         while let Some(closed) = told.recv().await {
             let (mut changed, due) = self.note(closed.as_of, closed.intents);
             let revoked = changed.iter().filter(|(diff, entry)| *diff > 0 && entry.fate == Fate::Revoked);
@@ -165,10 +189,19 @@ impl Outbox {
         }
     }
 
+    /// What is revoked, though the ledger still says that it was sent; and as of when.
+    fn not_written_down(&self) -> (AsOf, Vec<Entry>) {
+        let state = self.lock();
+        let sent = state.ledger.values().filter(|dispatch| dispatch.status == Fate::Sent);
+        let entries = sent.filter_map(|dispatch| state.entries.get(&dispatch.row.id));
+        let lost = entries.filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
+        (state.as_of.unwrap_or(AsOf { position: 0, clock: 0 }), lost)
+    }
+
     /// Writes down what became of an intent; whether it is durable.
     async fn write_down(&self, entry: &Entry, as_of: AsOf) -> bool {
-        let Entry { row, fate, body } = entry.clone();
-        let dispatch = Dispatch { row, status: fate, body, at: as_of.clock };
+        let Entry { row, fate, body, data } = entry.clone();
+        let dispatch = Dispatch { row, status: fate, body, data, at: as_of.clock };
         let (reply, durable) = oneshot::channel();
         if self.hub.give(Work::Dispatch(vec![dispatch.clone()], reply)).is_err() || durable.await.is_err() {
             return false;
@@ -203,6 +236,7 @@ impl Outbox {
         let mut row = Intent::new(&entry.row, &self.plan.definitions);
         row.status = entry.fate.name();
         row.body = entry.body.as_deref();
+        row.data = entry.data.clone().or(row.data);
         row
     }
 
@@ -215,13 +249,16 @@ impl Outbox {
         let mut state = self.lock();
         state.as_of = Some(as_of);
         let mut changed = Vec::new();
-        let passing = intents.into_iter().filter(|(row, _)| row.status == Status::Due);
-        let (came, went): (Vec<_>, Vec<_>) = passing.partition(|(_, change)| *change > 0);
+        let (passing, held): (Vec<_>, Vec<_>) = intents.into_iter().partition(|(row, _)| row.status == Status::Due);
+        let (came, went): (Vec<_>, Vec<_>) = passing.into_iter().partition(|(_, change)| *change > 0);
         let came: BTreeMap<String, IntentRow> = came.into_iter().map(|(row, _)| (row.id.clone(), row)).collect();
         for (row, _) in went {
             if !came.contains_key(&row.id) {
                 changed.extend(state.withdraw(&row.id));
             }
+        }
+        for (row, _) in held.into_iter().filter(|(_, change)| *change > 0) {
+            changed.extend(state.hold_back(&row.id));
         }
         for (id, row) in came {
             let old = state.entries.get(&id).cloned();
@@ -253,7 +290,7 @@ impl Outbox {
         if let Some(dispatch) = state.ledger.get(&row.id) {
             // It stands again: what was sent counts as sent.
             let fate = if dispatch.status == Fate::Revoked { Fate::Sent } else { dispatch.status };
-            return Entry { row, fate, body: dispatch.body.clone() };
+            return Entry { row, fate, body: dispatch.body.clone(), data: dispatch.data.clone() };
         }
         let fate = if row.at <= self.active_since {
             Fate::History
@@ -264,21 +301,27 @@ impl Outbox {
         } else {
             Fate::Waiting
         };
-        Entry { row, fate, body: None }
+        Entry { row, fate, body: None, data: None }
     }
 
     /// Sends an intent that is due: asks for consent again, fixes the message, writes it down, then tells it.
     async fn send(&self, id: &str, as_of: AsOf) -> Vec<(i8, Entry)> {
         let Some(old) = self.entry(id).filter(|entry| entry.fate == Fate::Waiting) else { return Vec::new() };
-        let Some(profile) = self.profile(&old.row).await else {
+        let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
+        let Some((profile, events)) = self.person(&old.row, campaign.recommend.is_some()).await else {
             self.lock().waiting.insert((old.row.not_before, id.to_owned()));
             return Vec::new();
         };
-        let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
+        let recommend = |of: &Recommend| self.templates.recommend(&old.row, &events, of.items as usize);
+        let recommended = campaign.recommend.as_ref().map(recommend);
+        let recommended = recommended.as_deref();
         let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
-        let body = if consents { self.templates.render(&old.row, &profile) } else { None };
-        let fate = if consents { Fate::Sent } else { Fate::ConsentWithdrawn };
-        let new = Entry { row: old.row.clone(), fate, body };
+        let mut new = Entry { row: old.row.clone(), fate: Fate::ConsentWithdrawn, body: None, data: None };
+        if consents {
+            new.fate = Fate::Sent;
+            new.body = self.templates.render(&old.row, &profile, recommended);
+            new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
+        }
         if !self.write_down(&new, as_of).await {
             // Not written down, so not sent: its turn comes again.
             self.lock().waiting.insert((old.row.not_before, id.to_owned()));
@@ -288,12 +331,25 @@ impl Outbox {
         vec![(-1, old), (1, new)]
     }
 
-    async fn profile(&self, row: &IntentRow) -> Option<Box<ProfileRow>> {
-        let answered = self.hub.ask(Question::Profile(row.profile.clone())).await.ok()?;
-        answered.parts.into_iter().find_map(|part| match part {
-            Answer::Profile(profile) => Some(profile),
+    /// The profile of an intent, and where its latest events stand in the log, newest first, if they are wanted; nothing
+    /// if the engine cannot be asked now.
+    async fn person(&self, row: &IntentRow, wants_events: bool) -> Option<(Box<ProfileRow>, Vec<u64>)> {
+        let id = &row.profile;
+        let profile =
+            self.hub.ask(Question::Profile(id.clone())).await.ok()?.parts.into_iter().find_map(|part| match part {
+                Answer::Profile(profile) => Some(profile),
+                _ => None,
+            })?;
+        if !wants_events {
+            return Some((profile, Vec::new()));
+        }
+        let page = Page { before: None, limit: EVENTS_READ_MAX };
+        let question = Question::History { id: id.clone(), view: View::Events, page };
+        let events = self.hub.ask(question).await.ok()?.parts.into_iter().find_map(|part| match part {
+            Answer::History(Rows::Events(events), _) => Some(events),
             _ => None,
-        })
+        })?;
+        Some((profile, events.into_iter().map(|(_, position)| position).collect()))
     }
 }
 
@@ -323,6 +379,11 @@ impl State {
         let old = entry.clone();
         entry.fate = if entry.fate == Fate::Sent { Fate::Revoked } else { Fate::Cancelled };
         vec![(-1, old), (1, entry.clone())]
+    }
+
+    /// An intent stands, but not its gates: where nothing of it is written down, the law's word is all there is to say.
+    fn hold_back(&mut self, id: &str) -> Option<(i8, Entry)> {
+        if self.ledger.contains_key(id) { None } else { self.entries.remove(id).map(|entry| (-1, entry)) }
     }
 }
 

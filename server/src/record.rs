@@ -10,6 +10,7 @@ use dataflows::intake::Prepared;
 use dataflows::profile::answers::IntentRow;
 use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::outbox::Fate;
 
@@ -65,6 +66,9 @@ pub struct Dispatch {
     pub status: Fate,
     /// The message, fixed at its first attempt.
     pub body: Option<String>,
+    /// The data with what was recommended, if its campaign recommends: fixed likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<RawValue>>,
     /// When, ms.
     pub at: Millis,
 }

@@ -1,10 +1,12 @@
 //! Rows as JSON, in the shapes and the order of keys in which the contract shows them.
 
+use std::collections::BTreeMap;
+
 use dataflows::definitions::Definitions;
 use dataflows::json::canonical;
 use dataflows::profile::answers::{IntentRow, RootRow, Rows};
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 /// An intent with what became of it.
 #[derive(Clone, Debug, Serialize)]
@@ -21,7 +23,8 @@ pub struct Intent<'a> {
     variant: Option<&'a str>,
     /// The message as it was sent.
     pub body: Option<&'a str>,
-    data: Option<Box<RawValue>>,
+    /// The campaign's data, and what was recommended.
+    pub data: Option<Box<RawValue>>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -49,6 +52,15 @@ impl<'a> Intent<'a> {
             data: data.and_then(|data| RawValue::from_string(data).ok()),
         }
     }
+}
+
+/// A campaign's data with what is recommended.
+pub fn recommending(data: Option<&str>, items: &[String]) -> Box<RawValue> {
+    let data = data.and_then(|data| canonical(data).ok());
+    let members = data.and_then(|data| serde_json::from_str(&data).ok());
+    let mut members: BTreeMap<String, Box<RawValue>> = members.unwrap_or_default();
+    members.insert("recommend".into(), to_raw_value(items).expect("texts are JSON"));
+    to_raw_value(&members).expect("members have string keys")
 }
 
 /// Each row as one line of JSON, in the order given.

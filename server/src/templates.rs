@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataflows::definitions::{Definitions, Problem, line_of, written};
+use dataflows::event::Kind;
 use dataflows::profile::answers::{IntentRow, ProfileRow};
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
 use crate::log::LogReader;
+use crate::recommend::recommend;
 use crate::record;
 
 /// What a template may speak of.
@@ -18,7 +20,17 @@ const ROOTS: [&str; 5] = ["data", "event", "profile", "recommend", "session"];
 pub struct Templates {
     environment: Environment<'static>,
     data: BTreeMap<String, Value>,
+    /// The events that are conversions.
+    conversions: BTreeSet<String>,
     log: Option<LogReader>,
+}
+
+/// An event of a person, as it came.
+struct Past {
+    kind: Kind,
+    timestamp: i64,
+    message_id: String,
+    body: serde_json::Value,
 }
 
 /// What is wrong with the templates of a definitions file, whatever else is wrong with it.
@@ -64,7 +76,8 @@ impl Templates {
                 compiled.expect("templates are looked into before they are used");
             }
         }
-        Templates { environment, data, log: None }
+        let conversions = definitions.conversions.iter().map(|conversion| conversion.event.clone()).collect();
+        Templates { environment, data, conversions, log: None }
     }
 
     /// Reads the bodies of events from this log.
@@ -72,29 +85,53 @@ impl Templates {
         Templates { log: Some(log), ..self }
     }
 
+    /// So many items to recommend with an intent. `events` are the log positions of its profile's events, newest first:
+    /// those up to its root count, and where that is not among them those up to its instant.
+    pub fn recommend(&self, row: &IntentRow, events: &[u64], items: usize) -> Vec<String> {
+        let past: Vec<Past> = events.iter().filter_map(|position| self.past(*position)).collect();
+        let is_root =
+            |past: &Past| past.message_id == row.root.message_id && past.own() == Some(row.root.id.to_string());
+        let in_time = |past: &Past| past.timestamp <= row.at;
+        let last = past.iter().position(is_root).or_else(|| past.iter().position(in_time)).unwrap_or(past.len());
+        let tracked = past[last..].iter().filter(|past| past.kind == Kind::Track);
+        recommend(tracked.map(|past| &past.body), &self.conversions, items)
+    }
+
     /// The message of an intent; none if its campaign has no template.
-    pub fn render(&self, row: &IntentRow, profile: &ProfileRow) -> Option<String> {
+    pub fn render(&self, row: &IntentRow, profile: &ProfileRow, recommended: Option<&[String]>) -> Option<String> {
         let template = self.environment.get_template(&row.campaign).ok()?;
         let profile = serde_json::to_value(profile).expect("rows have string keys");
         let session = profile.get("session").cloned();
-        let event = row.event.and_then(|position| self.event(position));
+        let event = row.event.and_then(|position| self.past(position)).map(|past| past.body);
         let values = context! {
             data => self.data.get(row.campaign.as_str()),
             event => event.map(Serde),
             session => session.map(Serde),
+            recommend => recommended.map(<[String]>::to_vec),
             profile => Serde(profile),
         };
         // Nothing that a template may say can fail but what is too much of it.
         Some(template.render(values).unwrap_or_else(|error| format!("(the template failed: {error})")))
     }
 
-    fn event(&self, position: u64) -> Option<serde_json::Value> {
+    fn past(&self, position: u64) -> Option<Past> {
         let record = self.log.as_ref()?.get(position).ok()??;
-        let (kind, _, _, body) = record::decode_event(&record.payload)?;
-        let mut event: serde_json::Value = serde_json::from_str(body).ok()?;
+        let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
+        let mut body: serde_json::Value = serde_json::from_str(body).ok()?;
         // Where the path of the call names its type, the body need not.
-        event["type"] = kind.name().into();
-        Some(event)
+        body["type"] = kind.name().into();
+        Some(Past { kind, timestamp, message_id: message_id.to_owned(), body })
+    }
+}
+
+impl Past {
+    /// The id it belongs to.
+    fn own(&self) -> Option<String> {
+        ["userId", "anonymousId"].iter().find_map(|key| match &self.body[*key] {
+            serde_json::Value::String(id) if !id.is_empty() => Some(id.clone()),
+            serde_json::Value::Number(id) => Some(id.to_string()),
+            _ => None,
+        })
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Definitions {
     pub campaigns: BTreeMap<String, Campaign>,
     /// Everything that runs out some time after an event.
     pub windows: Vec<Window>,
+    /// Type, OS and browser of the devices of user agents: the model is told them, and reads no agent itself.
+    pub agents: BTreeMap<String, [String; 3]>,
 }
 
 /// Events of some names under a condition.
@@ -216,6 +218,7 @@ impl Definitions {
             conversions: items(&json, "conversions").iter().map(conversion).collect(),
             attribution: attribution(json.get("attribution")),
             windows: windows(&traits, &segments, &clauses.patterns),
+            agents: BTreeMap::new(),
             traits,
             segments,
             patterns: clauses.patterns,

@@ -110,7 +110,7 @@ pub fn session(story: &Story, session: &Session, clock: i64) -> String {
         ("events", events.len().to_string()),
         ("entry_page", quote_or_null(events.iter().find_map(|h| page(h)))),
         ("exit_page", quote_or_null(events.iter().rev().find_map(|h| page(h)))),
-        ("device", device(&events)),
+        ("device", device(story.definitions, &events)),
         ("channel", quote_or_null(touch.map(|t| t.channel.as_str()))),
         ("campaign", quote_or_null(touch.map(|t| t.campaign.as_str()))),
         ("conversions", session.conversions.to_string()),
@@ -128,14 +128,17 @@ fn page<'a>(happening: &'a Happening) -> Option<&'a str> {
     own.or(path).or(record.name.as_deref())
 }
 
-/// Each part from the first event of the session that has it.
-fn device(events: &[&Happening]) -> String {
-    let first = |outer: &str, inner: &str| events.iter().find_map(|h| h.context().get(outer).get(inner).text());
-    object(&[
-        ("type", quote_or_null(first("device", "type"))),
-        ("os", quote_or_null(first("os", "name"))),
-        ("browser", "null".to_string()),
-    ])
+/// Each part from the first event of the session that has it: in its context, else by its user agent.
+fn device(definitions: &Definitions, events: &[&Happening]) -> String {
+    let agent = |h: &Happening| h.context().get("userAgent").text().and_then(|text| definitions.agents.get(text));
+    let part = |place: usize, outer: &str, inner: &str| {
+        let told = |h: &&Happening| {
+            let own = h.context().get(outer).get(inner).text().map(str::to_string);
+            own.or_else(|| agent(h).map(|parts| parts[place].clone()))
+        };
+        quote_or_null(events.iter().find_map(told).as_deref())
+    };
+    object(&[("type", part(0, "device", "type")), ("os", part(1, "os", "name")), ("browser", part(2, "", ""))])
 }
 
 pub fn change(public_id: &str, change: &Change) -> String {

@@ -77,22 +77,21 @@ pub fn edges<'a>(present: &[&'a Record], corrections: &Corrections) -> Vec<(&'a 
 
 /// The connected components: for each id that is anybody's, all ids of that person.
 pub fn components(present: &[&Record], corrections: &Corrections) -> Vec<BTreeSet<String>> {
-    let own = present.iter().map(|r| BTreeSet::from([r.own().to_string()]));
-    let joined = edges(present, corrections).into_iter().map(|(a, b)| BTreeSet::from([a.to_string(), b.to_string()]));
-    let mut out: Vec<BTreeSet<String>> = Vec::new();
-    for mut group in own.chain(joined) {
-        let mut apart = Vec::new();
-        for other in out {
-            if other.is_disjoint(&group) {
-                apart.push(other);
-            } else {
-                group.extend(other);
+    let edges = edges(present, corrections);
+    let ids: BTreeSet<&str> = present.iter().map(|r| r.own()).chain(edges.iter().flat_map(|(a, b)| [*a, *b])).collect();
+    let mut groups: Vec<BTreeSet<String>> = ids.iter().map(|id| BTreeSet::from([id.to_string()])).collect();
+    let mut places: BTreeMap<String, usize> = ids.iter().enumerate().map(|(at, id)| (id.to_string(), at)).collect();
+    for (a, b) in edges {
+        let (into, from) = (places[a], places[b]);
+        if into != from {
+            for id in std::mem::take(&mut groups[from]) {
+                places.insert(id.clone(), into);
+                groups[into].insert(id);
             }
         }
-        apart.push(group);
-        out = apart;
     }
-    out
+    groups.retain(|group| !group.is_empty());
+    groups
 }
 
 pub fn component_of<'a>(components: &'a [BTreeSet<String>], id: &str) -> Option<&'a BTreeSet<String>> {
@@ -128,9 +127,10 @@ pub struct Person<'a> {
 /// Everyone who has an event.
 pub fn people<'a>(records: &'a [Record], clock: i64, corrections: &Corrections) -> Vec<Person<'a>> {
     let present = present(records, clock);
-    let groups = components(&present, corrections);
-    let people = groups.into_iter().map(|ids| {
-        let mut events: Vec<&Record> = present.iter().copied().filter(|r| ids.contains(r.own())).collect();
+    let mut by_id: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
+    present.iter().for_each(|record| by_id.entry(record.own()).or_default().push(record));
+    let people = components(&present, corrections).into_iter().map(|ids| {
+        let mut events: Vec<&Record> = ids.iter().filter_map(|id| by_id.get(id.as_str())).flatten().copied().collect();
         events.sort_by(|a, b| a.order().cmp(&b.order()));
         let known: BTreeSet<String> = events.iter().filter_map(|r| r.user.clone()).collect();
         let public_id = known.first().or(ids.first()).cloned().unwrap_or_default();

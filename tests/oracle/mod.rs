@@ -31,7 +31,8 @@
 //! 14. Consent is kept per purpose: a later call that does not name the purpose leaves it; non-booleans are ignored.
 //!
 //! Sessions and values
-//! 15. Pages, device type and OS are strings, each part from the first event that has it; the browser is null.
+//! 15. Pages and the parts of a device are strings, each from the first event that has it: type and OS as the context
+//!     has them, else, like the browser, as the user agent tells. What agents tell the model is told.
 //! 16. A number out of range is present for `has`, unequal to everything, and skipped by computed traits.
 //! 17. Comparisons are between scalars; lists and objects equal nothing. `traits.` is what the profile was told as of
 //!     the event. A computed trait hides a told one of its name even when it is null.
@@ -92,6 +93,8 @@ pub struct Oracle {
     lateness: Option<i64>,
     /// Every accepted record, in the order of arrival; those taken back stay as dedup keys.
     records: Vec<Record>,
+    /// The place of each record among them, by own id and message id.
+    keys: BTreeMap<(String, String), usize>,
     corrections: Corrections,
     clock: i64,
     read: usize,
@@ -105,6 +108,7 @@ impl Oracle {
             definitions: Definitions::read(definitions_json),
             lateness: None,
             records: Vec::new(),
+            keys: BTreeMap::new(),
             corrections: Corrections::default(),
             clock: 0,
             read: 0,
@@ -118,9 +122,16 @@ impl Oracle {
         self
     }
 
+    /// Tells it what a user agent says of its device: type, OS, browser.
+    pub fn with_agent(mut self, text: &str, says: [&str; 3]) -> Oracle {
+        self.definitions.agents.insert(text.to_string(), says.map(str::to_string));
+        self
+    }
+
     /// Answers are from now on as if these definitions had been there from the start; acceptance stays as decided.
     pub fn redefine(&mut self, definitions_json: &str) {
-        self.definitions = Definitions::read(definitions_json);
+        let agents = std::mem::take(&mut self.definitions.agents);
+        self.definitions = Definitions { agents, ..Definitions::read(definitions_json) };
     }
 
     pub fn clock(&self) -> i64 {
@@ -159,14 +170,16 @@ impl Oracle {
         if self.corrections.is_erased(record.own(), record.at) {
             return "erased";
         }
-        if let Some(first) = self.records.iter().find(|r| r.same_key(record.own(), &record.message_id)) {
-            return if first.same_content(&record) { "duplicate" } else { "conflict" };
+        let key = (record.own().to_string(), record.message_id.clone());
+        if let Some(first) = self.keys.get(&key) {
+            return if self.records[*first].same_content(&record) { "duplicate" } else { "conflict" };
         }
         let stamp = self.clock.max(record.at);
         if self.lateness.is_some_and(|lateness| record.at < stamp - lateness) {
             return "too_late";
         }
         self.clock = stamp;
+        self.keys.insert(key, self.records.len());
         self.records.push(record);
         let max_ids = self.definitions.max_ids;
         if identity::joins_too_many(&self.records, self.clock, &self.corrections, max_ids) {
@@ -186,9 +199,10 @@ impl Oracle {
 
     fn retract(&mut self, json: &Json) {
         let id = records::id(json.get("id")).flatten();
-        if let (Some(id), Some(message_id)) = (id, json.get("messageId").text()) {
-            let found = self.records.iter_mut().find(|r| r.same_key(&id, message_id));
-            found.into_iter().for_each(|record| record.live = false);
+        if let (Some(id), Some(message_id)) = (id, json.get("messageId").text())
+            && let Some(place) = self.keys.get(&(id, message_id.to_string()))
+        {
+            self.records[*place].live = false;
         }
     }
 

@@ -86,10 +86,6 @@ impl Record {
         self.event.is_some()
     }
 
-    pub fn same_key(&self, own: &str, message_id: &str) -> bool {
-        self.own() == own && self.message_id == message_id
-    }
-
     pub fn same_content(&self, other: &Record) -> bool {
         self.fingerprint == other.fingerprint
     }
