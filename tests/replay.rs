@@ -338,15 +338,6 @@ fn purchases_in_any_order() {
     }
 }
 
-#[test]
-#[ignore = "needs a file of purchases as track calls, named by THALWEG_PURCHASES"]
-fn purchases_of_a_file() {
-    let path = std::env::var("THALWEG_PURCHASES").expect("THALWEG_PURCHASES names a file of purchases as track calls");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    purchases_equal_the_oracle(&lines, &mut Random::new(7));
-}
-
 // A server that is killed again and again, and its log as a file.
 
 /// How often it is killed.
@@ -354,8 +345,8 @@ const KILLS: u64 = 6;
 /// Histories that are sent to it.
 const HISTORIES: usize = 8;
 
-/// Sends lines, a few in a request, until all are sent or the server is gone: how many it has acknowledged, and how many
-/// of those after them were on their way.
+/// Sends lines, a few in a request, until all are sent or the server is gone: how many it has acknowledged, and how
+/// many of those after them were on their way.
 fn send(to: std::net::SocketAddr, lines: &[String], random: &mut Random) -> (usize, usize) {
     let mut sent = 0;
     while sent < lines.len() {

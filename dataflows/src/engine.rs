@@ -1,17 +1,15 @@
 //! The engine: workers that turn the wheel, and the handle by which the server feeds them.
 //!
 //! ```text
-//!  records ──exchange on own id──┐
-//!                                ▼
-//!  links ──▶ Identity ──ids──▶ Route ──exchange on person──▶ Profiles ──▶ totals (arranged)
-//!            one worker        raw id → person               keyed histories
-//!                                                            ▲      │ histories that move
-//!                                                            └──────┘ to another person
+//!  records ──exchange on own id─────────▶ Profiles ──▶ totals (arranged)
+//!                                         ▲  ▲  │
+//!  links ──▶ Identity ──homes, moves──────┘  └──┘ what belongs to a person kept by another worker
+//!            one worker
 //! ```
-//! A step has two beats. In the first, records reach their person, and histories whose person changed are sent to
-//! their new place; in the second, when all of that has arrived on every worker, each history that changed or has
-//! something due is stepped once, and questions are answered. Outputs belong to the second beat, so nobody ever sees a
-//! person twice or not at all.
+//! A step has two beats. In the first, records reach the worker of their own id, which most often keeps their person
+//! too; what does not belong there, and histories whose person changed, is sent on. In the second, when all of that has
+//! arrived on every worker, each history that changed or has something due is stepped once, and questions are answered.
+//! Outputs belong to the second beat, so nobody ever sees a person twice or not at all.
 
 mod assemble;
 mod profiles;

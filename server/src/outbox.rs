@@ -132,8 +132,8 @@ impl Outbox {
         }
     }
 
-    /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not stand
-    /// any more. Its revocation may have been cut off by the end of the process before.
+    /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not
+    /// stand any more. Its revocation may have been cut off by the end of the process before.
     pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Closed>) {
         let mut standing = BTreeSet::new();
         while let Ok(closed) = told.try_recv() {
@@ -331,7 +331,7 @@ impl Outbox {
         vec![(-1, old), (1, new)]
     }
 
-    /// The profile of an intent, and where its latest events stand in the log, newest first, if they are wanted; nothing
+    /// The profile of an intent, and where its latest events stand in the log, newest first, if they are wanted; none
     /// if the engine cannot be asked now.
     async fn person(&self, row: &IntentRow, wants_events: bool) -> Option<(Box<ProfileRow>, Vec<u64>)> {
         let id = &row.profile;
