@@ -1107,7 +1107,8 @@ fn what_was_sent_and_no_longer_stands_is_revoked_and_stays_so() {
 fn what_was_sent_and_does_not_stand_at_the_next_start_is_revoked() {
     let home = Home::new(POPUPS);
     let server = home.start(&EVENTS);
-    let body = |id: &str, at: i64| json!({"anonymousId": "eve", "messageId": id, "timestamp": at, "properties": {"page": "/"}});
+    let page = json!({"page": "/"});
+    let body = |id: &str, at: i64| json!({"anonymousId": "eve", "messageId": id, "timestamp": at, "properties": page});
     taken(&server.write("/v1/page", &body("m1", START)), 1, &json!([]));
     let statuses = |server: &Server| {
         let rows = items(server, "/v1/campaigns/welcome/intents", 10);

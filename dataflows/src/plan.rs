@@ -101,6 +101,8 @@ pub struct Aggregate {
     pub op: Op,
     /// The window, ms; none: everything.
     pub within: Option<Millis>,
+    /// Its place in [`Plan::windowed`], if it has a window.
+    pub window: Option<usize>,
     /// Its place among the bags, for operations that need one.
     pub bag: Option<usize>,
     /// The segments to judge again when it changes, as places in [`Plan::views`].
@@ -441,6 +443,8 @@ pub struct Plan {
     pub feeds: Vec<Feed>,
     /// Values kept over events.
     pub aggregates: Vec<Aggregate>,
+    /// The aggregates that have a window.
+    pub windowed: Vec<usize>,
     /// How many aggregates have a bag.
     pub bags: usize,
     /// How many feeds keep what they see.

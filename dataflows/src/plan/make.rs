@@ -68,6 +68,7 @@ impl<'d> Maker<'d> {
             rules: Vec::new(),
             feeds: Vec::new(),
             aggregates: Vec::new(),
+            windowed: Vec::new(),
             bags: 0,
             keeps: 0,
             steps: 0,
@@ -176,7 +177,9 @@ impl<'d> Maker<'d> {
             self.plan.feeds[feed].kept.get_or_insert(self.plan.keeps - 1);
         }
         let tape = self.plan.feeds[feed].kept.unwrap_or(0);
-        self.plan.aggregates.push(Aggregate { tape, op, within, bag, readers: Vec::new() });
+        let window = within.map(|_| self.plan.windowed.len());
+        self.plan.windowed.extend(window.map(|_| number));
+        self.plan.aggregates.push(Aggregate { tape, op, within, window, bag, readers: Vec::new() });
         self.plan.feeds[feed].aggregates.push(number);
         self.aggregates.insert((feed, op, within), number);
         number

@@ -106,9 +106,10 @@ impl Instant<'_> {
     fn take(&mut self, aggregate: usize, value: &Value) {
         let plan = self.plan;
         let of = &plan.aggregates[aggregate];
-        if let Some(within) = of.within
+        if let (Some(within), Some(window)) = (of.within, of.window)
             && self.state.head(plan, aggregate) == self.state.tapes.kept[of.tape].len()
         {
+            self.state.set_window(plan, window, self.at + within);
             self.due_by(self.at + within);
         }
         if counts(of.op, value) {
@@ -120,12 +121,15 @@ impl Instant<'_> {
     /// Everything that leaves the windows of aggregates at this instant.
     pub(super) fn aggregate_windows(&mut self, left: &mut Vec<(Window, Left)>) {
         let plan = self.plan;
-        for (number, of) in plan.aggregates.iter().enumerate() {
-            let Some(within) = of.within else { continue };
-            let mut last = None;
+        while let Some(window) = self.state.first_window(plan, self.at) {
+            let number = plan.windowed[window];
+            let of = &plan.aggregates[number];
+            let within = of.within.expect("it has a window");
+            let (mut last, mut next) = (None, Millis::MAX);
             let state = &mut *self.state;
             while let Some(kept) = state.tapes.kept[of.tape].get(state.head(plan, number)) {
                 if kept.at + within > self.at {
+                    next = kept.at + within;
                     break;
                 }
                 if counts(of.op, &kept.value) {
@@ -135,6 +139,7 @@ impl Instant<'_> {
                 }
                 state.words[plan.layout.aggregates + number * WORDS + 1] += 1;
             }
+            state.set_window(plan, window, next);
             if let Some(last) = last {
                 left.push((Window::Aggregate(number), last));
                 self.wake_all(&of.readers);
@@ -143,17 +148,8 @@ impl Instant<'_> {
     }
 
     pub(super) fn aggregate_due(&self) -> Millis {
-        let due = |(number, of): (usize, &crate::plan::Aggregate)| {
-            Some(self.state.tapes.kept[of.tape].get(self.state.head(self.plan, number))?.at + of.within?)
-        };
-        self.plan
-            .aggregates
-            .iter()
-            .enumerate()
-            .filter(|(_, of)| of.within.is_some())
-            .filter_map(due)
-            .min()
-            .unwrap_or(Millis::MAX)
+        let windows = &self.state.words[self.plan.layout.windows..];
+        if self.plan.windowed.is_empty() { Millis::MAX } else { windows[1] }
     }
 }
 
@@ -165,6 +161,37 @@ impl State {
 
     fn head(&self, plan: &Plan, aggregate: usize) -> usize {
         self.words[plan.layout.aggregates + aggregate * WORDS + 1] as usize
+    }
+
+    /// A window lets something go at this instant. See [`super::Layout`] for the tree.
+    fn set_window(&mut self, plan: &Plan, window: usize, due: Millis) {
+        let tree = &mut self.words[plan.layout.windows..][..2 * plan.windowed.len()];
+        let mut place = plan.windowed.len() + window;
+        tree[place] = due;
+        while place > 1 {
+            place /= 2;
+            let least = tree[2 * place].min(tree[2 * place + 1]);
+            if tree[place] == least {
+                break;
+            }
+            tree[place] = least;
+        }
+    }
+
+    /// Some window that lets something go by an instant.
+    fn first_window(&self, plan: &Plan, by: Millis) -> Option<usize> {
+        let tree = &self.words[plan.layout.windows..][..2 * plan.windowed.len()];
+        let mut place = 1;
+        if *tree.get(place)? > by {
+            return None;
+        }
+        while place < plan.windowed.len() {
+            place *= 2;
+            if tree[place] > by {
+                place += 1;
+            }
+        }
+        Some(place - plan.windowed.len())
     }
 
     fn sum(&self, plan: &Plan, aggregate: usize) -> i128 {

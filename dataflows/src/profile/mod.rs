@@ -74,6 +74,9 @@ pub const NEVER: Millis = Millis::MIN;
 pub struct Layout {
     journeys: Box<[usize]>,
     aggregates: usize,
+    /// Of `n` windows over events the instants at which they let something go, as a tree of minima: the least of all
+    /// is word 1, the two that word `i` is the least of are words `2i` and `2i + 1`, the windows' own are the last `n`.
+    windows: usize,
     anchors: usize,
     session_windows: usize,
     sequences: Box<[usize]>,
@@ -92,6 +95,7 @@ impl Layout {
         Layout {
             journeys: plan.journeys.iter().map(|journey| place(&journeys::words(journey))).collect(),
             aggregates: place(&vec![0; plan.aggregates.len() * aggregates::WORDS]),
+            windows: place(&vec![Millis::MAX; 2 * plan.windowed.len()]),
             anchors: place(&journeys::Latest::NONE.repeat(plan.anchors)),
             session_windows: place(&vec![0; plan.session_windows.len()]),
             sequences: plan.sequences.iter().map(|of| place(&sequences::words(of))).collect(),
