@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use crate::time::Millis;
 
-/// Entries between two marks, at the dense end. Builds that check have more of them, so that short histories too go back
-/// to marks and not only to the start.
+/// Entries between two marks, at the dense end. Builds that check have more of them, so that short histories too go
+/// back to marks and not only to the start.
 const MARK_EVERY: usize = if cfg!(debug_assertions) { 3 } else { 16 };
 
 /// What a history folds to.

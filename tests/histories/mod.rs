@@ -274,6 +274,7 @@ pub fn definitions(random: &mut Random) -> String {
   "again":{{"when":{{"event":"view","where":"properties.value >= 1"}},"channel":"popup","cap":{{"at_most":1,"per":"{within}"}},"tags":["t"]}},
   "come_back":{{"when":{{"journey":"cart","state":"left"}},"channel":"mail","consent":"marketing","hold":"5s","tags":["t"],"priority":2,"cap":{{"at_most":{most},"per":"{within}","tag":"t"}}}},
   "lost":{{"when":{{"event":"cart_left"}},"channel":"mail","tags":["t"],"hold":"30s","quiet_hours":{{"from":"02:01","to":"00:02"}}}},
+  "yawn":{{"when":{{"event":"bored"}},"channel":"popup"}},
   "entered":{{"when":{{"segment":"quiet"}},"channel":"mail","audience":"back"}},
   "poster":{{"when":{{"every":"60s","from":"2026-01-01T00:00:30Z","segment":"quiet"}},"channel":"mail"}},
   "once":{{"when":{{"at":"2026-01-01T00:01:00Z","segment":"known"}},"channel":"mail"}}}},
