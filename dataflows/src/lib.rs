@@ -18,6 +18,7 @@ pub mod intake; // from lines to steps
 pub mod json; // how it is read
 pub mod keyed; // histories by key
 pub mod number; // exact decimals
+pub mod place;
 pub mod plan; // the definitions, ready to run
 pub mod profile; // everything that is true of one person
 pub mod protocol; // what may be asked of the engine, and what it says

@@ -1,8 +1,9 @@
 //! The writer: the one thread that puts everything in order.
 //!
-//! Calls, clocks, questions and the ledger's entries come in by one queue. The writer decides on each, stamps it,
+//! Calls, clocks, questions and the ledger's entries come in by one queue. The writer gives each its place, stamps it,
 //! writes the group to the log with one sync, answers those who wait, and hands the group to the engine as a step: so
 //! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
+//! What a place means, that an event was seen before or comes too late, is the engine's to find.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -10,18 +11,18 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use dataflows::admission::Verdict;
-use dataflows::engine::{Config, Engine};
-use dataflows::event::{Decoder, Reason, Rejection};
-use dataflows::intake::Sequencer;
+use dataflows::engine::{Acceptance, Config, Engine};
+use dataflows::event::Decoder;
+use dataflows::place::place;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::IntentRow;
-use dataflows::protocol::{Answer, Question, Response};
+use dataflows::protocol::{self, Answer, Question, Record, Step};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::door::Incoming;
 use crate::log::{Log, LogError};
-use crate::record::{self, Clock, DeadLetter, Dispatch};
+use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
 
 /// How the clock moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -109,41 +110,31 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Open {
-    workers: usize,
-    questions: HashMap<u64, Waiting>,
-    steps: HashMap<u64, (AsOf, usize, Vec<(IntentRow, i8)>)>,
-    /// The clock of the last group that was acknowledged.
+    steps: BTreeMap<u64, Waiting>,
+    /// The clock of the last step that closed.
     clock: Millis,
-    dead_letters: Vec<(u64, DeadLetterAt)>,
+    dead_letters: BTreeMap<u64, DeadLetterAt>,
     verdicts: BTreeMap<&'static str, u64>,
 }
 
-impl Open {
-    fn count(&mut self, verdict: Verdict) {
-        let word = match verdict {
-            Verdict::Accepted => "accepted",
-            Verdict::Duplicate => "duplicate",
-            Verdict::Conflict => "conflict",
-            Verdict::TooLate => "too_late",
-        };
-        *self.verdicts.entry(word).or_default() += 1;
-    }
+/// Who waits until a step is closed.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Events in it.
+    events: u64,
+    questions: HashMap<u64, oneshot::Sender<Answered>>,
+    /// Calls whose verdicts the engine has to give: the first's place, and how many.
+    receipts: Vec<(oneshot::Sender<Receipt>, u64, usize)>,
+    clocks: Vec<oneshot::Sender<AsOf>>,
 }
 
 /// Where a dead letter stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadLetterAt {
     /// In the log, as a dead letter.
     Own,
-    /// In the log, as an event that was accepted without its link.
-    RefusedEdge,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    as_of: AsOf,
-    parts: Vec<Answer>,
-    reply: oneshot::Sender<Answered>,
+    /// In the log, as an event, which was decided on so.
+    Event(Verdict),
 }
 
 impl Hub {
@@ -177,26 +168,21 @@ impl Hub {
         answered.await.map_err(|_| NotTaken::Stopping)
     }
 
-    /// The clock of the last group that was acknowledged, ms; 0 before the first.
+    /// The clock of the last step that closed, ms; 0 before the first.
     pub fn clock(&self) -> Millis {
         self.lock().clock
     }
 
-    /// How many records were decided on so since the process started; refused edges are accepted besides.
+    /// How many events of the log were decided on so; refused edges are accepted besides.
     pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
-        let open = self.lock();
-        let refused = open.dead_letters.iter().filter(|(_, at)| matches!(at, DeadLetterAt::RefusedEdge)).count();
-        let mut verdicts = open.verdicts.clone();
-        verdicts.insert("refused_edge", refused as u64);
-        verdicts
+        self.lock().verdicts.clone()
     }
 
     /// Dead letters, newest first: log positions.
     pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, DeadLetterAt)> {
         let open = self.lock();
-        let older =
-            open.dead_letters.iter().rev().filter(|(position, _)| before.is_none_or(|before| *position < before));
-        older.take(limit).cloned().collect()
+        let older = open.dead_letters.range(..before.unwrap_or(u64::MAX)).rev();
+        older.take(limit).map(|(position, at)| (*position, *at)).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
@@ -210,6 +196,8 @@ const QUEUE_MAX: usize = 4_096;
 const STEP_EVENTS: usize = 1_000;
 /// Steps that the engine may have open before the writer waits for it.
 const STEPS_OPEN_MAX: usize = 8;
+/// The number of this process.
+const PROCESS: usize = 0;
 /// An idle stream's clock moves this often.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -245,79 +233,94 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
     let (work, queue) = sync_channel(QUEUE_MAX);
     let shared = Arc::new(Shared::default());
     let hub = Hub { work, shared: Arc::clone(&shared) };
-    shared.open.lock().expect("nobody holds it yet").workers = start.workers;
     let (text, plan) = start.definitions;
     let told = start.told;
-    let responds = Arc::clone(&shared);
-    let engine = Engine::start(Config { workers: start.workers, plan: Arc::clone(&plan) }, move |response| {
-        responds.respond(response, &told);
-    });
-    let sequencer = Sequencer::new(start.log.id(), plan.definitions.lateness);
+    let closes = Arc::clone(&shared);
+    let acceptance = match start.clock {
+        ClockMode::Wall => Acceptance::Stamped,
+        ClockMode::Events => Acceptance::InOrder,
+    };
+    let config = Config { workers: start.workers, plan: Arc::clone(&plan), acceptance };
+    let engine = Engine::start(config, move |closed| closes.close(closed, &told));
     let mut writer = Writer {
         log: start.log,
         engine,
-        sequencer,
         shared,
-        clock: start.clock,
+        mode: start.clock,
         now: start.now,
+        clock: 0,
         question: 0,
+        step: Step::first(),
         group: Vec::new(),
-        replies: Vec::new(),
+        waiting: Waiting::default(),
+        durable: Vec::new(),
     };
-    let found = writer.read_again(&text, &plan)?;
+    let found = writer.read_again(text, &plan)?;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run(&queue));
     Ok((hub, found, thread.expect("the system gives a thread")))
 }
 
 impl Shared {
-    /// What the engine says, from its threads.
-    fn respond(&self, response: Response, told: &mpsc::UnboundedSender<Closed>) {
-        let mut open = self.open.lock().expect("nobody panics while holding it");
-        match response {
-            Response::Answer { question, part, .. } => {
-                let workers = open.workers;
-                let Some(waiting) = open.questions.get_mut(&question) else { return };
-                waiting.parts.push(part);
-                if waiting.parts.len() == workers
-                    && let Some(Waiting { as_of, parts, reply }) = open.questions.remove(&question)
-                {
-                    // Whoever asked may have gone.
-                    let _ = reply.send(Answered { as_of, parts });
-                }
-            }
-            Response::Closed { number, mut intents, refused, .. } => {
-                open.dead_letters.extend(refused.into_iter().map(|position| (position, DeadLetterAt::RefusedEdge)));
-                let workers = open.workers;
-                let Some(step) = open.steps.get_mut(&number) else { return };
-                step.1 += 1;
-                step.2.append(&mut intents);
-                if step.1 == workers
-                    && let Some((as_of, _, intents)) = open.steps.remove(&number)
-                {
-                    let _ = told.send(Closed { as_of, intents });
-                    self.closed.notify_all();
-                }
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().expect("nobody panics while holding it")
+    }
+
+    /// A step is closed: answers those who wait for that. Those who asked may have gone.
+    fn close(&self, closed: protocol::Closed, told: &mpsc::UnboundedSender<Closed>) {
+        let mut open = self.lock();
+        let Some(waiting) = open.steps.remove(&closed.number) else { return };
+        let as_of = AsOf { position: closed.position, clock: closed.clock };
+        open.clock = closed.clock;
+        let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
+        let mut accepted = waiting.events;
+        for (position, verdict) in &decided {
+            *open.verdicts.entry(verdict.name()).or_default() += 1;
+            accepted -= u64::from(*verdict != Verdict::RefusedEdge);
+            if *verdict != Verdict::Duplicate {
+                open.dead_letters.insert(*position, DeadLetterAt::Event(*verdict));
             }
         }
+        *open.verdicts.entry(Verdict::Accepted.name()).or_default() += accepted;
+        drop(open);
+        self.closed.notify_all();
+        let mut answers: HashMap<u64, Vec<Answer>> = HashMap::new();
+        for (question, part) in closed.answers {
+            answers.entry(question).or_default().push(part);
+        }
+        for (question, reply) in waiting.questions {
+            let _ = reply.send(Answered { as_of, parts: answers.remove(&question).unwrap_or_default() });
+        }
+        for (reply, first, count) in waiting.receipts {
+            let verdict = |position| decided.get(&position).copied().unwrap_or(Verdict::Accepted);
+            let _ = reply.send(Receipt { as_of, verdicts: (first..).take(count).map(verdict).collect() });
+        }
+        for reply in waiting.clocks {
+            let _ = reply.send(as_of);
+        }
+        let _ = told.send(Closed { as_of, intents: closed.intents });
     }
 }
 
 /// A reply that waits until its group is durable.
-enum Reply {
-    Receipt(oneshot::Sender<Receipt>, Vec<Verdict>),
+enum Durable {
+    Receipt(oneshot::Sender<Receipt>, usize),
     AsOf(oneshot::Sender<AsOf>),
 }
 
 struct Writer {
     log: Log,
     engine: Engine,
-    sequencer: Sequencer,
     shared: Arc<Shared>,
-    clock: ClockMode,
+    mode: ClockMode,
     now: fn() -> Millis,
+    /// The clock as far as the writer knows it, ms: where events move it, at least that of the last step, and at most
+    /// too far on by what turns out not to count.
+    clock: Millis,
     question: u64,
+    step: Step,
     group: Vec<(u8, Millis, Vec<u8>)>,
-    replies: Vec<Reply>,
+    waiting: Waiting,
+    durable: Vec<Durable>,
 }
 
 impl Writer {
@@ -326,12 +329,12 @@ impl Writer {
         loop {
             let mut next = match queue.recv_timeout(TICK) {
                 Ok(work) => Some(work),
-                Err(RecvTimeoutError::Timeout) if self.clock == ClockMode::Wall => None,
+                Err(RecvTimeoutError::Timeout) if self.mode == ClockMode::Wall => None,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            if self.clock == ClockMode::Wall {
-                self.sequencer.tick((self.now)());
+            if self.mode == ClockMode::Wall {
+                self.clock = self.clock.max((self.now)());
             }
             let mut stopping = false;
             while let Some(work) = next {
@@ -339,7 +342,7 @@ impl Writer {
                     Work::Stop => stopping = true,
                     work => self.take(work),
                 }
-                next = if self.sequencer.len() < STEP_EVENTS { queue.try_recv().ok() } else { None };
+                next = if self.step.len() < STEP_EVENTS { queue.try_recv().ok() } else { None };
             }
             self.commit()?;
             self.close();
@@ -351,108 +354,88 @@ impl Writer {
 
     fn take(&mut self, work: Work) {
         match work {
-            Work::Events(events, reply) => {
-                let verdicts = events.into_iter().map(|incoming| self.admit(incoming)).collect();
-                self.replies.push(Reply::Receipt(reply, verdicts));
-            }
-            Work::DeadLetters(letters) => letters.iter().for_each(|letter| self.dead_letter(letter)),
-            Work::Clock(to, reply) => {
-                if to > self.sequencer.clock() {
-                    self.sequencer.tick(to);
-                    self.write_json(record::CLOCK, &Clock { to });
+            Work::Events(events, reply) => self.events(events, reply),
+            Work::DeadLetters(letters) => {
+                for letter in letters {
+                    let position = self.write_json(record::DEAD_LETTER, &letter);
+                    self.shared.lock().dead_letters.insert(position, DeadLetterAt::Own);
                 }
-                self.replies.push(Reply::AsOf(reply));
+            }
+            Work::Clock(to, reply) => {
+                if to > self.clock {
+                    self.clock = to;
+                    let position = self.write_json(record::CLOCK, &Clock { to });
+                    self.step.record(Record::Clock(position, to));
+                }
+                self.waiting.clocks.push(reply);
             }
             Work::Ask(question, reply) => {
                 self.question += 1;
-                let waiting = Waiting { as_of: self.as_of(), parts: Vec::new(), reply };
-                self.shared
-                    .open
-                    .lock()
-                    .expect("nobody panics while holding it")
-                    .questions
-                    .insert(self.question, waiting);
-                self.sequencer.ask(self.question, question);
+                self.waiting.questions.insert(self.question, reply);
+                self.step.questions.push((self.question, question));
             }
             Work::Dispatch(entries, reply) => {
                 for entry in &entries {
                     self.write_json(record::DISPATCH, entry);
                 }
-                self.replies.push(Reply::AsOf(reply));
+                self.durable.push(Durable::AsOf(reply));
             }
             Work::Stop => {}
         }
     }
 
-    fn admit(&mut self, incoming: Incoming) -> Verdict {
-        let Incoming { kind, mut prepared, undated, body } = incoming;
-        if undated {
-            prepared.date(self.sequencer.clock());
-        }
-        let (timestamp, message_id) = (prepared.event.timestamp, prepared.event.message_id.clone());
-        let received_at = match self.clock {
-            ClockMode::Wall => self.sequencer.clock(),
-            ClockMode::Events => self.sequencer.clock().max(timestamp),
-        };
-        let verdict = self.sequencer.admit(self.position() + 1, received_at, prepared);
-        self.shared.open.lock().expect("nobody panics while holding it").count(verdict);
-        let rejected = match verdict {
-            Verdict::Accepted => {
-                self.group.push((
-                    record::EVENT,
-                    received_at,
-                    record::encode_event(kind, timestamp, &message_id, &body),
-                ));
-                return verdict;
+    fn events(&mut self, events: Vec<Incoming>, reply: oneshot::Sender<Receipt>) {
+        let (first, count) = (self.next_position(), events.len());
+        // Where events move the clock, the engine alone knows it.
+        let mut may_be_late = self.mode == ClockMode::Events;
+        for Incoming { kind, mut prepared, undated, body } in events {
+            if undated {
+                prepared.date(self.clock);
             }
-            Verdict::Duplicate => return verdict,
-            Verdict::Conflict => Rejection::new(
-                Reason::Conflict,
-                format!("message id {message_id:?} was taken before, with other content"),
-            ),
-            Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
-        };
-        self.dead_letter(&DeadLetter::new(&rejected, body.as_bytes()));
-        verdict
+            let timestamp = prepared.event.timestamp;
+            if self.mode == ClockMode::Events {
+                self.clock = self.clock.max(timestamp);
+            }
+            may_be_late |= self.step.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            let payload = record::encode_event(kind, timestamp, &prepared.event.message_id, &body);
+            prepared.place(self.next_position(), self.clock);
+            self.group.push((record::EVENT, self.clock, payload));
+            self.step.record(Record::Event(prepared));
+        }
+        self.waiting.events += count as u64;
+        if may_be_late {
+            self.waiting.receipts.push((reply, first, count));
+        } else {
+            self.durable.push(Durable::Receipt(reply, count));
+        }
     }
 
-    fn dead_letter(&mut self, letter: &DeadLetter) {
-        self.write_json(record::DEAD_LETTER, letter);
-        let position = self.position();
-        self.shared
-            .open
-            .lock()
-            .expect("nobody panics while holding it")
-            .dead_letters
-            .push((position, DeadLetterAt::Own));
-    }
-
-    fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) {
+    /// Adds a record to the group; gives its position.
+    fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) -> u64 {
+        let position = self.next_position();
         let payload = serde_json::to_vec(payload).expect("records have string keys");
-        self.group.push((kind, self.sequencer.clock(), payload));
+        self.group.push((kind, self.clock, payload));
+        position
     }
 
-    /// The last position, with the group under way.
-    fn position(&self) -> u64 {
-        self.log.last_position() + self.group.len() as u64
+    fn next_position(&self) -> u64 {
+        place(self.step.number, PROCESS, self.group.len())
     }
 
-    fn as_of(&self) -> AsOf {
-        AsOf { position: self.position(), clock: self.sequencer.clock() }
-    }
-
-    /// Makes the group durable, then answers those who wait for that.
+    /// Makes the group durable, then answers those who wait for that alone.
     fn commit(&mut self) -> Result<(), LogError> {
-        let as_of = self.as_of();
         if !self.group.is_empty() {
-            self.log.append(&self.group)?;
+            self.step.position = self.next_position() - 1;
+            self.log.append(self.step.number, &self.group)?;
             self.group.clear();
         }
-        self.shared.open.lock().expect("nobody panics while holding it").clock = as_of.clock;
-        for reply in self.replies.drain(..) {
+        let as_of = AsOf { position: self.step.position, clock: self.clock };
+        for reply in self.durable.drain(..) {
             match reply {
-                Reply::Receipt(reply, verdicts) => drop(reply.send(Receipt { as_of, verdicts })),
-                Reply::AsOf(reply) => drop(reply.send(as_of)),
+                Durable::Receipt(reply, count) => {
+                    let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
+                }
+                Durable::AsOf(reply) => drop(reply.send(as_of)),
             }
         }
         Ok(())
@@ -460,72 +443,84 @@ impl Writer {
 
     /// Hands the step to the engine; waits while the engine is too far behind.
     fn close(&mut self) {
-        let as_of = self.as_of();
-        let step = self.sequencer.close();
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        // A question of this step is true with all of it.
-        for (number, _) in &step.questions {
-            if let Some(waiting) = open.questions.get_mut(number) {
-                waiting.as_of = as_of;
-            }
+        if self.mode == ClockMode::Wall {
+            self.step.clock = self.clock;
         }
-        open.steps.insert(step.number, (as_of, 0, Vec::new()));
-        drop(open);
+        let step = self.step.close();
+        self.shared.lock().steps.insert(step.number, std::mem::take(&mut self.waiting));
         self.engine.step(step);
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        while open.steps.len() > STEPS_OPEN_MAX {
-            open = self.shared.closed.wait(open).expect("nobody panics while holding it");
+        match self.mode {
+            ClockMode::Wall => drop(self.wait(STEPS_OPEN_MAX)),
+            ClockMode::Events => {
+                let clock = self.wait(0).clock;
+                self.clock = clock;
+            }
         }
     }
 
+    /// Waits until so many steps are open at most.
+    fn wait(&self, open_max: usize) -> std::sync::MutexGuard<'_, Open> {
+        let open = self.shared.lock();
+        let behind = |open: &mut Open| open.steps.len() > open_max;
+        self.shared.closed.wait_while(open, behind).expect("nobody panics while holding it")
+    }
+
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
-    fn read_again(&mut self, text: &str, plan: &Arc<Plan>) -> Result<Found, LogError> {
+    fn read_again(&mut self, text: String, plan: &Arc<Plan>) -> Result<Found, LogError> {
         let mut found = Found::default();
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let secret = self.log.id();
-        let mut last_text = None;
-        // What stands in the log was accepted; what is too late by now is no matter.
-        self.sequencer.set_lateness(None);
+        let mut last = None;
         let mut reader = self.log.reader();
-        while let Some(record) = reader.next()? {
-            found.position = record.position;
-            self.sequencer.tick(record.received_at);
+        while let Some((record, (time, index))) = reader.next()? {
+            let position = place(time, PROCESS, index);
+            self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
-                    if let Ok(prepared) = record::prepare(record.payload, &mut decoder, &secret) {
-                        self.sequencer.admit(record.position, record.received_at, prepared);
+                    if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &secret) {
+                        prepared.place(position, record.received_at);
+                        self.step.record(Record::Event(prepared));
+                        self.waiting.events += 1;
                     }
                 }
+                record::CLOCK => {
+                    let clock = serde_json::from_slice::<Clock>(record.payload).ok();
+                    clock.into_iter().for_each(|clock| self.step.record(Record::Clock(position, clock.to)));
+                }
                 record::DEFINITIONS => {
-                    last_text = Some(record.payload.to_vec());
                     found.active_since = record.received_at;
+                    if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
+                        // What came before was accepted by what held then.
+                        self.close();
+                        self.step.lateness = defined.lateness;
+                        last = Some(defined);
+                    }
                 }
-                record::DEAD_LETTER => {
-                    let letter = (record.position, DeadLetterAt::Own);
-                    self.shared.open.lock().expect("nobody panics while holding it").dead_letters.push(letter);
-                }
+                record::DEAD_LETTER => drop(self.shared.lock().dead_letters.insert(position, DeadLetterAt::Own)),
                 record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
                 _ => {}
             }
-            if self.sequencer.len() >= STEP_EVENTS {
+            self.step.position = position;
+            if self.step.len() >= STEP_EVENTS {
                 self.close();
             }
         }
-        drop(reader);
-        self.sequencer.set_lateness(plan.definitions.lateness);
-        if last_text.as_deref() != Some(text.as_bytes()) {
-            if self.clock == ClockMode::Wall {
-                self.sequencer.tick((self.now)());
+        self.close();
+        // What is recorded from now on comes after all that is in the log.
+        self.step.number = self.step.number.max(self.log.last_time() + 1);
+        let defined = Defined { lateness: plan.definitions.lateness, text };
+        if last.as_ref() != Some(&defined) {
+            if self.mode == ClockMode::Wall {
+                self.clock = self.clock.max((self.now)());
             }
-            found.active_since = self.sequencer.clock();
-            self.group.push((record::DEFINITIONS, self.sequencer.clock(), text.as_bytes().to_vec()));
+            found.active_since = self.clock;
+            self.write_json(record::DEFINITIONS, &defined);
         }
+        self.step.lateness = defined.lateness;
         self.commit()?;
         self.close();
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        while !open.steps.is_empty() {
-            open = self.shared.closed.wait(open).expect("nobody panics while holding it");
-        }
+        found.position = self.step.position;
+        drop(self.wait(0));
         Ok(found)
     }
 }

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use dataflows::admission::Verdict;
 use dataflows::definitions::{Definitions, Model};
-use dataflows::engine::{Config, Engine};
+use dataflows::engine::{Acceptance, Config, Engine};
 use dataflows::event::Decoder;
-use dataflows::intake::{Line, Sequencer, prepare};
+use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
-use dataflows::protocol::{Answer, Question, Response};
+use dataflows::protocol::{Answer, Closed, Question, Step};
 
 pub use totals::{Totals, totals};
 
@@ -24,14 +24,16 @@ pub use totals::{Totals, totals};
 pub struct Run {
     /// None once it has stalled: waiting for it to end would be in vain.
     engine: Option<Engine>,
-    responses: Receiver<Response>,
-    sequencer: Sequencer,
+    closed: Receiver<Closed>,
+    step: Step,
     decoder: Decoder,
     plan: Arc<Plan>,
     position: u64,
     questions: u64,
     /// The sum of all changes of intents that were told.
     told: BTreeMap<IntentRow, i64>,
+    /// How records were decided that were not simply taken, by position.
+    pub verdicts: BTreeMap<u64, Verdict>,
 }
 
 /// All that can be listed and counted, at one step.
@@ -77,46 +79,46 @@ impl Run {
     /// Starts under definitions; what `later` ones name is kept of events too.
     pub fn start(definitions: &str, later: &str, lateness: Option<i64>, workers: usize) -> Run {
         let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
-        let (told, responses) = channel();
-        let engine = Some(Engine::start(Config { workers, plan: Arc::clone(&plan) }, move |response| {
-            let _ = told.send(response);
-        }));
-        let decoder = Decoder::new(Arc::clone(&plan.vocabulary));
-        let (sequencer, told) = (Sequencer::new(SECRET, lateness), BTreeMap::new());
-        Run { engine, responses, sequencer, decoder, plan, position: 0, questions: 0, told }
-    }
-
-    /// Takes one line; says what becomes of it, in the oracle's words.
-    pub fn push(&mut self, line: &str) -> &'static str {
-        self.position += 1;
-        match prepare(line, &mut self.decoder, &SECRET) {
-            Err(_) => "invalid",
-            Ok(Line::Event(prepared)) => match self.sequencer.admit_by_its_time(self.position, prepared) {
-                Verdict::Accepted => "accepted",
-                Verdict::Duplicate => "duplicate",
-                Verdict::Conflict => "conflict",
-                Verdict::TooLate => "too_late",
-            },
-            Ok(Line::Clock(to)) => {
-                self.sequencer.tick(to);
-                ""
-            }
-            Ok(Line::Retract(id, message_id)) => {
-                self.sequencer.retract(self.position, id, message_id);
-                ""
-            }
-            Ok(Line::Unlink(a, b)) => {
-                self.sequencer.unlink(self.position, a, b);
-                ""
-            }
+        let (told, closed) = channel();
+        let acceptance = if lateness.is_none() { Acceptance::AnyTime } else { Acceptance::InOrder };
+        let config = Config { workers, plan: Arc::clone(&plan), acceptance };
+        let engine = Engine::start(config, move |step| {
+            let _ = told.send(step);
+        });
+        Run {
+            engine: Some(engine),
+            closed,
+            step: Step { lateness, ..Step::first() },
+            decoder: Decoder::new(Arc::clone(&plan.vocabulary)),
+            plan,
+            position: 0,
+            questions: 0,
+            told: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
         }
     }
 
-    /// Other definitions hold from now on.
-    pub fn redefine(&mut self, definitions: &str, lateness: Option<i64>) {
+    /// Takes one line; gives its position, if it can be read.
+    pub fn push(&mut self, line: &str) -> Option<u64> {
         self.position += 1;
+        self.step.record(prepare(line, self.position, &mut self.decoder, &SECRET).ok()?);
+        Some(self.position)
+    }
+
+    /// What became of an event of a closed step, in the oracle's words.
+    pub fn verdict(&self, position: u64) -> &'static str {
+        self.verdicts.get(&position).map_or("accepted", |verdict| verdict.name())
+    }
+
+    /// Other definitions hold from now on. A step under way is closed first.
+    pub fn redefine(&mut self, definitions: &str, lateness: Option<i64>) -> Result<(), Stalled> {
+        if !self.step.is_empty() {
+            self.close([], |_, _| {})?;
+        }
         self.plan = Arc::new(self.plan.after(parse(definitions)));
-        self.sequencer.define(self.position, Arc::clone(&self.plan), lateness);
+        self.step.plan = Some(Arc::clone(&self.plan));
+        self.step.lateness = lateness;
+        Ok(())
     }
 
     /// Closes the step and gives all that is then true. What is added up when it is asked for must equal the totals.
@@ -186,29 +188,27 @@ impl Run {
     ) -> Result<(), Stalled> {
         let first = self.questions;
         for question in questions {
-            self.sequencer.ask(self.questions, question);
+            self.step.questions.push((self.questions, question));
             self.questions += 1;
         }
-        let step = self.sequencer.close();
+        self.step.position = self.position;
+        let step = self.step.close();
         let number = step.number;
-        let engine = self.engine.as_ref().ok_or(Stalled)?;
-        engine.step(step);
-        let mut open = engine.workers();
-        while open > 0 {
-            match self.responses.recv_timeout(PATIENCE) {
-                Ok(Response::Answer { question, part, .. }) => tell((question - first) as usize, part),
-                Ok(Response::Closed { number: of, intents, .. }) => {
-                    open -= usize::from(of == number);
-                    for (row, change) in intents {
-                        *self.told.entry(row).or_default() += i64::from(change);
-                    }
-                }
-                Err(_) => {
-                    std::mem::forget(self.engine.take());
-                    return Err(Stalled);
-                }
+        self.engine.as_ref().ok_or(Stalled)?.step(step);
+        loop {
+            let Ok(closed) = self.closed.recv_timeout(PATIENCE) else {
+                std::mem::forget(self.engine.take());
+                return Err(Stalled);
+            };
+            assert_eq!(closed.position, self.position);
+            self.verdicts.extend(closed.verdicts);
+            for (row, change) in closed.intents {
+                *self.told.entry(row).or_default() += i64::from(change);
+            }
+            closed.answers.into_iter().for_each(|(question, part)| tell((question - first) as usize, part));
+            if closed.number == number {
+                return Ok(());
             }
         }
-        Ok(())
     }
 }

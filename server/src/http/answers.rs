@@ -6,6 +6,8 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use dataflows::admission::Verdict;
+use dataflows::event::Reason;
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
@@ -489,9 +491,10 @@ async fn deadlines(
     let Answered { as_of, parts } = ask(app, query, question).await?;
     let (mut all, mut counted) = (Vec::new(), BTreeMap::new());
     for part in parts {
-        if let Answer::Deadlines(part, totals) = part {
-            all.extend(part);
-            counted.extend(totals);
+        match part {
+            Answer::Deadlines(part) => all.extend(part),
+            Answer::Totals(part) => counted.extend(part),
+            _ => {}
         }
     }
     all.sort();
@@ -734,18 +737,36 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
         let Ok(Some(record)) = log.get(position) else { continue };
         let letter = match at {
             DeadLetterAt::Own => serde_json::from_slice(&record.payload).ok(),
-            DeadLetterAt::RefusedEdge => record::decode_event(&record.payload).map(|(_, _, _, body)| DeadLetter {
-                reason: dataflows::event::Reason::RefusedEdge,
-                detail: "accepted, but its link would make a profile of more ids than identity.max_ids".into(),
-                body: body.to_owned(),
-                encoding: None,
-            }),
+            DeadLetterAt::Event(verdict) => {
+                record::decode_event(&record.payload).map(|(_, _, message_id, body)| DeadLetter {
+                    reason: reason(verdict),
+                    detail: detail(verdict, message_id),
+                    body: body.to_owned(),
+                    encoding: None,
+                })
+            }
         };
         let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
         let (position, received_at) = (position.to_string(), record.received_at);
         items.push(Row { reason: reason.name(), detail, position, received_at, body, encoding });
     }
     Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+fn reason(verdict: Verdict) -> Reason {
+    match verdict {
+        Verdict::TooLate => Reason::TooLate,
+        Verdict::RefusedEdge => Reason::RefusedEdge,
+        Verdict::Accepted | Verdict::Duplicate | Verdict::Conflict => Reason::Conflict,
+    }
+}
+
+fn detail(verdict: Verdict, message_id: &str) -> String {
+    match verdict {
+        Verdict::TooLate => "the event is earlier than the lateness allows".into(),
+        Verdict::RefusedEdge => "accepted, but its link would make a profile of more ids than identity.max_ids".into(),
+        _ => format!("message id {message_id:?} was taken before, with other content"),
+    }
 }
 
 /// A few numbers for Prometheus.
