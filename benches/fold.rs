@@ -28,7 +28,7 @@ fn main() {
     let plan = plan();
     let mut events = decoded(&plan, &arrivals);
     let mut admission = Admission::default();
-    events.retain(|event| admission.decide(event.entry, 0, 0, None) == Verdict::Accepted);
+    events.retain(|event| admission.decide(event.entry, false) == Verdict::Accepted);
     for step in [1_000, 10_000] {
         let (mut yardstick, mut decided, mut folds) = (f64::MAX, f64::MAX, f64::MAX);
         for _ in 0..rounds {
@@ -54,7 +54,7 @@ fn main() {
 fn decide(steps: Vec<Vec<Prepared>>) {
     let mut admission = Admission::default();
     for prepared in steps.into_iter().flatten() {
-        assert_eq!(admission.decide(prepared.entry, prepared.event.timestamp, 0, None), Verdict::Accepted);
+        assert_eq!(admission.decide(prepared.entry, false), Verdict::Accepted);
     }
 }
 

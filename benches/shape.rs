@@ -57,7 +57,7 @@ impl Folding {
     /// Takes clicks in steps; neither decoding nor the search for duplicates is timed.
     fn take(&mut self, clicks: &[Click], step: usize) {
         let mut events = decoded(&self.plan, clicks);
-        events.retain(|event| self.admission.decide(event.entry, 0, 0, None) == Verdict::Accepted);
+        events.retain(|event| self.admission.decide(event.entry, false) == Verdict::Accepted);
         self.events += events.len();
         let mut events = events.into_iter();
         let started = Instant::now();

@@ -46,12 +46,12 @@ fn counted(dump: &Dump) -> Totals {
     sums
 }
 
-fn check(seed: u64, workers: usize) {
+fn check(seed: u64, processes: usize, workers: usize) {
     let mut random = Random::new(seed);
     let (definitions, later) = (definitions(&mut random), definitions(&mut random));
     let lateness = if random.below(4) == 0 { Some(60_000 * (1 + random.below(4) as i64)) } else { None };
     let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
-    let mut run = Run::start(&definitions, &later, lateness, workers);
+    let mut run = Run::start_among(&definitions, &later, lateness, processes, workers);
     let mut told = Vec::new();
     let lines = history(&mut random);
     let steps = steps(&mut random, lines);
@@ -59,7 +59,9 @@ fn check(seed: u64, workers: usize) {
     for (number, step) in steps.into_iter().enumerate() {
         let fail = |told: &[String], clock: i64, why: &str| -> ! {
             let history = told.join("\n");
-            panic!("seed {seed}, {workers} workers, step {number}: {why}\nclock {clock}\n{history}\n{definitions}")
+            panic!(
+                "seed {seed}, {processes} processes, {workers} workers, step {number}: {why}\nclock {clock}\n{history}\n{definitions}"
+            )
         };
         if number == redefined {
             oracle.redefine(&later);
@@ -186,7 +188,11 @@ fn every_view_equals_the_oracle_at_every_step() {
     let first = std::env::var("THALWEG_FIRST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + count {
         for workers in [1, 2, 4] {
-            check(seed, workers);
+            check(seed, 1, workers);
+        }
+        check(seed, 2, 1);
+        if seed % 4 == 0 {
+            check(seed, 3, 2);
         }
     }
 }

@@ -8,7 +8,7 @@ use dataflows::engine::{Acceptance, Config, Engine};
 use dataflows::event::Decoder;
 use dataflows::intake::{Prepared, prepare};
 use dataflows::plan::Plan;
-use dataflows::protocol::{Answer, Closed, Question, Record, Step};
+use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step};
 use dataflows::total::Total;
 use dataflows::value::Value;
 use ecow::EcoString;
@@ -118,7 +118,8 @@ impl Running {
         let count = Arc::clone(&closed);
         let driver = std::thread::current();
         let config = Config { workers, plan, acceptance: Acceptance::AnyTime };
-        let engine = Engine::start(config, move |step: Closed| {
+        let engine = Engine::start(config, move |response| {
+            let Response::Closed(step) = response else { return };
             let number = step.number;
             if !step.answers.is_empty() {
                 let _ = told.send(step);
@@ -133,7 +134,7 @@ impl Running {
     pub fn step(&mut self, clicks: impl IntoIterator<Item = Prepared>) {
         for mut prepared in clicks {
             self.step.position += 1;
-            prepared.place(self.step.position, 0);
+            prepared.place(self.step.position);
             self.step.record(Record::Event(prepared));
         }
         self.close(STEPS_OPEN_MAX);

@@ -11,10 +11,8 @@ use hashbrown::hash_table::Entry;
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::time::Millis;
-
 /// What becomes of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Verdict {
     /// It counts.
     Accepted,
@@ -26,6 +24,8 @@ pub enum Verdict {
     TooLate,
     /// It counts, but not its edge: that would have joined too many ids.
     RefusedEdge,
+    /// It is no event.
+    Invalid,
 }
 
 impl Verdict {
@@ -37,6 +37,7 @@ impl Verdict {
             Verdict::Conflict => "conflict",
             Verdict::TooLate => "too_late",
             Verdict::RefusedEdge => "refused_edge",
+            Verdict::Invalid => "invalid",
         }
     }
 }
@@ -81,13 +82,13 @@ impl Admission {
         (entry >> 96) as usize % TABLES
     }
 
-    /// Decides on the next record of the log. `received_at` is the clock with which the log stamped it.
-    pub fn decide(&mut self, entry: u128, timestamp: Millis, received_at: Millis, lateness: Option<Millis>) -> Verdict {
+    /// Decides on the next record of the log.
+    pub fn decide(&mut self, entry: u128, is_late: bool) -> Verdict {
         let same = |seen: &u128| seen & KEY == entry & KEY;
         match self.seen[Self::table(entry)].entry(hash(&entry), same, hash) {
             Entry::Occupied(seen) if *seen.get() as u32 == entry as u32 => Verdict::Duplicate,
             Entry::Occupied(_) => Verdict::Conflict,
-            Entry::Vacant(_) if lateness.is_some_and(|lateness| timestamp < received_at - lateness) => Verdict::TooLate,
+            Entry::Vacant(_) if is_late => Verdict::TooLate,
             Entry::Vacant(new) => {
                 new.insert(entry);
                 Verdict::Accepted
@@ -111,11 +112,11 @@ mod tests {
         let mut admission = Admission::default();
         let of = |content| entry(&[7; 16], "ada", "m1", content);
         // Too late is not accepted, so what comes after it under that key is new.
-        assert_eq!(admission.decide(of(1), 99, 200, Some(100)), Verdict::TooLate);
+        assert_eq!(admission.decide(of(1), true), Verdict::TooLate);
         assert!(!admission.has(of(1)));
-        assert_eq!(admission.decide(of(2), 100, 200, Some(100)), Verdict::Accepted);
-        assert_eq!(admission.decide(of(2), 100, 900, Some(100)), Verdict::Duplicate);
-        assert_eq!(admission.decide(of(1), 800, 900, Some(100)), Verdict::Conflict);
+        assert_eq!(admission.decide(of(2), false), Verdict::Accepted);
+        assert_eq!(admission.decide(of(2), true), Verdict::Duplicate);
+        assert_eq!(admission.decide(of(1), true), Verdict::Conflict);
         assert!(admission.has(of(9)));
         assert_ne!(of(1), entry(&[7; 16], "adam", "1", 1));
     }

@@ -16,17 +16,24 @@ mod acceptance;
 mod assemble;
 mod profiles;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
+use timely::communication::AllocatorBuilder;
+use timely::communication::allocator::ProcessBuilder;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::allocator::zero_copy::stream::Stream;
+use timely::execute::execute_from;
 use timely::worker::Worker;
+use timely::{CommunicationConfig, WorkerConfig};
 
 use crate::plan::Plan;
-use crate::protocol::{Closed, Step};
+use crate::protocol::{Closed, Command, Response, Step};
 
-use assemble::{Saying, assemble};
+use assemble::{Now, Saying, assemble};
 
 /// Logical time: the step's number and, last, its beat.
 pub type Time = u64;
@@ -59,12 +66,14 @@ pub enum Acceptance {
     AnyTime,
 }
 
-/// What enters a worker.
-enum Command {
-    /// A step, with this worker's share of the records.
-    Step(Step),
-    /// No more steps will come; the worker ends.
-    Stop,
+/// The other processes that make one engine with this one. All run the same definitions with as many workers.
+pub struct Peers<S> {
+    /// This process's number.
+    pub process: usize,
+    /// Connections to the others by their numbers; none to itself.
+    pub connections: Vec<Option<S>>,
+    /// Told, from any thread, that the connection to another is lost: nothing will close any more.
+    pub lost: Box<dyn Fn(usize) + Send + Sync>,
 }
 
 /// The running engine. Dropping it stops the workers after what they were given.
@@ -75,7 +84,7 @@ pub struct Engine {
 }
 
 /// The way to a worker: what it is to do, and its thread, which sleeps when it has nothing to do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Door {
     commands: Sender<Command>,
     thread: Thread,
@@ -89,30 +98,83 @@ impl Door {
     }
 }
 
+/// The way to the engine for letters to other processes; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Post(Door);
+
+impl Post {
+    /// Sends a letter to a process.
+    pub fn send(&self, to: usize, letter: Vec<u8>) {
+        self.0.give(Command::Letter(to, letter));
+    }
+}
+
 impl Engine {
-    /// Starts the workers. `closed` is called from the thread of one of them with each step that closes, in order.
-    pub fn start(config: Config, closed: impl Fn(Closed) + Send + Sync + 'static) -> Engine {
-        let (commands, inboxes): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| channel()).unzip();
+    /// Starts the workers. `heard` is called from the thread of one of them: with each step that closes, in order.
+    pub fn start(config: Config, heard: impl Fn(Response) + Send + Sync + 'static) -> Engine {
+        let count = config.workers;
+        Engine::run(config, 0, Box::new(heard), move || CommunicationConfig::Process(count).try_build())
+    }
+
+    /// Starts the workers of one of several processes. It waits for none: what the others have yet to do is waited for
+    /// where a step needs it.
+    pub fn start_among<S: Stream + 'static>(
+        config: Config,
+        peers: Peers<S>,
+        heard: impl Fn(Response) + Send + Sync + 'static,
+    ) -> Engine {
+        let Peers { process, connections, lost } = peers;
+        let count = config.workers;
+        // The threads that read and write the connections end by a panic where the other side is gone.
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            let peer = thread.name().and_then(|name| name.strip_prefix("timely:")?.rsplit_once('-')?.1.parse().ok());
+            match peer {
+                Some(peer) => lost(peer),
+                None => before(panic),
+            }
+        }));
+        Engine::run(config, process, Box::new(heard), move || {
+            let hooks = timely::communication::Hooks::default();
+            let inside = ProcessBuilder::new_typed_vector(count, hooks.refill.clone(), hooks.spill.clone());
+            let (workers, guard) = initialize_networking_from_sockets(inside, connections, process, count, hooks)
+                .map_err(|error| error.to_string())?;
+            Ok((workers.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
+        })
+    }
+
+    fn run(
+        config: Config,
+        process: usize,
+        heard: Box<dyn Fn(Response) + Send + Sync>,
+        allocate: impl FnOnce() -> Result<(Vec<AllocatorBuilder>, Box<dyn Any + Send>), String> + Send + 'static,
+    ) -> Engine {
+        let Config { workers: count, plan, acceptance } = config;
+        let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| channel()).unzip();
         let (awake, threads) = channel();
         let inboxes: Vec<_> = inboxes.into_iter().map(|inbox| Mutex::new(Some(inbox))).collect();
-        let Config { workers: count, plan, acceptance } = config;
         let workers = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let closed = Arc::new(closed);
-            let guards = timely::execute(timely::Config::process(count), move |worker| {
-                let _ = awake.send((worker.index(), std::thread::current()));
-                let inbox = inboxes[worker.index()].lock().expect("no worker holds this lock twice").take();
+            let (allocators, guard) = allocate().expect("threads of one process need no network, and others have it");
+            let guards = execute_from(allocators, guard, WorkerConfig::default(), move |worker| {
+                let local = worker.index() % count;
+                let _ = awake.send((local, std::thread::current()));
+                let inbox = inboxes[local].lock().expect("no worker holds this lock twice").take();
                 let inbox = inbox.expect("each worker takes its own");
                 let (mut inputs, mut outputs) = assemble(worker, Arc::clone(&plan), acceptance, count);
-                run(worker, &inbox, &mut inputs, &mut outputs, &*closed);
-                drop(inputs);
-                while worker.step() {}
+                turn(worker, process, &inbox, &mut inputs, &mut outputs, &*heard);
             });
-            drop(guards.expect("threads of one process need no network"));
+            drop(guards.expect("the system gives threads"));
         });
         let mut threads: Vec<_> = threads.iter().take(count).collect();
-        threads.sort_unstable_by_key(|(index, _)| *index);
+        threads.sort_unstable_by_key(|(local, _)| *local);
         let doors = commands.into_iter().zip(threads).map(|(commands, (_, thread))| Door { commands, thread });
         Engine { doors: doors.collect(), workers: Some(workers.expect("the system gives a thread")) }
+    }
+
+    /// The way for letters to other processes.
+    pub fn post(&self) -> Post {
+        Post(self.doors[0].clone())
     }
 
     /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
@@ -144,12 +206,13 @@ impl Drop for Engine {
 const STEPS_OPEN_MAX: usize = 4;
 
 /// One worker's life.
-fn run(
+fn turn(
     worker: &mut Worker,
+    process: usize,
     inbox: &Receiver<Command>,
     inputs: &mut assemble::Inputs,
     outputs: &mut assemble::Outputs,
-    closed: &(dyn Fn(Closed) + Send + Sync),
+    heard: &(dyn Fn(Response) + Send + Sync),
 ) {
     let mut open: BTreeMap<Time, u64> = BTreeMap::new();
     let mut stopping = false;
@@ -161,6 +224,7 @@ fn run(
                     open.insert(time, step.number);
                     inputs.give(time, step);
                 }
+                Ok(Command::Letter(to, letter)) => inputs.send(process, to, letter),
                 Err(TryRecvError::Empty) => break,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
             }
@@ -169,12 +233,13 @@ fn run(
             return;
         }
         worker.step_or_park(None);
+        outputs.letters().into_iter().for_each(|(from, letter)| heard(Response::Letter(from, letter)));
         while let Some(first) = open.first_entry().filter(|first| outputs.is_closed(*first.key())) {
             let (time, number) = first.remove_entry();
             let said = outputs.take(time);
             // The first worker of a process speaks for it.
             if !said.is_empty() {
-                closed(told(number, said));
+                heard(Response::Closed(told(number, said)));
             }
         }
     }
@@ -185,7 +250,9 @@ fn told(number: u64, said: Vec<Saying>) -> Closed {
     let mut closed = Closed { number, ..Closed::default() };
     for saying in said {
         match saying {
-            Saying::Now(position, clock) => (closed.position, closed.clock) = (position, clock),
+            Saying::Now(Now { position, clock, accepted }) => {
+                (closed.position, closed.clock, closed.accepted) = (position, clock, accepted);
+            }
             Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
             Saying::Intent(intent, change) => closed.intents.push((intent, change)),
             Saying::Answer(number, part) => closed.answers.push((number, part)),

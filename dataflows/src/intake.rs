@@ -20,8 +20,8 @@ pub struct Prepared {
     pub event: Event,
     /// The link it states.
     pub link: Option<Box<Link>>,
-    /// The clock with which the log stamped it, ms; where events move the clock, the engine knows it.
-    pub received_at: Millis,
+    /// Whether it is too late by its stamp; where events move the clock, the engine finds that.
+    pub is_late: bool,
     /// By what admission knows it.
     pub entry: u128,
 }
@@ -39,13 +39,12 @@ impl Prepared {
         let content = call.content;
         let event = decoder.event(call, timestamp, message_id)?;
         let entry = admission::entry(secret, &event.own, &event.message_id, content);
-        Ok(Prepared { event, link, received_at: 0, entry })
+        Ok(Prepared { event, link, is_late: false, entry })
     }
 
     /// Gives a call its place in the log.
-    pub fn place(&mut self, position: u64, received_at: Millis) {
+    pub fn place(&mut self, position: u64) {
         self.event.position = position;
-        self.received_at = received_at;
         if let Some(link) = &mut self.link {
             link.position = position;
         }
@@ -71,7 +70,7 @@ pub fn prepare(line: &str, position: u64, decoder: &mut Decoder, secret: &[u8; 1
     let timestamp = call.timestamp.ok_or_else(|| Rejection::new(Reason::BadTimestamp, "`timestamp` is missing"))?;
     let message_id = call.message_id.clone().unwrap_or_else(|| line_id(line));
     let mut prepared = Prepared::new(&mut call, timestamp, message_id, decoder, secret)?;
-    prepared.place(position, 0);
+    prepared.place(position);
     Ok(Record::Event(prepared))
 }
 

@@ -16,6 +16,26 @@ use crate::profile::sums::{Credited, Sought, Span, Visits};
 use crate::time::Millis;
 use crate::total::Total;
 
+/// What enters the engine.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// A step. In every process it has the same number, and that process's records.
+    Step(Step),
+    /// Something that one process has to tell another: to which, and what. It belongs to no step.
+    Letter(usize, Vec<u8>),
+    /// No more steps will come.
+    Stop,
+}
+
+/// What leaves the engine.
+#[derive(Clone, Debug)]
+pub enum Response {
+    /// A step is closed.
+    Closed(Closed),
+    /// Another process tells something: which, and what.
+    Letter(usize, Vec<u8>),
+}
+
 /// One step of logical time.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -94,6 +114,8 @@ pub enum Record {
     Retract(u64, EcoString, EcoString, u128),
     /// The edge between two ids is struck.
     Unlink(u64, EcoString, EcoString),
+    /// What came is no event: a dead letter.
+    Unreadable(u64),
 }
 
 impl Record {
@@ -101,7 +123,10 @@ impl Record {
     pub fn position(&self) -> u64 {
         match self {
             Record::Event(prepared) => prepared.event.position,
-            Record::Clock(position, _) | Record::Retract(position, ..) | Record::Unlink(position, ..) => *position,
+            Record::Clock(position, _)
+            | Record::Retract(position, ..)
+            | Record::Unlink(position, ..)
+            | Record::Unreadable(position) => *position,
         }
     }
 }
@@ -185,7 +210,9 @@ pub struct Closed {
     pub clock: Millis,
     /// Intents that came (1) and went (-1) with it.
     pub intents: Vec<(IntentRow, i8)>,
-    /// Log positions of records that were not taken as they are.
+    /// How many events were accepted in it.
+    pub accepted: u64,
+    /// Log positions of records that were not taken as they are, wherever they came in.
     pub verdicts: Vec<(u64, Verdict)>,
     /// Answers, by the numbers of their questions: each in parts that the workers give.
     pub answers: Vec<(u64, Answer)>,

@@ -19,7 +19,7 @@ use dataflows::number::print_billionths;
 use dataflows::place::place;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
-use dataflows::protocol::{Answer, Closed, Question, Record, Step};
+use dataflows::protocol::{Answer, Question, Record, Response, Step};
 use dataflows::time::Millis;
 use dataflows::total::Total;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -117,7 +117,7 @@ pub fn replay(replay: &Replay) -> Result<(Report, Run), String> {
     let acceptance = if replay.lateness.is_some() { Acceptance::InOrder } else { Acceptance::AnyTime };
     let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan), acceptance };
     let mut run = Run {
-        engine: Engine::start(config, move |closed| heard.hear(closed)),
+        engine: Engine::start(config, move |response| heard.hear(response)),
         step: Step { lateness: replay.lateness, ..Step::first() },
         records: 0,
         answers,
@@ -269,7 +269,8 @@ struct Said {
 }
 
 impl Answers {
-    fn hear(&self, closed: Closed) {
+    fn hear(&self, response: Response) {
+        let Response::Closed(closed) = response else { return };
         let mut said = self.said.lock().expect("nobody panics while holding it");
         (said.closed, said.clock) = (closed.number, closed.clock);
         for (_, verdict) in closed.verdicts {

@@ -16,7 +16,7 @@ use dataflows::event::Decoder;
 use dataflows::place::place;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::IntentRow;
-use dataflows::protocol::{self, Answer, Question, Record, Step};
+use dataflows::protocol::{self, Answer, Question, Record, Response, Step};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
@@ -113,28 +113,17 @@ struct Open {
     steps: BTreeMap<u64, Waiting>,
     /// The clock of the last step that closed.
     clock: Millis,
-    dead_letters: BTreeMap<u64, DeadLetterAt>,
+    dead_letters: BTreeMap<u64, Verdict>,
     verdicts: BTreeMap<&'static str, u64>,
 }
 
 /// Who waits until a step is closed.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Events in it.
-    events: u64,
     questions: HashMap<u64, oneshot::Sender<Answered>>,
     /// Calls whose verdicts the engine has to give: the first's place, and how many.
     receipts: Vec<(oneshot::Sender<Receipt>, u64, usize)>,
     clocks: Vec<oneshot::Sender<AsOf>>,
-}
-
-/// Where a dead letter stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeadLetterAt {
-    /// In the log, as a dead letter.
-    Own,
-    /// In the log, as an event, which was decided on so.
-    Event(Verdict),
 }
 
 impl Hub {
@@ -178,11 +167,11 @@ impl Hub {
         self.lock().verdicts.clone()
     }
 
-    /// Dead letters, newest first: log positions.
-    pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, DeadLetterAt)> {
+    /// Dead letters, newest first: where they stand in the log, and how they were decided on.
+    pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Verdict)> {
         let open = self.lock();
         let older = open.dead_letters.range(..before.unwrap_or(u64::MAX)).rev();
-        older.take(limit).map(|(position, at)| (*position, *at)).collect()
+        older.take(limit).map(|(position, verdict)| (*position, *verdict)).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
@@ -241,7 +230,11 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
         ClockMode::Events => Acceptance::InOrder,
     };
     let config = Config { workers: start.workers, plan: Arc::clone(&plan), acceptance };
-    let engine = Engine::start(config, move |closed| closes.close(closed, &told));
+    let engine = Engine::start(config, move |response| {
+        if let Response::Closed(closed) = response {
+            closes.close(closed, &told);
+        }
+    });
     let mut writer = Writer {
         log: start.log,
         engine,
@@ -272,15 +265,13 @@ impl Shared {
         let as_of = AsOf { position: closed.position, clock: closed.clock };
         open.clock = closed.clock;
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
-        let mut accepted = waiting.events;
         for (position, verdict) in &decided {
             *open.verdicts.entry(verdict.name()).or_default() += 1;
-            accepted -= u64::from(*verdict != Verdict::RefusedEdge);
             if *verdict != Verdict::Duplicate {
-                open.dead_letters.insert(*position, DeadLetterAt::Event(*verdict));
+                open.dead_letters.insert(*position, *verdict);
             }
         }
-        *open.verdicts.entry(Verdict::Accepted.name()).or_default() += accepted;
+        *open.verdicts.entry(Verdict::Accepted.name()).or_default() += closed.accepted;
         drop(open);
         self.closed.notify_all();
         let mut answers: HashMap<u64, Vec<Answer>> = HashMap::new();
@@ -358,7 +349,7 @@ impl Writer {
             Work::DeadLetters(letters) => {
                 for letter in letters {
                     let position = self.write_json(record::DEAD_LETTER, &letter);
-                    self.shared.lock().dead_letters.insert(position, DeadLetterAt::Own);
+                    self.step.record(Record::Unreadable(position));
                 }
             }
             Work::Clock(to, reply) => {
@@ -396,13 +387,13 @@ impl Writer {
             if self.mode == ClockMode::Events {
                 self.clock = self.clock.max(timestamp);
             }
-            may_be_late |= self.step.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            prepared.is_late = self.step.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            may_be_late |= prepared.is_late;
             let payload = record::encode_event(kind, timestamp, &prepared.event.message_id, &body);
-            prepared.place(self.next_position(), self.clock);
+            prepared.place(self.next_position());
             self.group.push((record::EVENT, self.clock, payload));
             self.step.record(Record::Event(prepared));
         }
-        self.waiting.events += count as u64;
         if may_be_late {
             self.waiting.receipts.push((reply, first, count));
         } else {
@@ -478,9 +469,10 @@ impl Writer {
             match record.kind {
                 record::EVENT => {
                     if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &secret) {
-                        prepared.place(position, record.received_at);
+                        let earliest = self.step.lateness.map(|lateness| record.received_at - lateness);
+                        prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
+                        prepared.place(position);
                         self.step.record(Record::Event(prepared));
-                        self.waiting.events += 1;
                     }
                 }
                 record::CLOCK => {
@@ -496,7 +488,7 @@ impl Writer {
                         last = Some(defined);
                     }
                 }
-                record::DEAD_LETTER => drop(self.shared.lock().dead_letters.insert(position, DeadLetterAt::Own)),
+                record::DEAD_LETTER => self.step.record(Record::Unreadable(position)),
                 record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
                 _ => {}
             }

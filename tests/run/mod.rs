@@ -4,28 +4,30 @@ pub mod totals;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use dataflows::admission::Verdict;
 use dataflows::definitions::{Definitions, Model};
-use dataflows::engine::{Acceptance, Config, Engine};
+use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
 use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
-use dataflows::protocol::{Answer, Closed, Question, Step};
+use dataflows::protocol::{Answer, Closed, Question, Response, Step};
 
 pub use totals::{Totals, totals};
 
-/// A running engine and what feeds it.
+/// A running engine, in one process or as several would run it, and what feeds it.
 pub struct Run {
-    /// None once it has stalled: waiting for it to end would be in vain.
-    engine: Option<Engine>,
-    closed: Receiver<Closed>,
-    step: Step,
+    /// By process. None once it has stalled: waiting for it to end would be in vain.
+    engines: Vec<Engine>,
+    closed: Vec<Receiver<Closed>>,
+    /// What each process has of the step under way.
+    steps: Vec<Step>,
     decoder: Decoder,
     plan: Arc<Plan>,
     position: u64,
@@ -78,17 +80,32 @@ fn parse(definitions: &str) -> Arc<Definitions> {
 impl Run {
     /// Starts under definitions; what `later` ones name is kept of events too.
     pub fn start(definitions: &str, later: &str, lateness: Option<i64>, workers: usize) -> Run {
+        Run::start_among(definitions, later, lateness, 1, workers)
+    }
+
+    /// The same in as many processes, each with as many workers.
+    pub fn start_among(definitions: &str, later: &str, lateness: Option<i64>, processes: usize, workers: usize) -> Run {
         let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
-        let (told, closed) = channel();
         let acceptance = if lateness.is_none() { Acceptance::AnyTime } else { Acceptance::InOrder };
-        let config = Config { workers, plan: Arc::clone(&plan), acceptance };
-        let engine = Engine::start(config, move |step| {
-            let _ = told.send(step);
-        });
+        let start = |(process, connections): (usize, Vec<Option<UnixStream>>)| {
+            let (told, closed) = channel();
+            let config = Config { workers, plan: Arc::clone(&plan), acceptance };
+            let heard = move |response| match response {
+                Response::Closed(step) => drop(told.send(step)),
+                Response::Letter(from, letter) => panic!("{from} wrote {letter:?}"),
+            };
+            let lost = Box::new(|peer| panic!("the connection to {peer} is lost"));
+            let engine = match connections.len() {
+                1 => Engine::start(config, heard),
+                _ => Engine::start_among(config, Peers { process, connections, lost }, heard),
+            };
+            (engine, closed)
+        };
+        let (engines, closed) = connections(processes).into_iter().enumerate().map(start).unzip();
         Run {
-            engine: Some(engine),
+            engines,
             closed,
-            step: Step { lateness, ..Step::first() },
+            steps: vec![Step { lateness, ..Step::first() }; processes],
             decoder: Decoder::new(Arc::clone(&plan.vocabulary)),
             plan,
             position: 0,
@@ -101,7 +118,10 @@ impl Run {
     /// Takes one line; gives its position, if it can be read.
     pub fn push(&mut self, line: &str) -> Option<u64> {
         self.position += 1;
-        self.step.record(prepare(line, self.position, &mut self.decoder, &SECRET).ok()?);
+        let record = prepare(line, self.position, &mut self.decoder, &SECRET).ok()?;
+        // Wherever it comes in, its place is the same.
+        let process = self.position as usize % self.steps.len();
+        self.steps[process].record(record);
         Some(self.position)
     }
 
@@ -112,12 +132,14 @@ impl Run {
 
     /// Other definitions hold from now on. A step under way is closed first.
     pub fn redefine(&mut self, definitions: &str, lateness: Option<i64>) -> Result<(), Stalled> {
-        if !self.step.is_empty() {
+        if self.steps.iter().any(|step| !step.is_empty()) {
             self.close([], |_, _| {})?;
         }
         self.plan = Arc::new(self.plan.after(parse(definitions)));
-        self.step.plan = Some(Arc::clone(&self.plan));
-        self.step.lateness = lateness;
+        for step in &mut self.steps {
+            step.plan = Some(Arc::clone(&self.plan));
+            step.lateness = lateness;
+        }
         Ok(())
     }
 
@@ -186,29 +208,64 @@ impl Run {
         questions: impl IntoIterator<Item = Question>,
         mut tell: impl FnMut(usize, Answer),
     ) -> Result<(), Stalled> {
-        let first = self.questions;
+        let (first, processes) = (self.questions, self.steps.len());
         for question in questions {
-            self.step.questions.push((self.questions, question));
+            self.steps[self.questions as usize % processes].questions.push((self.questions, question));
             self.questions += 1;
         }
-        self.step.position = self.position;
-        let step = self.step.close();
-        let number = step.number;
-        self.engine.as_ref().ok_or(Stalled)?.step(step);
-        loop {
-            let Ok(closed) = self.closed.recv_timeout(PATIENCE) else {
-                std::mem::forget(self.engine.take());
+        if self.engines.is_empty() {
+            return Err(Stalled);
+        }
+        for (step, engine) in self.steps.iter_mut().zip(&self.engines) {
+            step.position = self.position;
+            engine.step(step.close());
+        }
+        let mut said = Vec::new();
+        for heard in &self.closed {
+            let Ok(mut closed) = heard.recv_timeout(PATIENCE) else {
+                self.engines.drain(..).for_each(std::mem::forget);
                 return Err(Stalled);
             };
-            assert_eq!(closed.position, self.position);
-            self.verdicts.extend(closed.verdicts);
-            for (row, change) in closed.intents {
-                *self.told.entry(row).or_default() += i64::from(change);
+            let answers = std::mem::take(&mut closed.answers);
+            answers.into_iter().for_each(|(question, part)| tell((question - first) as usize, part));
+            closed.intents.sort();
+            closed.verdicts.sort();
+            said.push(closed);
+        }
+        let closed = said.pop().expect("there is a process");
+        assert_eq!(closed.position, self.position);
+        for other in said {
+            let parts = |closed: &Closed| (closed.number, closed.position, closed.clock, closed.accepted);
+            assert_eq!(parts(&closed), parts(&other), "processes do not agree");
+            assert_eq!((&closed.intents, &closed.verdicts), (&other.intents, &other.verdicts));
+        }
+        self.verdicts.extend(closed.verdicts);
+        for (row, change) in closed.intents {
+            *self.told.entry(row).or_default() += i64::from(change);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Each ends when all do.
+        std::thread::scope(|scope| {
+            for engine in self.engines.drain(..) {
+                scope.spawn(move || drop(engine));
             }
-            closed.answers.into_iter().for_each(|(question, part)| tell((question - first) as usize, part));
-            if closed.number == number {
-                return Ok(());
-            }
+        });
+    }
+}
+
+/// The connections that each of several processes has to the others.
+fn connections(processes: usize) -> Vec<Vec<Option<UnixStream>>> {
+    let mut all: Vec<Vec<_>> = (0..processes).map(|_| (0..processes).map(|_| None).collect()).collect();
+    for low in 0..processes {
+        for high in low + 1..processes {
+            let (a, b) = UnixStream::pair().expect("the system gives sockets");
+            (all[low][high], all[high][low]) = (Some(a), Some(b));
         }
     }
+    all
 }

@@ -42,18 +42,24 @@ pub(super) struct Accepting {
     acceptance: Acceptance,
     admission: Admission,
     clock: Millis,
+    accepted: u64,
 }
 
 impl Accepting {
     /// Nothing came yet.
     pub(super) fn new(acceptance: Acceptance) -> Accepting {
-        Accepting { acceptance, admission: Admission::default(), clock: 0 }
+        Accepting { acceptance, admission: Admission::default(), clock: 0, accepted: 0 }
     }
 
     /// The clock goes on.
     pub(super) fn tick(&mut self, to: Millis) -> Millis {
         self.clock = self.clock.max(to);
         self.clock
+    }
+
+    /// How many events were accepted since this was asked last.
+    pub(super) fn accepted(&mut self) -> u64 {
+        std::mem::take(&mut self.accepted)
     }
 
     /// Decides on one: what counts, whom it links, how it was decided if it was not simply taken.
@@ -67,15 +73,19 @@ impl Accepting {
         match record {
             Record::Event(prepared) => {
                 let (position, timestamp) = (prepared.event.position, prepared.event.timestamp);
-                let received_at = match self.acceptance {
-                    Acceptance::Stamped => prepared.received_at,
-                    Acceptance::InOrder | Acceptance::AnyTime => self.clock.max(timestamp),
+                let is_late = match self.acceptance {
+                    Acceptance::Stamped => prepared.is_late,
+                    Acceptance::InOrder => lateness.is_some_and(|lateness| timestamp < self.clock - lateness),
+                    Acceptance::AnyTime => false,
                 };
-                let verdict = self.admission.decide(prepared.entry, timestamp, received_at, lateness);
+                let verdict = self.admission.decide(prepared.entry, is_late);
                 if verdict != Verdict::Accepted {
                     return Some((position, verdict));
                 }
-                self.tick(received_at);
+                if self.acceptance != Acceptance::Stamped {
+                    self.tick(timestamp);
+                }
+                self.accepted += 1;
                 if let Some(stated) = prepared.link {
                     link(position, Change::Link(*stated));
                 }
@@ -90,6 +100,7 @@ impl Accepting {
             }
             Record::Unlink(position, a, b) => link(position, Change::Unlink(a, b)),
             Record::Clock(_, to) => drop(self.tick(to)),
+            Record::Unreadable(position) => return Some((position, Verdict::Invalid)),
         }
         None
     }

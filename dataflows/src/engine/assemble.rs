@@ -31,7 +31,6 @@ use super::{Acceptance, Time};
 use crate::admission::Verdict;
 use crate::event::Event;
 use crate::identity::{Change, Component, Id, Identity, Move};
-use crate::place;
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
 use crate::protocol::{Answer, Question, Record, Step};
@@ -41,14 +40,19 @@ use crate::total::{Counted, Total};
 /// The arrangement of everything that is counted.
 type Totals = TraceAgent<KeySpine<Counted, Time, i128>>;
 
+/// A letter between processes: from which, to which, what it says.
+type Letter = (usize, usize, Vec<u8>);
+
 /// What a worker puts in.
 pub(super) struct Inputs {
+    letters: InputHandle<Time, CapacityContainerBuilder<Vec<Letter>>>,
     records: InputHandle<Time, CapacityContainerBuilder<Vec<Record>>>,
     turns: InputHandle<Time, CapacityContainerBuilder<Vec<Turn>>>,
 }
 
 /// What a worker takes out.
 pub(super) struct Outputs {
+    letters: Rc<RefCell<Vec<Letter>>>,
     said: Rc<RefCell<BTreeMap<Time, Vec<Saying>>>>,
     /// All before this is said.
     through: Rc<Cell<Time>>,
@@ -60,8 +64,8 @@ type Told = (usize, Saying);
 /// What operators say to the outside.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Saying {
-    /// What a step includes: its last log position, its clock.
-    Now(u64, Millis),
+    /// What a step includes.
+    Now(Now),
     /// How a record was decided, if it was not simply taken.
     Verdict(u64, Verdict),
     /// An intent came or went.
@@ -88,10 +92,21 @@ mod as_json {
 /// What every worker hears of a step, from every other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Signal {
-    /// Its last log position and its clock, as far as the sender knows.
-    Now(u64, Millis),
+    /// What the step includes, as far as the sender knows.
+    Now(Now),
     /// Something is asked.
     Ask(Ask),
+}
+
+/// What a step includes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Now {
+    /// Its last log position.
+    pub(super) position: u64,
+    /// Its clock, ms.
+    pub(super) clock: Millis,
+    /// Events accepted in it.
+    pub(super) accepted: u64,
 }
 
 /// A question under way: which worker asks it, under which number.
@@ -146,12 +161,23 @@ impl Inputs {
         self.records.advance_to(time + 2);
         self.turns.advance_to(time + 2);
     }
+
+    /// Sends a letter from one process to another.
+    pub(super) fn send(&mut self, from: usize, to: usize, letter: Vec<u8>) {
+        self.letters.send((from, to, letter));
+        self.letters.flush();
+    }
 }
 
 impl Outputs {
     /// Whether everything of a step has come out.
     pub(super) fn is_closed(&self, time: Time) -> bool {
         self.through.get() > time + 1
+    }
+
+    /// Letters that came, and from where.
+    pub(super) fn letters(&mut self) -> Vec<(usize, Vec<u8>)> {
+        self.letters.take().into_iter().map(|(from, _, letter)| (from, letter)).collect()
     }
 
     /// What was said at a step.
@@ -167,8 +193,17 @@ pub(super) fn assemble(
     acceptance: Acceptance,
     workers: usize,
 ) -> (Inputs, Outputs) {
-    let mut inputs = Inputs { records: InputHandle::new(), turns: InputHandle::new() };
-    let outputs = Outputs { said: Rc::default(), through: Rc::default() };
+    let mut inputs = Inputs { letters: InputHandle::new(), records: InputHandle::new(), turns: InputHandle::new() };
+    let outputs = Outputs { letters: Rc::default(), said: Rc::default(), through: Rc::default() };
+    let arrived = Rc::clone(&outputs.letters);
+    // Letters wait for nothing: they are handed over as they come.
+    worker.dataflow_named("Letters", |scope| {
+        let to_first = Exchange::new(move |(_, to, _): &Letter| (to * workers) as u64);
+        let letters = scope.input_from(&mut inputs.letters);
+        letters.sink(to_first, "Letters", move |(input, _)| {
+            input.for_each(|_, data| arrived.borrow_mut().append(data));
+        });
+    });
     worker.dataflow_named("Thalweg", |scope| {
         let records = scope.input_from(&mut inputs.records);
         let turns = scope.input_from(&mut inputs.turns);
@@ -220,7 +255,7 @@ fn accept<'s>(
         _ if acceptance == Acceptance::InOrder => 0,
         Record::Event(prepared) => prepared.event.own.hashed(),
         Record::Retract(_, own, ..) => own.hashed(),
-        Record::Unlink(..) | Record::Clock(..) => 0,
+        Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) => 0,
     });
     let mut builder = OperatorBuilder::new("Acceptance".to_owned(), scope);
     let mut records = builder.new_input(records, by_id);
@@ -268,13 +303,16 @@ fn accept<'s>(
                 for record in in_order(arrived.remove(&time).unwrap_or_default()).into_iter().flatten() {
                     let verdict = accepting.decide(record, turn.lateness, &mut admit, &mut link);
                     if let Some((position, verdict)) = verdict {
-                        told.give((place::process_of(position) * workers, Saying::Verdict(position, verdict)));
+                        // Each process keeps an account of what is wrong anywhere.
+                        let to = (0..peers).step_by(workers);
+                        told.give_iterator(to.map(|to| (to, Saying::Verdict(position, verdict))));
                     }
                 }
-                let clock = accepting.tick(turn.clock);
+                let (clock, accepted) = (accepting.tick(turn.clock), accepting.accepted());
                 links.give(Linked::Clock(clock));
                 for peer in 0..peers {
-                    signals.give((peer as u64, Signal::Now(turn.position, clock)));
+                    let now = Now { position: turn.position, clock, accepted };
+                    signals.give((peer as u64, Signal::Now(now)));
                 }
                 for (number, question) in turn.questions {
                     let to_all = if question.about().is_some() { 0 } else { peers };
@@ -296,6 +334,7 @@ fn identity<'s>(
     ids_max: usize,
     workers: usize,
 ) -> (StreamVec<'s, Time, Assignment>, StreamVec<'s, Time, Told>) {
+    let peers = links.scope().peers();
     let mut builder = OperatorBuilder::new("Identity".to_owned(), links.scope());
     let mut links = builder.new_input(links, Exchange::new(|_: &Linked| 0));
     let mut turns = builder.new_input(turns, Pipeline);
@@ -343,7 +382,7 @@ fn identity<'s>(
                 let mut told = told.session(&on_told);
                 for position in outcome.refused {
                     let refused = Saying::Verdict(position, Verdict::RefusedEdge);
-                    told.give((place::process_of(position) * workers, refused));
+                    told.give_iterator((0..peers).step_by(workers).map(|to| (to, refused.clone())));
                 }
             }
             // Only the worker that keeps the identity of ids needs to know.
@@ -368,7 +407,7 @@ fn totals<'s>(
             signals.for_each(|capability, data| {
                 let asks = data.drain(..).filter_map(|(_, signal)| match signal {
                     Signal::Ask(ask) => Some(ask).filter(|ask| ask.question.counts()),
-                    Signal::Now(..) => None,
+                    Signal::Now(_) => None,
                 });
                 let asks: Vec<Ask> = asks.collect();
                 if let Some(time) = capability.least().copied().filter(|_| !asks.is_empty()) {
@@ -431,7 +470,7 @@ fn collect<'s>(
 struct Under {
     first: Option<Capability<Time>>,
     second: [Capability<Time>; 2],
-    now: (u64, Millis),
+    now: Now,
     asks: Vec<Ask>,
     admitted: Vec<Vec<Admitted>>,
     assigned: Vec<Assignment>,
@@ -446,7 +485,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
     Some(stash.entry(*first.time()).or_insert_with(|| Under {
         second: [1, 2].map(|port| capability.delayed(&second, port)),
         first: Some(first),
-        now: (0, 0),
+        now: Now::default(),
         asks: Vec::new(),
         admitted: Vec::new(),
         assigned: Vec::new(),
@@ -498,8 +537,13 @@ fn profiles<'s>(
                 let Some(under) = under(&mut stash, &capability) else { return };
                 for (_, signal) in data.drain(..) {
                     match signal {
-                        Signal::Now(position, clock) => {
-                            under.now = (under.now.0.max(position), under.now.1.max(clock));
+                        Signal::Now(heard) => {
+                            let Now { position, clock, accepted } = under.now;
+                            under.now = Now {
+                                position: position.max(heard.position),
+                                clock: clock.max(heard.clock),
+                                accepted: accepted + heard.accepted,
+                            };
                         }
                         Signal::Ask(ask) => under.asks.push(ask),
                     }
@@ -543,12 +587,12 @@ fn profiles<'s>(
                     break;
                 }
                 let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
-                let Settled { totals, intents, answers } = profiles.settle(now.1, forwarded, plan);
+                let Settled { totals, intents, answers } = profiles.settle(now.clock, forwarded, plan);
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
                 if index % workers == 0 {
-                    told.give((index, Saying::Now(now.0, now.1)));
+                    told.give((index, Saying::Now(now)));
                 }
                 for (intent, change) in intents {
                     // Each process tells them to those who listen there.

@@ -7,7 +7,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use dataflows::admission::Verdict;
-use dataflows::event::Reason;
+use dataflows::event::{Reason, Rejection};
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
@@ -24,7 +24,7 @@ use crate::log::LogReader;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
-use crate::writer::{Answered, AsOf, DeadLetterAt};
+use crate::writer::{Answered, AsOf};
 
 /// The parameters of a request: those that every answer takes, and those of its own.
 struct Query {
@@ -733,18 +733,12 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
     let more = found.len() > query.limit;
     let next = found.get(query.limit - 1).filter(|_| more).map(|(position, _)| cursor(position));
     let mut items = Vec::new();
-    for (position, at) in found.into_iter().take(query.limit) {
+    for (position, verdict) in found.into_iter().take(query.limit) {
         let Ok(Some(record)) = log.get(position) else { continue };
-        let letter = match at {
-            DeadLetterAt::Own => serde_json::from_slice(&record.payload).ok(),
-            DeadLetterAt::Event(verdict) => {
-                record::decode_event(&record.payload).map(|(_, _, message_id, body)| DeadLetter {
-                    reason: reason(verdict),
-                    detail: detail(verdict, message_id),
-                    body: body.to_owned(),
-                    encoding: None,
-                })
-            }
+        let letter = match verdict {
+            Verdict::Invalid => serde_json::from_slice(&record.payload).ok(),
+            _ => record::decode_event(&record.payload)
+                .map(|(_, _, message_id, body)| DeadLetter::new(&rejection(verdict, message_id), body.as_bytes())),
         };
         let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
         let (position, received_at) = (position.to_string(), record.received_at);
@@ -753,19 +747,17 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
-fn reason(verdict: Verdict) -> Reason {
+/// What is wrong with an event that was decided on so.
+fn rejection(verdict: Verdict, message_id: &str) -> Rejection {
     match verdict {
-        Verdict::TooLate => Reason::TooLate,
-        Verdict::RefusedEdge => Reason::RefusedEdge,
-        Verdict::Accepted | Verdict::Duplicate | Verdict::Conflict => Reason::Conflict,
-    }
-}
-
-fn detail(verdict: Verdict, message_id: &str) -> String {
-    match verdict {
-        Verdict::TooLate => "the event is earlier than the lateness allows".into(),
-        Verdict::RefusedEdge => "accepted, but its link would make a profile of more ids than identity.max_ids".into(),
-        _ => format!("message id {message_id:?} was taken before, with other content"),
+        Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
+        Verdict::RefusedEdge => Rejection::new(
+            Reason::RefusedEdge,
+            "accepted, but its link would make a profile of more ids than identity.max_ids",
+        ),
+        _ => {
+            Rejection::new(Reason::Conflict, format!("message id {message_id:?} was taken before, with other content"))
+        }
     }
 }
 
