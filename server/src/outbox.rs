@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::record::Dispatch;
 use crate::rows::{Intent, recommending};
 use crate::templates::Templates;
-use crate::writer::{AsOf, Closed, Found, Hub, Work};
+use crate::writer::{AsOf, Found, Hub, Told, Work};
 
 /// What became of an intent that the law lets pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,9 +134,10 @@ impl Outbox {
 
     /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not
     /// stand any more. Its revocation may have been cut off by the end of the process before.
-    pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Closed>) {
+    pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Told>) {
         let mut standing = BTreeSet::new();
-        while let Ok(closed) = told.try_recv() {
+        while let Ok(told) = told.try_recv() {
+            let Told::Closed(closed) = told else { continue };
             let due = |change: i8| {
                 let rows = closed.intents.iter().filter(move |(row, of)| row.status == Status::Due && *of == change);
                 rows.map(|(row, _)| row.id.clone())
@@ -162,12 +163,13 @@ impl Outbox {
     }
 
     /// Follows the steps as they close, for as long as they do.
-    pub async fn run(self, mut told: mpsc::UnboundedReceiver<Closed>) {
+    pub async fn run(self, mut told: mpsc::UnboundedReceiver<Told>) {
         let (as_of, lost) = self.not_written_down();
         for entry in lost {
             self.write_down(&entry, as_of).await;
         }
-        while let Some(closed) = told.recv().await {
+        while let Some(told) = told.recv().await {
+            let Told::Closed(closed) = told else { continue };
             let (mut changed, due) = self.note(closed.as_of, closed.intents);
             let revoked = changed.iter().filter(|(diff, entry)| *diff > 0 && entry.fate == Fate::Revoked);
             let revoked: Vec<Entry> = revoked.map(|(_, entry)| entry.clone()).collect();

@@ -5,13 +5,14 @@
 //! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
 //! What a place means, that an event was seen before or comes too late, is the engine's to find.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use dataflows::admission::Verdict;
-use dataflows::engine::{Acceptance, Config, Engine};
+use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
 use dataflows::place::place;
 use dataflows::plan::Plan;
@@ -20,6 +21,7 @@ use dataflows::protocol::{self, Answer, Question, Record, Response, Step};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cluster::{LEADER, Letter, Others, Round, Team};
 use crate::door::Incoming;
 use crate::log::{Log, LogError};
 use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
@@ -45,6 +47,8 @@ pub enum Work {
     Ask(Question, oneshot::Sender<Answered>),
     /// What became of intents, to be kept before it is told.
     Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    /// Another process writes.
+    Letter(usize, Letter),
     /// The process ends.
     Stop,
 }
@@ -85,6 +89,15 @@ pub struct Closed {
     pub intents: Vec<(IntentRow, i8)>,
 }
 
+/// What those who act on what changed are told, in order.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A step is closed.
+    Closed(Closed),
+    /// The leading process has written down what became of intents.
+    Dispatched(Vec<Dispatch>),
+}
+
 /// Why work was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
@@ -97,7 +110,7 @@ pub enum NotTaken {
 /// The way to the writer, for everyone else.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    work: SyncSender<Work>,
+    work: Sender<Work>,
     shared: Arc<Shared>,
 }
 
@@ -106,6 +119,8 @@ pub struct Hub {
 struct Shared {
     open: Mutex<Open>,
     closed: Condvar,
+    /// Work that waits for the writer.
+    queued: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -129,9 +144,12 @@ struct Waiting {
 impl Hub {
     /// The way to a state that no longer changes: what is asked is answered, and nothing else is done.
     pub fn still(as_of: AsOf, mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static) -> Hub {
-        let (work, queue) = sync_channel(QUEUE_MAX);
+        let (work, queue) = channel();
+        let hub = Hub { work, shared: Arc::default() };
+        let shared = Arc::clone(&hub.shared);
         let answers = move || {
             for work in queue {
+                shared.queued.fetch_sub(1, Ordering::Relaxed);
                 if let Work::Ask(question, reply) = work {
                     // Whoever asked may have gone.
                     let _ = reply.send(Answered { as_of, parts: answer(question) });
@@ -139,15 +157,16 @@ impl Hub {
             }
         };
         std::thread::Builder::new().name("answers".into()).spawn(answers).expect("the system gives a thread");
-        Hub { work, shared: Arc::default() }
+        hub
     }
 
     /// Gives work to the writer, unless its queue is full.
     pub fn give(&self, work: Work) -> Result<(), NotTaken> {
-        self.work.try_send(work).map_err(|error| match error {
-            TrySendError::Full(_) => NotTaken::Busy,
-            TrySendError::Disconnected(_) => NotTaken::Stopping,
-        })
+        if self.shared.queued.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX {
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(NotTaken::Busy);
+        }
+        self.work.send(work).map_err(|_| NotTaken::Stopping)
     }
 
     /// Asks, and waits for the answer of every worker.
@@ -185,8 +204,6 @@ const QUEUE_MAX: usize = 4_096;
 const STEP_EVENTS: usize = 1_000;
 /// Steps that the engine may have open before the writer waits for it.
 const STEPS_OPEN_MAX: usize = 8;
-/// The number of this process.
-const PROCESS: usize = 0;
 /// An idle stream's clock moves this often.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -200,8 +217,10 @@ pub struct Start {
     pub clock: ClockMode,
     /// The definitions file's text, and what it says.
     pub definitions: (String, Arc<Plan>),
+    /// The other processes, if there are any.
+    pub team: Option<Team>,
     /// Told of every step that closes.
-    pub told: mpsc::UnboundedSender<Closed>,
+    pub told: mpsc::UnboundedSender<Told>,
     /// How wall time is told, ms; the clock's seam.
     pub now: fn() -> Millis,
 }
@@ -219,28 +238,46 @@ pub struct Found {
 
 /// Reads the log again, then starts the writer's thread. Gives the way to it and what the log held.
 pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result<(), LogError>>), LogError> {
-    let (work, queue) = sync_channel(QUEUE_MAX);
+    let Start { log, workers, clock, definitions: (text, plan), team, told, now } = start;
+    let (work, queue) = channel();
     let shared = Arc::new(Shared::default());
-    let hub = Hub { work, shared: Arc::clone(&shared) };
-    let (text, plan) = start.definitions;
-    let told = start.told;
+    let hub = Hub { work: work.clone(), shared: Arc::clone(&shared) };
     let closes = Arc::clone(&shared);
-    let acceptance = match start.clock {
+    let acceptance = match clock {
         ClockMode::Wall => Acceptance::Stamped,
         ClockMode::Events => Acceptance::InOrder,
     };
-    let config = Config { workers: start.workers, plan: Arc::clone(&plan), acceptance };
-    let engine = Engine::start(config, move |response| {
-        if let Response::Closed(closed) = response {
-            closes.close(closed, &told);
+    let config = Config { workers, plan: Arc::clone(&plan), acceptance };
+    let tells = told.clone();
+    let heard = move |response| match response {
+        Response::Closed(closed) => closes.close(closed, &tells),
+        Response::Letter(from, letter) => match serde_json::from_slice(&letter) {
+            Ok(letter) => drop(work.send(Work::Letter(from, letter))),
+            Err(error) => tracing::error!(from, %error, "a letter cannot be read"),
+        },
+    };
+    let (secret, last_time) = (log.id(), log.last_time());
+    let (engine, others, secret, last_time) = match team {
+        None => (Engine::start(config, heard), None, secret, last_time),
+        Some(Team { process, connections, secret, last_time, hosts }) => {
+            let processes = connections.len();
+            let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
+            let engine = Engine::start_among(config, Peers { process, connections, lost }, heard);
+            let others = Others::new(process, processes, engine.post());
+            (engine, Some(others), secret, last_time)
         }
-    });
+    };
     let mut writer = Writer {
-        log: start.log,
+        log,
         engine,
+        others,
+        secret,
         shared,
-        mode: start.clock,
-        now: start.now,
+        told,
+        queue,
+        held: VecDeque::new(),
+        mode: clock,
+        now,
         clock: 0,
         question: 0,
         step: Step::first(),
@@ -248,9 +285,16 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
         waiting: Waiting::default(),
         durable: Vec::new(),
     };
-    let found = writer.read_again(text, &plan)?;
-    let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run(&queue));
+    let found = writer.read_again(text, &plan, last_time)?;
+    let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
     Ok((hub, found, thread.expect("the system gives a thread")))
+}
+
+/// The connection to another process is lost: no step will close any more, so this one ends too. What was acknowledged
+/// is in the logs.
+fn lost(peer: usize, host: &str) {
+    eprintln!("thalweg: process {peer} at {host} is gone, so this one ends too; start all of them again");
+    std::process::exit(1);
 }
 
 impl Shared {
@@ -259,7 +303,7 @@ impl Shared {
     }
 
     /// A step is closed: answers those who wait for that. Those who asked may have gone.
-    fn close(&self, closed: protocol::Closed, told: &mpsc::UnboundedSender<Closed>) {
+    fn close(&self, closed: protocol::Closed, told: &mpsc::UnboundedSender<Told>) {
         let mut open = self.lock();
         let Some(waiting) = open.steps.remove(&closed.number) else { return };
         let as_of = AsOf { position: closed.position, clock: closed.clock };
@@ -288,20 +332,27 @@ impl Shared {
         for reply in waiting.clocks {
             let _ = reply.send(as_of);
         }
-        let _ = told.send(Closed { as_of, intents: closed.intents });
+        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents }));
     }
 }
 
 /// A reply that waits until its group is durable.
 enum Durable {
     Receipt(oneshot::Sender<Receipt>, usize),
-    AsOf(oneshot::Sender<AsOf>),
+    Dispatched(Vec<Dispatch>, oneshot::Sender<AsOf>),
 }
 
 struct Writer {
     log: Log,
     engine: Engine,
+    others: Option<Others>,
+    /// The key of hashes.
+    secret: [u8; 16],
     shared: Arc<Shared>,
+    told: mpsc::UnboundedSender<Told>,
+    queue: Receiver<Work>,
+    /// Work that waits until the leader closes a step.
+    held: VecDeque<Work>,
     mode: ClockMode,
     now: fn() -> Millis,
     /// The clock as far as the writer knows it, ms: where events move it, at least that of the last step, and at most
@@ -316,34 +367,92 @@ struct Writer {
 
 impl Writer {
     /// The writer's life: a group at a time, until it is told to stop.
-    fn run(mut self, queue: &Receiver<Work>) -> Result<(), LogError> {
+    fn run(mut self) -> Result<(), LogError> {
         loop {
-            let mut next = match queue.recv_timeout(TICK) {
-                Ok(work) => Some(work),
-                Err(RecvTimeoutError::Timeout) if self.mode == ClockMode::Wall => None,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            };
-            if self.mode == ClockMode::Wall {
-                self.clock = self.clock.max((self.now)());
+            let leads = self.others.as_ref().is_none_or(Others::leads);
+            if !leads && !self.follow() {
+                return Ok(());
             }
-            let mut stopping = false;
-            while let Some(work) = next {
-                match work {
-                    Work::Stop => stopping = true,
-                    work => self.take(work),
-                }
-                next = if self.step.len() < STEP_EVENTS { queue.try_recv().ok() } else { None };
-            }
+            let goes_on = !leads || self.lead();
             self.commit()?;
             self.close();
-            if stopping {
+            if !goes_on {
                 return Ok(());
             }
         }
     }
 
+    /// Gathers what comes until a step is worth closing, and says so to the other processes. False: it was the last.
+    fn lead(&mut self) -> bool {
+        let mut goes_on = true;
+        let mut next = loop {
+            match self.queue.recv_timeout(TICK) {
+                Ok(work) => break Some(work),
+                Err(RecvTimeoutError::Timeout) if self.mode == ClockMode::Wall => break None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        };
+        if self.mode == ClockMode::Wall {
+            self.clock = self.clock.max((self.now)());
+        }
+        while let Some(work) = next {
+            match work {
+                Work::Stop | Work::Letter(_, Letter::Stop) => goes_on = false,
+                // That a step is wanted is all it says.
+                Work::Letter(..) => {}
+                work => self.take(work),
+            }
+            next = if self.step.len() < STEP_EVENTS { self.queue.try_recv().ok() } else { None };
+        }
+        self.announce(None);
+        if !goes_on && let Some(others) = &self.others {
+            others.tell_all(&Letter::Stop);
+        }
+        goes_on
+    }
+
+    /// Waits until the leader closes a step, and gives it what has come until then. False: there is none any more.
+    fn follow(&mut self) -> bool {
+        loop {
+            let Ok(work) = self.queue.recv() else { return false };
+            match work {
+                Work::Letter(_, Letter::Round(round)) => {
+                    self.step.number = round.number;
+                    self.clock = self.clock.max(round.clock);
+                    while self.step.len() < STEP_EVENTS
+                        && let Some(work) = self.held.pop_front()
+                    {
+                        self.take(work);
+                    }
+                    if !self.held.is_empty() {
+                        self.want();
+                    }
+                    return true;
+                }
+                Work::Letter(_, Letter::Stop) => return false,
+                Work::Letter(_, Letter::Ledger(_, dispatched)) => drop(self.told.send(Told::Dispatched(dispatched))),
+                Work::Letter(..) => {}
+                Work::Stop => {
+                    // The leader closes what is under way, and then tells everyone.
+                    self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Stop));
+                }
+                work => {
+                    if self.held.is_empty() {
+                        self.want();
+                    }
+                    self.held.push_back(work);
+                }
+            }
+        }
+    }
+
+    fn want(&self) {
+        self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Want));
+    }
+
     fn take(&mut self, work: Work) {
+        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
         match work {
             Work::Events(events, reply) => self.events(events, reply),
             Work::DeadLetters(letters) => {
@@ -369,9 +478,9 @@ impl Writer {
                 for entry in &entries {
                     self.write_json(record::DISPATCH, entry);
                 }
-                self.durable.push(Durable::AsOf(reply));
+                self.durable.push(Durable::Dispatched(entries, reply));
             }
-            Work::Stop => {}
+            Work::Stop | Work::Letter(..) => {}
         }
     }
 
@@ -409,8 +518,12 @@ impl Writer {
         position
     }
 
+    fn process(&self) -> usize {
+        self.others.as_ref().map_or(LEADER, |others| others.process)
+    }
+
     fn next_position(&self) -> u64 {
-        place(self.step.number, PROCESS, self.group.len())
+        place(self.step.number, self.process(), self.group.len())
     }
 
     /// Makes the group durable, then answers those who wait for that alone.
@@ -426,7 +539,12 @@ impl Writer {
                 Durable::Receipt(reply, count) => {
                     let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
                 }
-                Durable::AsOf(reply) => drop(reply.send(as_of)),
+                Durable::Dispatched(entries, reply) => {
+                    let _ = reply.send(as_of);
+                    if let Some(others) = &self.others {
+                        others.tell_all(&Letter::Ledger(0, entries));
+                    }
+                }
             }
         }
         Ok(())
@@ -457,19 +575,33 @@ impl Writer {
     }
 
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
-    fn read_again(&mut self, text: String, plan: &Arc<Plan>) -> Result<Found, LogError> {
+    /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
+    /// in the order of their places.
+    fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, LogError> {
         let mut found = Found::default();
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
-        let secret = self.log.id();
         let mut last = None;
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };
         let mut reader = self.log.reader();
+        let mut at = 0;
         while let Some((record, (time, index))) = reader.next()? {
-            let position = place(time, PROCESS, index);
+            // Steps end where groups do.
+            if leads && time > at && self.step.len() >= STEP_EVENTS {
+                self.slice(at);
+            }
+            while !leads && time > until {
+                self.close();
+                until = self.next_slice(&mut found);
+            }
+            at = time;
+            let position = place(time, self.process(), index);
             self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
-                    if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &secret) {
-                        let earliest = self.step.lateness.map(|lateness| record.received_at - lateness);
+                    if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &self.secret) {
+                        let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
+                        let earliest = earliest.map(|lateness| record.received_at - lateness);
                         prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
                         prepared.place(position);
                         self.step.record(Record::Event(prepared));
@@ -482,8 +614,10 @@ impl Writer {
                 record::DEFINITIONS => {
                     found.active_since = record.received_at;
                     if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
-                        // What came before was accepted by what held then.
-                        self.close();
+                        // What came before was accepted by what held then. It is the first of its group.
+                        if leads {
+                            self.slice(time - 1);
+                        }
                         self.step.lateness = defined.lateness;
                         last = Some(defined);
                     }
@@ -493,26 +627,77 @@ impl Writer {
                 _ => {}
             }
             self.step.position = position;
-            if self.step.len() >= STEP_EVENTS {
-                self.close();
-            }
         }
-        self.close();
-        // What is recorded from now on comes after all that is in the log.
-        self.step.number = self.step.number.max(self.log.last_time() + 1);
+        if leads {
+            if let Some(others) = &self.others {
+                others.tell_all(&Letter::Ledger(found.active_since, found.dispatched.clone()));
+            }
+            self.slice(u64::MAX);
+        } else {
+            while until < u64::MAX {
+                self.close();
+                until = self.next_slice(&mut found);
+            }
+            self.close();
+        }
+        // What is recorded from now on comes after all that is in any log.
+        self.step.number = self.step.number.max(last_time + 1);
         let defined = Defined { lateness: plan.definitions.lateness, text };
         if last.as_ref() != Some(&defined) {
             if self.mode == ClockMode::Wall {
                 self.clock = self.clock.max((self.now)());
             }
-            found.active_since = self.clock;
+            if leads {
+                found.active_since = self.clock;
+            }
             self.write_json(record::DEFINITIONS, &defined);
         }
         self.step.lateness = defined.lateness;
+        if leads {
+            if let Some(others) = &self.others {
+                others.tell_all(&Letter::Ledger(found.active_since, Vec::new()));
+            }
+            self.announce(None);
+        } else {
+            self.next_slice(&mut found);
+        }
         self.commit()?;
         self.close();
         found.position = self.step.position;
         drop(self.wait(0));
         Ok(found)
+    }
+
+    /// The leader closes a step of what stands in the logs up to a time.
+    fn slice(&mut self, until: u64) {
+        self.announce(Some(until));
+        self.close();
+    }
+
+    /// The leader tells the others which step is to be closed.
+    fn announce(&self, until: Option<u64>) {
+        if let Some(others) = &self.others {
+            let clock = if self.mode == ClockMode::Wall { self.clock } else { 0 };
+            others.tell_all(&Letter::Round(Round { number: self.step.number, clock, until }));
+        }
+    }
+
+    /// Another process waits until the leader says how far the next step goes.
+    fn next_slice(&mut self, found: &mut Found) -> u64 {
+        loop {
+            match self.queue.recv() {
+                Ok(Work::Letter(_, Letter::Round(round))) => {
+                    self.step.number = round.number;
+                    self.clock = self.clock.max(round.clock);
+                    return round.until.unwrap_or(u64::MAX);
+                }
+                Ok(Work::Letter(_, Letter::Ledger(active_since, mut dispatched))) => {
+                    found.active_since = active_since;
+                    found.dispatched.append(&mut dispatched);
+                }
+                // Nobody else has the way to the writer yet.
+                _ => {}
+            }
+        }
     }
 }

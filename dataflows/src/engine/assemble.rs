@@ -165,7 +165,9 @@ impl Inputs {
     /// Sends a letter from one process to another.
     pub(super) fn send(&mut self, from: usize, to: usize, letter: Vec<u8>) {
         self.letters.send((from, to, letter));
-        self.letters.flush();
+        // Only a time that ends takes what was sent along; these times mean nothing else.
+        let sent = self.letters.time() + 1;
+        self.letters.advance_to(sent);
     }
 }
 
