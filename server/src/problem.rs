@@ -41,14 +41,9 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, "bad_request", "The request makes no sense", detail)
     }
 
-    /// The key is not one that may write.
-    pub fn unauthorized() -> Self {
-        Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "Unknown write key",
-            "send a write key that the definitions file lists",
-        )
+    /// The key is not one that may write, or not from there.
+    pub fn unauthorized(title: &'static str, detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", title, detail)
     }
 
     /// There is no such thing.
