@@ -262,3 +262,6 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
     let moved = moved.await.map_err(|_| NotTaken::Stopping)?;
     Ok(json(&Moved { clock: moved.clock, position: moved.position.to_string() }))
 }
+
+#[cfg(test)]
+mod tests;
