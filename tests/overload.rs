@@ -11,13 +11,13 @@ use process::http;
 use server::log::Log;
 use server::record::{EVENT, decode_event};
 
-/// Many more than have room at once: these bodies are 125 MB together.
-const CLIENTS: usize = 256;
+/// Many more than have room at once: these bodies are 250 MB together.
+const CLIENTS: usize = 512;
 /// Batches that each client must get in.
-const BATCHES: usize = 2;
+const BATCHES: usize = 1;
 const CALLS: usize = 16;
 /// What overload may add to the memory of the process: a few times the 32 MiB of bodies that are under way.
-const ADDED_BYTES_MAX: u64 = 256 << 20;
+const ADDED_BYTES_MAX: u64 = 300 << 20;
 
 /// A batch of calls whose bodies weigh much and of which little is kept in memory; its calls are named after it.
 fn batch(name: &str, filler: &str) -> String {

@@ -163,7 +163,7 @@ impl Room {
             return Err(Problem::too_large(TOO_LARGE));
         }
         let held = self.take(length);
-        let (mut whole, mut bytes) = (Vec::new(), 0);
+        let (mut whole, mut bytes) = (Vec::with_capacity(if held.is_ok() { length } else { 0 }), 0);
         let read = async {
             let mut chunks = body.into_data_stream();
             while let Some(chunk) = chunks.next().await {
