@@ -10,13 +10,14 @@ use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use histories::Random;
 use process::gzip::gzip;
 use process::http::{self, Answer};
-use process::{Home, Server};
+use process::{Home, Server, until};
 use serde_json::{Value, json};
 use tools::{node, python};
 
@@ -471,6 +472,41 @@ fn rudderstack_for_python_loses_nothing() {
     visits(|| python("tests/sdks/rudderstack_python.py"), true);
 }
 
+/// The browser SDKs on a page of the origin that the key names, and with a key that no page may use: told no more than
+/// the key and where to load their settings from, they come here with everything, or with nothing at all.
+#[test]
+fn browser_sdks_send_from_pages_of_admitted_origins() {
+    for sdk in ["segment", "rudderstack"] {
+        let home = Home::new(SHOP);
+        let server = home.start(&[]);
+        let url = format!("http://{}", server.address);
+        let visit = |key: &str| {
+            let mut command = node("tests/sdks/browser.js");
+            command.args([&url, key, sdk]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            command.spawn().expect("the tool can be run")
+        };
+        let refused = visit("SERVERKEY").wait_with_output().expect("it can be waited for");
+        assert!(!refused.status.success(), "{sdk} has ended as if nothing were wrong");
+        assert_eq!(server.get("/v1/profiles/ada").status, 404, "{sdk}");
+        let mut page = visit("WRITEKEY");
+        let events = until(Duration::from_secs(15), &format!("{sdk} has sent its four calls"), || {
+            let events = server.get("/v1/profiles/ada/events");
+            let events = (events.status == 200).then(|| events.json()["items"].as_array().expect("a list").clone());
+            events.filter(|events| events.len() == 4)
+        });
+        page.kill().and_then(|()| page.wait()).expect("it can be ended");
+        let kinds: BTreeSet<_> = events.iter().map(|event| event["type"].as_str().expect("a type")).collect();
+        assert_eq!(kinds, BTreeSet::from(["group", "identify", "page", "track"]), "{sdk}");
+        let profile = server.read("/v1/profiles/ada");
+        assert_eq!(profile["traits"], json!({"email": "ada@shop.example"}), "{sdk}");
+        assert_eq!(profile["computed"]["revenue"], json!(42.5), "{sdk}");
+        let session = &profile["session"];
+        let told = ["entry_page", "channel", "campaign"].map(|key| session[key].as_str());
+        assert_eq!(told, [Some("/products"), Some("cpc"), Some("spring")], "{sdk}: {session}");
+        assert_eq!(server.read("/v1/dead-letters")["items"], json!([]), "{sdk}");
+    }
+}
+
 // Requests that were bent on the way.
 
 /// How often each request is bent.
@@ -501,7 +537,7 @@ fn whatever_becomes_of_a_request_nothing_is_lost_in_silence() {
     assert!(!server.said().contains("panicked"), "{}", server.said());
 }
 
-/// One call between two good ones has a value of another type, or lacks one, or is not a call at all: 200, the good ones
+/// One call between two good ones has a value of another type, or lacks one, or is no call at all: 200, the good ones
 /// are taken, and the bent one is taken or kept as it was sent.
 fn one_call_is_bent(server: &Server, request: &Sent, random: &mut Random) -> u16 {
     let (mut call, _) = request.calls().swap_remove(0);
@@ -546,8 +582,8 @@ fn bend(value: &mut Value, random: &mut Random) {
     }
 }
 
-/// The bytes of a body are cut, turned or doubled, before they are packed or after: it is read, or refused as a whole and
-/// kept as it came.
+/// The bytes of a body are cut, turned or doubled, before they are packed or after: it is read, or it is refused as a
+/// whole and kept as it came.
 fn bytes_are_bent(server: &Server, request: &Sent, random: &mut Random) -> u16 {
     let plain = request.text().into_bytes();
     let packed = request.gzip && random.below(2) == 0;

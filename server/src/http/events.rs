@@ -135,7 +135,7 @@ async fn keep(
 /// How many bytes of bodies may be under way, from before they are read until their calls are durable: what memory
 /// they take is bounded by it, and whoever comes when it is full is told to come again.
 const ROOM_BYTES: usize = 32 << 20;
-/// What a small body counts as, with all that goes with it: so there are never more than the writer's queue can take.
+/// What a small body counts as, with all that goes with it: so that there are not more than the writer's queue takes.
 const BODY_BYTES_MIN: usize = 8 << 10;
 /// Longer than a body may take to come.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
