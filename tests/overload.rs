@@ -3,6 +3,7 @@
 mod process;
 
 use std::collections::BTreeSet;
+use std::io::{BufReader, Write};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -79,4 +80,18 @@ fn under_overload_memory_is_bounded_and_what_is_accepted_is_stored() {
     expected.insert("after".to_owned());
     assert_eq!((events, ids == expected), (expected.len(), true));
     eprintln!("{waits} waits, {added} bytes more");
+}
+
+/// What is held for a body that does not come is given back; whoever is only slow is told to come again.
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for() {
+    let home = Home::new("version: 1\n");
+    let server = home.start(&[]);
+    let body = batch("slow", "x");
+    let mut stream = http::begin(server.address, "POST", "/v1/batch", &[], body.len()).expect("a connection");
+    stream.write_all(&body.as_bytes()[..100]).expect("the first of it goes");
+    let (status, headers) = http::head(&mut BufReader::new(stream)).expect("an answer");
+    assert_eq!(status, 503);
+    assert!(headers.contains(&("retry-after".to_owned(), "1".to_owned())), "{headers:?}");
+    assert_eq!(server.get("/v1/profiles/slow").status, 404);
 }

@@ -75,6 +75,11 @@ impl Problem {
     pub fn not_yet(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_yet", "Not yet", detail)
     }
+
+    /// It cannot be taken now.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail)
+    }
 }
 
 impl From<NotTaken> for Problem {
@@ -83,7 +88,7 @@ impl From<NotTaken> for Problem {
             NotTaken::Busy => "more is coming in than can be taken; try again in a second",
             NotTaken::Stopping => "the process is stopping; try again when it is back",
         };
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail)
+        Problem::busy(detail)
     }
 }
 

@@ -178,7 +178,8 @@ impl Room {
             }
             Ok(())
         };
-        let slow = |_| Problem::bad_request("the body did not come whole within 30 seconds");
+        // No fault of the body's: a client told that it were would drop it.
+        let slow = |_| Problem::busy("the body did not come whole within 30 seconds; try again");
         tokio::time::timeout(BODY_PATIENCE, read).await.map_err(slow)??;
         Ok((whole, held?))
     }
