@@ -58,7 +58,7 @@ pub enum Unreadable {
 
 /// What calls came in, and with which key.
 #[derive(Clone, Debug, Default)]
-pub struct Body {
+pub struct Calls {
     /// `writeKey`, if the body has one.
     pub write_key: Option<String>,
     /// The calls.
@@ -107,18 +107,18 @@ pub struct Door<'d> {
 
 impl Door<'_> {
     /// A body of one call, at the door of its kind.
-    pub fn single(&mut self, body: &[u8], kind: Kind) -> Result<Body, Unreadable> {
+    pub fn single(&mut self, body: &[u8], kind: Kind) -> Result<Calls, Unreadable> {
         if body.len() > EVENT_BYTES_MAX {
             return Err(Unreadable::TooLarge("an event may have 32,768 bytes"));
         }
         let text = text(body)?;
         let envelope = Envelope::read(text)?;
         let call = self.call(text, Some(kind), &envelope);
-        Ok(Body { write_key: envelope.write_key, calls: vec![call] })
+        Ok(Calls { write_key: envelope.write_key, calls: vec![call] })
     }
 
     /// A body of several calls.
-    pub fn batch(&mut self, body: &[u8]) -> Result<Body, Unreadable> {
+    pub fn batch(&mut self, body: &[u8]) -> Result<Calls, Unreadable> {
         let text = masked(body);
         let envelope = Envelope::read(&text)?;
         let Some(batch) = &envelope.batch else {
@@ -133,7 +133,7 @@ impl Door<'_> {
             arrived
         });
         let calls = calls.collect();
-        Ok(Body { write_key: envelope.write_key, calls })
+        Ok(Calls { write_key: envelope.write_key, calls })
     }
 
     fn call(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Arrived {

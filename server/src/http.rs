@@ -3,17 +3,18 @@
 //! Handlers take a request apart, ask, and put the answer together; what is true is the engine's to say.
 
 mod answers;
+mod browsers;
 mod events;
 mod subscribe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use dataflows::plan::Plan;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -58,6 +59,8 @@ impl App {
 
 /// What goes over the wire of the body, packed or not, at most.
 const WIRE_BYTES_MAX: usize = 1 << 20;
+/// What is said of a body beyond it.
+const TOO_LARGE: &str = "a body may have 512,000 bytes";
 
 /// The doors from the first moment on: the process lives and is not ready; everyone else waits until its log is read.
 pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
@@ -70,16 +73,7 @@ pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
 
 /// All doors.
 pub fn router(app: App) -> Router {
-    let events = [
-        ("track", "t"),
-        ("identify", "i"),
-        ("page", "p"),
-        ("screen", "s"),
-        ("group", "g"),
-        ("alias", "a"),
-        ("batch", "b"),
-    ];
-    let mut router = Router::new()
+    Router::new()
         .route("/", get(|| async { Html(include_str!("page.html")) }))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))
@@ -105,18 +99,29 @@ pub fn router(app: App) -> Router {
         .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
         .route("/v1/attribution", get(answers::attribution))
         .route("/v1/dead-letters", get(answers::dead_letters))
-        .route("/v1/subscribe", get(subscribe::subscribe));
-    for (long, short) in events {
-        for name in [long, short] {
-            router = router.route(&format!("/v1/{name}"), post(events::take).fallback(method_not_allowed));
-        }
-    }
-    router
-        .fallback(|| async { Problem::not_found("there is nothing at this path") })
+        .route("/v1/subscribe", get(subscribe::subscribe))
+        .merge(tracking(&app))
+        .fallback(|| async {
+            Problem::not_found("there is nothing at this path; calls come in at /v1/batch and the like")
+        })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
         .layer(axum::middleware::map_response(told_as_problem))
         .with_state(app)
+}
+
+/// The doors that tracking SDKs use, those in browsers too.
+fn tracking(app: &App) -> Router<App> {
+    let calls = ["track", "identify", "page", "screen", "group", "alias", "batch"];
+    let paths = calls.into_iter().flat_map(|name| [format!("/v1/{name}"), format!("/v1/{}", &name[..1])]);
+    // Where RudderStack's browser SDK sends what is left when its page is left.
+    let paths = paths.chain(["/beacon/v1/batch".to_owned()]);
+    let take = post(events::take).fallback(method_not_allowed);
+    let take = paths.fold(Router::new(), |router, path| router.route(&path, take.clone()));
+    take.layer(Extension(events::Room::new()))
+        .route("/v1/projects/{key}/settings", get(browsers::settings).fallback(method_not_allowed))
+        .route("/sourceConfig/", get(browsers::source_config).fallback(method_not_allowed))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), browsers::share))
 }
 
 /// What the framework refuses in plain text is told as a problem like all others.
@@ -124,7 +129,7 @@ async fn told_as_problem(response: Response) -> Response {
     let plain =
         response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE if plain => Problem::too_large("a body may have 512,000 bytes").into_response(),
+        StatusCode::PAYLOAD_TOO_LARGE if plain => Problem::too_large(TOO_LARGE).into_response(),
         status if status.is_client_error() && plain => {
             Problem::bad_request("the path or the body cannot be read: it is not UTF-8, or not whole").into_response()
         }
