@@ -5,9 +5,10 @@
 
 mod webhook;
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dataflows::definitions::Deliver;
@@ -209,11 +210,12 @@ impl Carrier {
 
 /// Starts a task for each channel whose messages have to be carried.
 pub(crate) fn start(outbox: &Outbox, orders: BTreeMap<String, Orders>) {
-    let client = webhook::client();
+    // Nobody reads the system's certificates where no webhook is.
+    let client = LazyCell::new(webhook::client);
     for (name, orders) in orders {
         let carrier = match &outbox.definitions().channels[&name].deliver {
             Deliver::Webhook { url, secret_env, timeout } => {
-                match webhook::Webhook::new(client.clone(), url, secret_env.as_deref(), *timeout) {
+                match webhook::Webhook::new(LazyCell::force(&client).clone(), url, secret_env.as_deref(), *timeout) {
                     Ok(webhook) => Carrier::Webhook(webhook),
                     Err(why) => Carrier::Nothing(why),
                 }
@@ -243,7 +245,7 @@ pub(crate) fn start(outbox: &Outbox, orders: BTreeMap<String, Orders>) {
 /// A channel's task.
 struct Courier {
     name: String,
-    carrier: std::sync::Arc<Carrier>,
+    carrier: Arc<Carrier>,
     outbox: Outbox,
     queue: Queue,
     under_way: JoinSet<(Parcel, u32, Outcome)>,
@@ -299,7 +301,7 @@ impl Courier {
                 self.report(&parcel, Now::Parked("it is older than its campaign's `expires`".into()));
             } else {
                 self.carried.insert(id);
-                let carrier = std::sync::Arc::clone(&self.carrier);
+                let carrier = Arc::clone(&self.carrier);
                 self.under_way.spawn(async move {
                     let outcome = carrier.attempt(&parcel).await;
                     (parcel, tries, outcome)
