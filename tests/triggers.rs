@@ -398,6 +398,26 @@ fn what_makes_no_sense_about_channels_is_refused() {
     assert_eq!(resend(&server, json!({"channel": "popup"})), 0);
 }
 
+#[test]
+fn consent_is_asked_again_at_each_attempt() {
+    let receiver = Receiver::new(|_, _| Reply::Status(500));
+    let text =
+        definitions(&webhook(&receiver, "")).replace("    channel: mail", "    channel: mail\n    consent: news");
+    let server = Home::new(&text).start(&[]);
+    let call = |kind: &str, consents: bool| {
+        let context = json!({"consent": {"categoryPreferences": {"news": consents}}});
+        server.write(&format!("/v1/{kind}"), &json!({"userId": "ada", "properties": {}, "context": context}));
+    };
+    call("page", true);
+    settled(&server, &json!({"failed": 1}));
+    call("identify", false);
+    settled(&server, &json!({"consent_withdrawn": 1}));
+    let before = receiver.calls().len();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(receiver.calls().len(), before, "she said no");
+    assert_eq!(channel(&server)["last_failure"], "the endpoint answered 500 Internal Server Error");
+}
+
 // What is taken back.
 
 /// A visit now and then one that was before it, so that the first was not the first.

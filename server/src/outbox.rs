@@ -380,6 +380,21 @@ impl Outbox {
         Some(Parcel { id: id.to_owned(), revokes, body: body.clone(), stale })
     }
 
+    /// Whether the person consents, at the latest that is known, to what an intent is for.
+    pub(crate) async fn consents(&self, id: &str) -> bool {
+        let Some(Entry { row, .. }) = self.entry(id) else { return false };
+        let campaign = self.plan.definitions.campaigns.get(row.campaign.as_str());
+        let Some(purpose) = campaign.and_then(|campaign| campaign.consent.as_ref()) else { return true };
+        loop {
+            let Ok(answered) = self.hub.ask(Question::Profile(row.profile.clone())).await else {
+                tokio::time::sleep(BUSY).await;
+                continue;
+            };
+            let yes = |part: &Answer| matches!(part, Answer::Profile(profile) if profile.consents(purpose));
+            return answered.parts.iter().any(yes);
+        }
+    }
+
     /// Hears what became of a message.
     pub(crate) fn report(&self, report: Report) {
         // The task is gone only when the process ends.
@@ -399,11 +414,22 @@ impl Outbox {
         self.lock().parked().filter(|parked| self.is_of(&parked.entry.row, channel)).collect()
     }
 
-    /// How many intents of each channel have had a failed attempt and wait for another.
-    pub fn failed(&self, channel: &str) -> usize {
+    /// How many intents of each channel have had a failed attempt and wait for another, and how many messages of it are
+    /// parked.
+    pub fn troubles(&self) -> BTreeMap<&str, (usize, usize)> {
+        let mut troubles: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         let state = self.lock();
-        let failed = state.entries.values().filter(|entry| entry.fate == Fate::Failed);
-        failed.filter(|entry| self.is_of(&entry.row, channel)).count()
+        for dispatch in state.ledger.values() {
+            let Some(entry) = state.entries.get(&dispatch.row.id) else { continue };
+            let is_parked = matches!(dispatch.of(entry.fate == Fate::Revoked), Some(Trigger::Parked(..)));
+            let counts = (usize::from(entry.fate == Fate::Failed), usize::from(is_parked));
+            let campaign = self.plan.definitions.campaigns.get(entry.row.campaign.as_str());
+            if let Some(campaign) = campaign.filter(|_| counts != (0, 0)) {
+                let sums = troubles.entry(&campaign.channel).or_default();
+                *sums = (sums.0 + counts.0, sums.1 + counts.1);
+            }
+        }
+        troubles
     }
 
     /// A channel as messages leave by it.
@@ -642,11 +668,12 @@ impl State {
         let body = std::mem::take(body);
         let old = entry.clone();
         let (now, fate) = match now {
-            Now::Delivered => (Trigger::Delivered, Fate::Sent),
-            Now::Failed => (Trigger::Pending(body), Fate::Failed),
-            Now::Parked(why) => (Trigger::Parked(body, why), Fate::Parked),
+            Now::Delivered => (Some(Trigger::Delivered), Fate::Sent),
+            Now::Failed => (Some(Trigger::Pending(body)), Fate::Failed),
+            Now::Parked(why) => (Some(Trigger::Parked(body, why)), Fate::Parked),
+            Now::Unwanted => (None, Fate::ConsentWithdrawn),
         };
-        *trigger = Some(now);
+        *trigger = now;
         // What does not stand any more stays so, wherever its message is.
         if !revokes && entry.fate != Fate::Revoked {
             entry.fate = fate;

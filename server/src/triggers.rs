@@ -80,6 +80,8 @@ pub struct Traffic {
     pub in_flight: usize,
     /// Attempts that failed.
     pub failures: u64,
+    /// What went wrong at the last of them.
+    pub last_failure: Option<String>,
     /// Why nothing is attempted, if nothing is.
     pub disabled: Option<String>,
     /// How long deliveries took.
@@ -172,6 +174,8 @@ enum Outcome {
     Refused(String),
     /// The endpoint wants nothing any more.
     Gone(String),
+    /// The person does not consent any more; no attempt was made.
+    Unwanted,
 }
 
 /// What the outbox is told of a message.
@@ -190,11 +194,13 @@ pub(crate) enum Now {
     Failed,
     /// No other attempt follows, and why.
     Parked(String),
+    /// The person does not consent any more.
+    Unwanted,
 }
 
 /// By what way a channel's messages leave.
 enum Carrier {
-    Webhook(webhook::Webhook),
+    Webhook(Box<webhook::Webhook>),
     /// None, and why.
     Nothing(String),
 }
@@ -216,7 +222,7 @@ pub(crate) fn start(outbox: &Outbox, orders: BTreeMap<String, Orders>) {
         let carrier = match &outbox.definitions().channels[&name].deliver {
             Deliver::Webhook { url, secret_env, timeout } => {
                 match webhook::Webhook::new(LazyCell::force(&client).clone(), url, secret_env.as_deref(), *timeout) {
-                    Ok(webhook) => Carrier::Webhook(webhook),
+                    Ok(webhook) => Carrier::Webhook(webhook.into()),
                     Err(why) => Carrier::Nothing(why),
                 }
             }
@@ -301,9 +307,10 @@ impl Courier {
                 self.report(&parcel, Now::Parked("it is older than its campaign's `expires`".into()));
             } else {
                 self.carried.insert(id);
-                let carrier = Arc::clone(&self.carrier);
+                let (carrier, outbox) = (Arc::clone(&self.carrier), self.outbox.clone());
                 self.under_way.spawn(async move {
-                    let outcome = carrier.attempt(&parcel).await;
+                    let wanted = parcel.revokes || outbox.consents(&parcel.id).await;
+                    let outcome = if wanted { carrier.attempt(&parcel).await } else { Outcome::Unwanted };
                     (parcel, tries, outcome)
                 });
             }
@@ -314,13 +321,14 @@ impl Courier {
     fn come_back(&mut self, parcel: Parcel, tries: u32, outcome: Outcome) {
         let (now, tries) = (Instant::now(), tries + 1);
         self.carried.remove(&parcel.id);
-        let failed = matches!(outcome, Outcome::Failed(..));
-        self.failures = if failed { self.failures + 1 } else { 0 };
-        if !matches!(outcome, Outcome::Delivered) {
-            self.outbox.outlet(&self.name).lock().failures += 1;
+        self.failures = if matches!(outcome, Outcome::Failed(..)) { self.failures + 1 } else { 0 };
+        if let Outcome::Failed(why, _) | Outcome::Refused(why) | Outcome::Gone(why) = &outcome {
+            let mut traffic = self.outbox.outlet(&self.name).lock();
+            (traffic.failures, traffic.last_failure) = (traffic.failures + 1, Some(why.clone()));
         }
         match outcome {
             Outcome::Delivered => self.report(&parcel, Now::Delivered),
+            Outcome::Unwanted => self.report(&parcel, Now::Unwanted),
             Outcome::Failed(why, asks) => {
                 let breath = if self.failures >= FAILURES_MAX { BREATH } else { Duration::ZERO };
                 self.not_before = self.not_before.max(now + asks.map_or(breath, |asks| asks.min(PATIENCE_MAX)));

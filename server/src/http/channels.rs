@@ -27,6 +27,7 @@ struct ChannelRow<'a> {
     in_flight: usize,
     failed: usize,
     parked: usize,
+    last_failure: Option<String>,
     disabled: Option<String>,
 }
 
@@ -38,9 +39,16 @@ struct TookRow {
     max: i64,
 }
 
-fn row<'a>(app: &App, name: &'a str) -> ChannelRow<'a> {
+/// A row for each of these channels.
+fn rows<'a>(app: &'a App, names: impl IntoIterator<Item = &'a String>) -> Vec<ChannelRow<'a>> {
+    let troubles = app.outbox.troubles();
+    let row = |name: &'a String| row(app, name, troubles.get(name.as_str()).copied().unwrap_or_default());
+    names.into_iter().map(row).collect()
+}
+
+fn row<'a>(app: &App, name: &'a str, (failed, parked): (usize, usize)) -> ChannelRow<'a> {
     let channel = &app.plan.definitions.channels[name];
-    let Traffic { waiting, in_flight, disabled, took, .. } = app.outbox.outlet(name).traffic();
+    let Traffic { waiting, in_flight, last_failure, disabled, took, .. } = app.outbox.outlet(name).traffic();
     ChannelRow {
         name,
         deliver: match channel.deliver {
@@ -54,8 +62,9 @@ fn row<'a>(app: &App, name: &'a str) -> ChannelRow<'a> {
         took_ms: told(&took),
         waiting,
         in_flight,
-        failed: app.outbox.failed(name),
-        parked: app.outbox.parked(name).len(),
+        failed,
+        parked,
+        last_failure,
         disabled,
     }
 }
@@ -65,17 +74,16 @@ fn told(took: &Took) -> Option<TookRow> {
     (took.count() > 0).then(row)
 }
 
-fn known(app: &App, name: &str) -> Result<(), Problem> {
-    let known = app.plan.definitions.channels.contains_key(name);
-    if known { Ok(()) } else { Err(Problem::not_found(format!("no channel is named {name:?}"))) }
+fn known<'a>(app: &'a App, name: &str) -> Result<&'a String, Problem> {
+    let known = app.plan.definitions.channels.get_key_value(name);
+    known.map(|(name, _)| name).ok_or_else(|| Problem::not_found(format!("no channel is named {name:?}")))
 }
 
 pub(super) async fn channels(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     let query = Query::read(raw, &["limit", "cursor"])?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let (names, next) = query.names(app.plan.definitions.channels.keys())?;
-    let items = names.into_iter().map(|name| row(&app, name)).collect();
-    Ok(json(&List { as_of: as_of.into(), items, next }))
+    Ok(json(&List { as_of: as_of.into(), items: rows(&app, names), next }))
 }
 
 pub(super) async fn channel(
@@ -84,9 +92,10 @@ pub(super) async fn channel(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let query = Query::read(raw, &[])?;
-    known(&app, &name)?;
+    let name = known(&app, &name)?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
-    Ok(json(&At { as_of: as_of.into(), row: row(&app, &name) }))
+    let row = rows(&app, [name]).remove(0);
+    Ok(json(&At { as_of: as_of.into(), row }))
 }
 
 /// What is parked of a channel, the latest intent first.
@@ -148,12 +157,12 @@ pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Respon
 
 /// The same for Prometheus.
 pub(super) fn metrics(app: &App) -> String {
-    let rows: Vec<_> = app.plan.definitions.channels.keys().map(|name| (row(app, name), name)).collect();
+    let rows = rows(app, app.plan.definitions.channels.keys());
     let mut text = String::new();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&ChannelRow<'_>) -> usize| {
         text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
-        for (row, channel) in &rows {
-            text += &format!("{name}{{channel=\"{channel}\"}} {}\n", value(row));
+        for row in &rows {
+            text += &format!("{name}{{channel=\"{}\"}} {}\n", row.name, value(row));
         }
     };
     gauge("thalweg_channel_waiting", "Messages that wait for an attempt.", &|row| row.waiting);
@@ -162,12 +171,12 @@ pub(super) fn metrics(app: &App) -> String {
     gauge("thalweg_channel_disabled", "1 where nothing is attempted.", &|row| row.disabled.is_some().into());
     let (failures, took) = ("thalweg_delivery_failures_total", "thalweg_delivery_seconds");
     text += &format!("# HELP {failures} Attempts that failed.\n# TYPE {failures} counter\n");
-    for (_, name) in &rows {
+    for name in rows.iter().map(|row| row.name) {
         text += &format!("{failures}{{channel=\"{name}\"}} {}\n", app.outbox.outlet(name).traffic().failures);
     }
     text +=
         &format!("# HELP {took} From when an intent might go out until it was delivered.\n# TYPE {took} histogram\n");
-    for (_, name) in &rows {
+    for name in rows.iter().map(|row| row.name) {
         let Traffic { took: Took { classes, sum, .. }, .. } = app.outbox.outlet(name).traffic();
         let mut count = 0;
         let bounds = TOOK_AT_MOST.map(|most| (most as f64 / 1_000.0).to_string());
