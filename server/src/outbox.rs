@@ -138,6 +138,17 @@ struct Resend {
     reply: oneshot::Sender<(usize, AsOf)>,
 }
 
+/// How many messages of a channel have not got there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Still to be delivered.
+    pub pending: usize,
+    /// Of these, intents with an attempt that failed.
+    pub failed: usize,
+    /// Given up, unless they are sent again.
+    pub parked: usize,
+}
+
 /// A message that is parked.
 #[derive(Clone, Debug)]
 pub struct Parked {
@@ -414,22 +425,22 @@ impl Outbox {
         self.lock().parked().filter(|parked| self.is_of(&parked.entry.row, channel)).collect()
     }
 
-    /// How many intents of each channel have had a failed attempt and wait for another, and how many messages of it are
-    /// parked.
-    pub fn troubles(&self) -> BTreeMap<&str, (usize, usize)> {
-        let mut troubles: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    /// What has not got there, by channel.
+    pub fn counts(&self) -> BTreeMap<&str, Counts> {
+        let mut by_channel: BTreeMap<&str, Counts> = BTreeMap::new();
         let state = self.lock();
         for dispatch in state.ledger.values() {
             let Some(entry) = state.entries.get(&dispatch.row.id) else { continue };
-            let is_parked = matches!(dispatch.of(entry.fate == Fate::Revoked), Some(Trigger::Parked(..)));
-            let counts = (usize::from(entry.fate == Fate::Failed), usize::from(is_parked));
-            let campaign = self.plan.definitions.campaigns.get(entry.row.campaign.as_str());
-            if let Some(campaign) = campaign.filter(|_| counts != (0, 0)) {
-                let sums = troubles.entry(&campaign.channel).or_default();
-                *sums = (sums.0 + counts.0, sums.1 + counts.1);
+            let Some(campaign) = self.plan.definitions.campaigns.get(entry.row.campaign.as_str()) else { continue };
+            let counts = by_channel.entry(&campaign.channel).or_default();
+            match dispatch.of(entry.fate == Fate::Revoked) {
+                Some(Trigger::Pending(_)) => counts.pending += 1,
+                Some(Trigger::Parked(..)) => counts.parked += 1,
+                Some(Trigger::Delivered) | None => {}
             }
+            counts.failed += usize::from(entry.fate == Fate::Failed);
         }
-        troubles
+        by_channel
     }
 
     /// A channel as messages leave by it.

@@ -74,8 +74,6 @@ impl Took {
 /// What goes on in a channel, since the process started.
 #[derive(Clone, Debug, Default)]
 pub struct Traffic {
-    /// Messages that wait for an attempt, the first or another.
-    pub waiting: usize,
     /// Attempts under way.
     pub in_flight: usize,
     /// Attempts that failed.
@@ -269,10 +267,7 @@ impl Courier {
     async fn run(mut self, mut orders: Orders) {
         loop {
             self.set_out();
-            {
-                let mut traffic = self.outbox.outlet(&self.name).lock();
-                (traffic.waiting, traffic.in_flight) = (self.queue.len(), self.under_way.len());
-            }
+            self.outbox.outlet(&self.name).lock().in_flight = self.under_way.len();
             let next = self.queue.first().filter(|_| self.under_way.len() < UNDER_WAY_MAX);
             let next = next.map(|due| due.max(self.not_before));
             tokio::select! {
@@ -387,10 +382,6 @@ impl Queue {
         let (_, tries) = self.of.remove(&id)?;
         Some((id, tries))
     }
-
-    fn len(&self) -> usize {
-        self.of.len()
-    }
 }
 
 #[cfg(test)]
@@ -411,7 +402,7 @@ mod tests {
         queue.insert("late".into(), now + Duration::from_secs(9), 3);
         queue.insert("soon".into(), now + Duration::from_secs(1), 1);
         queue.insert("late".into(), now, 0);
-        assert_eq!((queue.len(), queue.first()), (2, Some(now)));
+        assert_eq!(queue.first(), Some(now));
         assert_eq!([queue.pop(), queue.pop(), queue.pop()], [Some(("late".into(), 0)), Some(("soon".into(), 1)), None]);
     }
 

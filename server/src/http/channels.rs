@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::answers::{At, List, Query, ask, cursor};
 use super::{App, json};
-use crate::outbox::{Parked, message};
+use crate::outbox::{Counts, Parked, message};
 use crate::problem::Problem;
 use crate::triggers::{TOOK_AT_MOST, Took, Traffic};
 use crate::writer::{Answered, NotTaken};
@@ -23,7 +23,7 @@ struct ChannelRow<'a> {
     revocations: bool,
     delivered: u64,
     took_ms: Option<TookRow>,
-    waiting: usize,
+    pending: usize,
     in_flight: usize,
     failed: usize,
     parked: usize,
@@ -41,14 +41,14 @@ struct TookRow {
 
 /// A row for each of these channels.
 fn rows<'a>(app: &'a App, names: impl IntoIterator<Item = &'a String>) -> Vec<ChannelRow<'a>> {
-    let troubles = app.outbox.troubles();
-    let row = |name: &'a String| row(app, name, troubles.get(name.as_str()).copied().unwrap_or_default());
+    let counts = app.outbox.counts();
+    let row = |name: &'a String| row(app, name, counts.get(name.as_str()).copied().unwrap_or_default());
     names.into_iter().map(row).collect()
 }
 
-fn row<'a>(app: &App, name: &'a str, (failed, parked): (usize, usize)) -> ChannelRow<'a> {
+fn row<'a>(app: &App, name: &'a str, counts: Counts) -> ChannelRow<'a> {
     let channel = &app.plan.definitions.channels[name];
-    let Traffic { waiting, in_flight, last_failure, disabled, took, .. } = app.outbox.outlet(name).traffic();
+    let Traffic { in_flight, last_failure, disabled, took, .. } = app.outbox.outlet(name).traffic();
     ChannelRow {
         name,
         deliver: match channel.deliver {
@@ -60,10 +60,10 @@ fn row<'a>(app: &App, name: &'a str, (failed, parked): (usize, usize)) -> Channe
         revocations: channel.revocations,
         delivered: took.count(),
         took_ms: told(&took),
-        waiting,
+        pending: counts.pending,
         in_flight,
-        failed,
-        parked,
+        failed: counts.failed,
+        parked: counts.parked,
         last_failure,
         disabled,
     }
@@ -165,7 +165,7 @@ pub(super) fn metrics(app: &App) -> String {
             text += &format!("{name}{{channel=\"{}\"}} {}\n", row.name, value(row));
         }
     };
-    gauge("thalweg_channel_waiting", "Messages that wait for an attempt.", &|row| row.waiting);
+    gauge("thalweg_channel_pending", "Messages still to be delivered.", &|row| row.pending);
     gauge("thalweg_channel_in_flight", "Attempts under way.", &|row| row.in_flight);
     gauge("thalweg_channel_parked", "Messages that are parked.", &|row| row.parked);
     gauge("thalweg_channel_disabled", "1 where nothing is attempted.", &|row| row.disabled.is_some().into());
