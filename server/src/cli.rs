@@ -259,7 +259,7 @@ async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Pla
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let templates = Templates::new(&plan.definitions);
-    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
     let app = App {
         hub,
         plan,
@@ -358,9 +358,9 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
     let (hub, found, thread, secret) = started?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
-    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
+    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
     outbox.catch_up(&mut closed);
-    tokio::spawn(outbox.clone().run(closed));
+    tokio::spawn(outbox.clone().run(closed, inbox));
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }

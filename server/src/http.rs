@@ -4,6 +4,7 @@
 
 mod answers;
 mod browsers;
+mod channels;
 mod events;
 mod subscribe;
 
@@ -97,6 +98,10 @@ pub fn router(app: App) -> Router {
         .route("/v1/campaigns", get(answers::campaigns))
         .route("/v1/campaigns/{name}", get(answers::campaign))
         .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
+        .route("/v1/channels", get(channels::channels))
+        .route("/v1/channels/{name}", get(channels::channel))
+        .route("/v1/channels/{name}/parked", get(channels::parked))
+        .route("/v1/channels:resend", post(channels::resend))
         .route("/v1/attribution", get(answers::attribution))
         .route("/v1/dead-letters", get(answers::dead_letters))
         .route("/v1/subscribe", get(subscribe::subscribe))

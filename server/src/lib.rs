@@ -17,4 +17,5 @@ pub mod record; // what stands in it
 pub mod replay; // files through the engine
 pub mod rows; // rows as JSON
 pub mod templates; // messages
+pub mod triggers; // deliveries
 pub mod writer; // the one thread that puts everything in order

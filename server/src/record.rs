@@ -72,15 +72,33 @@ impl DeadLetter {
 pub struct Dispatch {
     /// The intent, by the law as it was.
     pub row: IntentRow,
-    /// `sent`, `revoked`, `cancelled`, `consent_withdrawn`.
+    /// `sent`, `parked`, `revoked`, `consent_withdrawn`.
     pub status: Fate,
     /// The message, fixed at its first attempt.
     pub body: Option<String>,
     /// The data with what was recommended, if its campaign recommends: fixed likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<RawValue>>,
+    /// What carries it to its channel, where somebody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Trigger>,
+    /// What takes it back there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<Trigger>,
     /// When, ms.
     pub at: Millis,
+}
+
+/// A message that has to be carried, and where it is. Its text is fixed once; when it is delivered nobody needs it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// On its way.
+    Pending(String),
+    /// No attempt follows, unless it is sent again; the text, and why.
+    Parked(String, String),
+    /// There.
+    Delivered,
 }
 
 /// An event's payload: kind, time, message id, body.

@@ -228,6 +228,8 @@ pub struct Start {
 /// What the log held at the start.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
+    /// Whether messages leave by this process.
+    pub leads: bool,
     /// Since when the definitions have been as they are, ms.
     pub active_since: Millis,
     /// The ledger's entries, in order.
@@ -578,10 +580,10 @@ impl Writer {
     /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
     /// in the order of their places.
     fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, LogError> {
-        let mut found = Found::default();
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let mut found = Found { leads, ..Found::default() };
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let mut last = None;
-        let leads = self.others.as_ref().is_none_or(Others::leads);
         let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };
         let mut reader = self.log.reader();
         let mut at = 0;

@@ -88,6 +88,7 @@ pub(crate) fn until<T>(within: Duration, what: &str, mut ask: impl FnMut() -> Op
 /// A folder of one test: definitions, a data directory, whatever else it writes.
 pub(crate) struct Home {
     dir: TempDir,
+    environment: Vec<(String, String)>,
 }
 
 /// A command that has ended.
@@ -101,9 +102,16 @@ pub(crate) struct Ended {
 impl Home {
     /// A new folder with these definitions in it.
     pub(crate) fn new(definitions: &str) -> Home {
-        let home = Home { dir: TempDir::new().expect("a temporary directory can be made") };
+        let dir = TempDir::new().expect("a temporary directory can be made");
+        let home = Home { dir, environment: Vec::new() };
         home.write("thalweg.yaml", definitions);
         home
+    }
+
+    /// The same, its processes started with an environment variable.
+    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Home {
+        self.environment.push((name.to_owned(), value.into()));
+        self
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -129,6 +137,7 @@ impl Home {
     fn serve(&self, port: u16, flags: &[&str]) -> Command {
         let mut command = command();
         command.current_dir(self.dir.path()).arg("serve").args(flags);
+        command.envs(self.environment.iter().cloned());
         let listen = format!("127.0.0.1:{port}");
         for (flag, value) in [("--definitions", "thalweg.yaml"), ("--data", "data"), ("--listen", &listen)] {
             if !flags.contains(&flag) {

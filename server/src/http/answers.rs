@@ -27,10 +27,10 @@ use crate::rows::{self, Intent};
 use crate::writer::{Answered, AsOf};
 
 /// The parameters of a request: those that every answer takes, and those of its own.
-struct Query {
+pub(super) struct Query {
     after: Option<u64>,
     wait_ms: i64,
-    limit: usize,
+    pub(super) limit: usize,
     cursor: Option<String>,
     own: BTreeMap<String, String>,
 }
@@ -42,7 +42,7 @@ const WAIT_MS_MAX: i64 = 30_000;
 
 impl Query {
     /// Reads a query string; parameters that nobody knows and repeated ones are refused.
-    fn read(raw: Option<String>, own: &[&str]) -> Result<Query, Problem> {
+    pub(super) fn read(raw: Option<String>, own: &[&str]) -> Result<Query, Problem> {
         let mut query = Query { after: None, wait_ms: WAIT_MS, limit: LIMIT, cursor: None, own: BTreeMap::new() };
         let mut seen = BTreeMap::new();
         let raw = raw.unwrap_or_default();
@@ -75,11 +75,11 @@ impl Query {
     }
 
     /// The part of a list of names, which are in order, that is asked for; and the cursor of the next.
-    fn names<'n>(
+    pub(super) fn names<'n, N: Ord + Serialize + DeserializeOwned>(
         &self,
-        names: impl Iterator<Item = &'n EcoString>,
-    ) -> Result<(Vec<&'n EcoString>, Option<String>), Problem> {
-        let after: Option<EcoString> = self.key()?;
+        names: impl Iterator<Item = &'n N>,
+    ) -> Result<(Vec<&'n N>, Option<String>), Problem> {
+        let after: Option<N> = self.key()?;
         let mut rest = names.filter(|name| after.as_ref().is_none_or(|after| *name > after));
         let part: Vec<_> = rest.by_ref().take(self.limit).collect();
         let next = rest.next().and(part.last()).map(cursor);
@@ -87,7 +87,7 @@ impl Query {
     }
 
     /// The key that the cursor holds.
-    fn key<K: DeserializeOwned>(&self) -> Result<Option<K>, Problem> {
+    pub(super) fn key<K: DeserializeOwned>(&self) -> Result<Option<K>, Problem> {
         let key = |cursor: &String| {
             let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok();
             let key = text.and_then(|text| serde_json::from_slice(&text).ok());
@@ -110,7 +110,7 @@ impl Query {
 }
 
 /// A key as readers get it: they make nothing of it, and it stands in a query as it is.
-fn cursor(key: &(impl Serialize + ?Sized)) -> String {
+pub(super) fn cursor(key: &(impl Serialize + ?Sized)) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(key).expect("keys have string keys"))
 }
 
@@ -134,22 +134,22 @@ pub(super) fn decode(text: &str) -> Result<String, Problem> {
 
 /// A part of a list.
 #[derive(Serialize)]
-struct List<T> {
-    as_of: AsOfRow,
-    items: Vec<T>,
-    next: Option<String>,
+pub(super) struct List<T> {
+    pub(super) as_of: AsOfRow,
+    pub(super) items: Vec<T>,
+    pub(super) next: Option<String>,
 }
 
 /// A row with the time at which it is true in front.
 #[derive(Serialize)]
-struct At<T> {
-    as_of: AsOfRow,
+pub(super) struct At<T> {
+    pub(super) as_of: AsOfRow,
     #[serde(flatten)]
-    row: T,
+    pub(super) row: T,
 }
 
 /// Asks, once everything up to the position asked for is included.
-async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
+pub(super) async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(query.wait_ms as u64);
     loop {
         let answered = app.hub.ask(question.clone()).await?;
@@ -781,5 +781,6 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
     for (verdict, count) in app.hub.verdicts() {
         text += &format!("thalweg_records_total{{verdict=\"{verdict}\"}} {count}\n");
     }
+    text += &super::channels::metrics(&app);
     Ok(text)
 }
