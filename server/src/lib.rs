@@ -15,5 +15,6 @@ pub mod recommend; // what a person may like
 pub mod record; // what stands in it
 pub mod replay; // files through the engine
 pub mod rows; // rows as JSON
+pub mod stream; // a broker as the log
 pub mod templates; // messages
 pub mod writer; // the one thread that puts everything in order // what may be typed
