@@ -9,11 +9,14 @@ mod tools;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use broker::{Broker, copy};
 use bytes::Bytes;
 use dataflows::definitions::Definitions;
@@ -178,6 +181,107 @@ async fn servers_that_cannot_keep_the_log_are_refused_with_a_sentence() {
     let refused_account = refused(&account.url(), &options()).await;
     assert!(refused_account.contains("JetStream not enabled for account"), "{refused_account}");
     assert!(refused("nats://[", &options()).await.contains("the URL of --nats"));
+}
+
+/// A certificate for this name, signed by an authority of the test, and its key: PEM.
+fn certificates(home: &Path) {
+    let write = |name: &str, text: String| std::fs::write(home.join(name), text).expect("written");
+    let key = || rcgen::KeyPair::generate().expect("a key");
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let (authority_key, server_key, client_key) = (key(), key(), key());
+    write("ca.pem", authority.self_signed(&authority_key).expect("a certificate").pem());
+    let authority = rcgen::Issuer::new(authority, authority_key);
+    for (name, key) in [("server", server_key), ("client", client_key)] {
+        let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");
+        write(&format!("{name}.pem"), params.signed_by(&key, &authority).expect("a certificate").pem());
+        write(&format!("{name}.key"), key.serialize_pem());
+    }
+}
+
+#[tokio::test]
+async fn users_and_certificates_are_shown_and_asked_for() {
+    let home = tempfile::tempdir().expect("a directory");
+    certificates(home.path());
+    let broker = Broker::at(
+        home,
+        "jetstream { store_dir: STORE }
+        authorization { user: ada, password: 'se:cret' }
+        tls { cert_file: 'HOME/server.pem', key_file: 'HOME/server.key', ca_file: 'HOME/ca.pem', verify: true }",
+    );
+    let at = |who: &str| format!("tls://{who}127.0.0.1:{}", broker.port());
+    let path = |name: &str| Some(broker.path(name));
+    let full = Options {
+        nats_tls_ca: path("ca.pem"),
+        nats_tls_cert: path("client.pem"),
+        nats_tls_key: path("client.key"),
+        ..options()
+    };
+    let stream = Stream::open(&at("ada:se%3Acret@"), &full).await.expect("all is shown");
+    assert_eq!(publish(&stream, 0..1).await, [1]);
+    let unknown = refused(&at("ada:se%3Acret@"), &options()).await;
+    assert!(unknown.contains("--nats-tls-ca") && !unknown.contains("cret"), "{unknown}");
+    let nameless = Options { nats_tls_cert: None, nats_tls_key: None, ..full.clone() };
+    let refused_nameless = refused(&at("ada:se%3Acret@"), &nameless).await;
+    assert!(refused_nameless.contains("--nats-tls-cert"), "{refused_nameless}");
+    for wrong in ["", "ada:secret@", "bob:se%3Acret@"] {
+        let refused = refused(&at(wrong), &full).await;
+        assert!(refused.contains("authorization violation; give the user in the URL"), "{refused}");
+    }
+    let token = Broker::with("jetstream { store_dir: STORE }\nauthorization { token: 'to/ken' }");
+    let url = token.url().replace("nats://", "nats://to%2Fken@");
+    Stream::open(&url, &options()).await.expect("the token is shown");
+    let missing = Options { nats_tls_ca: path("none.pem"), ..options() };
+    assert!(refused(&at("ada:se%3Acret@"), &missing).await.contains("--nats-tls-ca"));
+}
+
+/// A claim, as NATS signs them.
+fn claim(issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, nats: Value) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = part(&json!({"typ": "JWT", "alg": "ed25519-nkey"}));
+    let claims = json!({"jti": "x", "iat": 1_767_225_600, "iss": issuer.public_key(), "sub": subject.public_key(),
+        "nats": nats});
+    let signed = format!("{header}.{}", part(&claims));
+    let signature = issuer.sign(signed.as_bytes()).expect("it has its seed");
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test]
+async fn a_credentials_file_lets_in() {
+    let (operator, user) = (nkeys::KeyPair::new_operator(), nkeys::KeyPair::new_user());
+    let (account, system) = (nkeys::KeyPair::new_account(), nkeys::KeyPair::new_account());
+    let limits = json!({"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+        "conn": -1, "leaf": -1});
+    let mut with_streams = limits.clone();
+    for limit in ["mem_storage", "disk_storage", "streams", "consumer"] {
+        with_streams[limit] = (-1).into();
+    }
+    let operates = claim(&operator, &operator, json!({"type": "operator", "version": 2}));
+    let accounts =
+        |account, limits: &Value| claim(&operator, account, json!({"limits": limits, "type": "account", "version": 2}));
+    let uses = json!({"subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2});
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+        claim(&account, &user, uses),
+        user.seed().expect("it has its seed")
+    );
+    let broker = Broker::with(&format!(
+        "jetstream {{ store_dir: STORE }}\noperator: {operates}\nresolver: MEMORY\nsystem_account: {1}\n\
+         resolver_preload {{ {0}: {2}, {1}: {3} }}",
+        account.public_key(),
+        system.public_key(),
+        accounts(&account, &with_streams),
+        accounts(&system, &limits)
+    ));
+    let file = broker.path("ada.creds");
+    std::fs::write(&file, credentials).expect("written");
+    let with = |file: &Path| Options { nats_creds: Some(file.to_owned()), ..options() };
+    let stream = Stream::open(&broker.url(), &with(&file)).await.expect("it lets in");
+    assert_eq!(publish(&stream, 0..1).await, [1]);
+    assert!(refused(&broker.url(), &options()).await.contains("--nats-creds"));
+    let nowhere = refused(&broker.url(), &with(&broker.path("none.creds"))).await;
+    assert!(nowhere.contains("cannot use --nats-creds: ") && nowhere.contains("No such file"), "{nowhere}");
 }
 
 #[tokio::test]

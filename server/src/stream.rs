@@ -13,6 +13,7 @@ mod fingerprint;
 mod message;
 mod reader;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,11 @@ use nats::jetstream::response::Response;
 use nats::jetstream::stream::DirectGetErrorKind;
 use nats::jetstream::{self, ErrorCode};
 use nats::{ConnectErrorKind, ConnectOptions, ServerAddr};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::time::timeout_at;
 
 use crate::door::BODY_BYTES_MAX;
 use config::{DEAD_LETTERS, STREAM, TRIGGER_STREAM, TRIGGERS, token};
@@ -47,7 +50,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// So long an acknowledgement may take before the message is sent again.
 const ACK_PATIENCE: Duration = Duration::from_secs(2);
 /// So long a message is sent again: well within the time for which the broker remembers its id.
-const PUBLISH_PATIENCE: Duration = Duration::from_secs(30);
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages on their way that nobody has acknowledged yet: further ones are sent when there is room again. Servers have
 /// room for 10,000.
 const IN_FLIGHT_MAX: usize = 8_192;
@@ -90,7 +93,7 @@ pub enum StreamError {
     #[error("cannot use {what}: {error}")]
     Options {
         /// What of it.
-        what: String,
+        what: &'static str,
         /// Why.
         error: String,
     },
@@ -241,6 +244,19 @@ pub struct Stream {
     replicas: u64,
 }
 
+/// A message that was sent, or was not.
+struct Sent {
+    at: Instant,
+    /// The acknowledgement to come; or what is certain of the message; or why nothing is.
+    outcome: Result<PublishAckFuture, Result<NotKept, String>>,
+}
+
+impl Sent {
+    fn not(why: String) -> Self {
+        Sent { at: Instant::now(), outcome: Err(Err(why)) }
+    }
+}
+
 /// What a server says of a stream.
 #[derive(Debug, Deserialize)]
 struct Info {
@@ -327,59 +343,60 @@ impl Stream {
     }
 
     /// Publishes messages in their order, all of them before the first is acknowledged. One that had to be sent again
-    /// may stand later in the stream.
+    /// may stand later in the stream than those after it.
     pub async fn publish_all(&self, messages: &[Message]) -> Vec<Result<u64, NotKept>> {
-        let mut sent = std::collections::VecDeque::with_capacity(messages.len().min(IN_FLIGHT_MAX));
+        let mut open = VecDeque::with_capacity(messages.len().min(IN_FLIGHT_MAX));
         let mut settled = Vec::with_capacity(messages.len());
+        let mut is_sending = true;
         for message in messages {
             // Room comes back only when an acknowledgement is fetched.
-            if sent.len() == IN_FLIGHT_MAX / 2
-                && let Some((message, sent)) = sent.pop_front()
+            if open.len() == IN_FLIGHT_MAX / 2
+                && let Some((message, sent)) = open.pop_front()
             {
                 settled.push(self.settle(message, sent).await);
+                is_sending = true;
             }
-            sent.push_back((message, self.send(message).await));
+            let sent = if is_sending { self.send(message).await } else { Sent::not("it waits for others".into()) };
+            // Where one cannot be sent, those after it wait for their turn.
+            is_sending = sent.outcome.is_ok();
+            open.push_back((message, sent));
         }
-        for (message, sent) in sent {
+        for (message, sent) in open {
             settled.push(self.settle(message, sent).await);
         }
         settled
     }
 
-    async fn send(&self, message: &Message) -> Result<PublishAckFuture, PublishError> {
+    async fn send(&self, message: &Message) -> Sent {
         let publish = PublishMessage::build().headers(message.headers.clone()).payload(message.body.clone());
-        self.publishing.send_publish(message.subject.clone(), publish.message_id(&message.id)).await
+        let sending = self.publishing.send_publish(message.subject.clone(), publish.message_id(&message.id));
+        let outcome = sending.await.map_err(|error| verdict(&error).ok_or(error.to_string()));
+        Sent { at: Instant::now(), outcome }
     }
 
     /// Waits for what becomes of a message that was sent, and sends it again while nobody knows.
-    async fn settle(
-        &self,
-        message: &Message,
-        mut sent: Result<PublishAckFuture, PublishError>,
-    ) -> Result<u64, NotKept> {
-        let began = Instant::now();
+    async fn settle(&self, message: &Message, mut sent: Sent) -> Result<u64, NotKept> {
+        let began = sent.at;
         let mut attempt = 0;
         loop {
-            let outcome = match sent {
-                Ok(acknowledged) => acknowledged.await,
-                Err(error) => Err(error),
+            let outcome = match sent.outcome {
+                Ok(acknowledged) => match timeout_at((sent.at + ACK_PATIENCE).into(), acknowledged.into_future()).await
+                {
+                    Ok(Ok(acknowledged)) => return Ok(acknowledged.sequence),
+                    Ok(Err(error)) => verdict(&error).ok_or(error.to_string()),
+                    Err(_) => Err(format!("no acknowledgement within {ACK_PATIENCE:?}")),
+                },
+                Err(outcome) => outcome,
             };
             let error = match outcome {
-                Ok(ack) => return Ok(ack.sequence),
+                Ok(verdict) => return Err(verdict),
+                Err(error) if began.elapsed() > PUBLISH_PATIENCE => return Err(NotKept::Unknown(error)),
                 Err(error) => error,
             };
-            if let Some(verdict) = verdict(&error) {
-                return Err(verdict);
+            tracing::debug!(error, id = message.id, "not acknowledged; sending it again");
+            if attempt > 0 {
+                tokio::time::sleep(backoff(attempt)).await;
             }
-            if began.elapsed() > PUBLISH_PATIENCE {
-                return Err(match error.kind() {
-                    // Nobody listens there: this one was not kept, and whether an earlier one was is not known.
-                    PublishErrorKind::StreamNotFound if attempt == 0 => NotKept::Busy(error.to_string()),
-                    _ => NotKept::Unknown(error.to_string()),
-                });
-            }
-            tracing::debug!(%error, id = message.id, "not acknowledged; sending it again");
-            tokio::time::sleep(backoff(attempt)).await;
             attempt += 1;
             sent = self.send(message).await;
         }
@@ -482,7 +499,7 @@ async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamErr
     let servers: Result<Vec<ServerAddr>, _> = url.split(',').map(|url| url.trim().parse()).collect();
     // What is wrong with the URL is told without it: it may hold a password.
     let servers = servers.map_err(|error: std::io::Error| StreamError::Options {
-        what: "the URL of --nats".into(),
+        what: "the URL of --nats",
         error: error.to_string(),
     })?;
     let shown: Vec<String> = servers.iter().map(|server| format!("{}:{}", server.host(), server.port())).collect();
@@ -490,16 +507,18 @@ async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamErr
     let began = Instant::now();
     let mut attempt = 0;
     let client = loop {
-        let error = match connecting(options).await?.connect(servers.as_slice()).await {
+        let error = match connecting(&servers, options).await?.connect(servers.as_slice()).await {
             Ok(client) => break client,
             Err(error) => error,
         };
         let failed = |what: &str| StreamError::Connect { servers: shown.clone(), error: format!("{error}; {what}") };
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                return Err(failed("give the user in the URL, as nats://user:password@host, or --nats-creds"));
+                return Err(failed(
+                    "give the user in the URL, as nats://user:password@host or nats://token@host, or --nats-creds",
+                ));
             }
-            ConnectErrorKind::Tls => {
+            _ if is_tls(&error) => {
                 return Err(failed(
                     "give the server's certificates with --nats-tls-ca, and --nats-tls-cert and \
                                    --nats-tls-key if it asks for ours",
@@ -530,17 +549,30 @@ async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamErr
     Ok(client)
 }
 
+/// Whether one of the two does not like what the other shows.
+fn is_tls(error: &nats::ConnectError) -> bool {
+    use std::error::Error;
+    let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    error.kind() == ConnectErrorKind::Tls
+        || source.and_then(std::io::Error::get_ref).is_some_and(|inner| inner.is::<nats::rustls::Error>())
+}
+
 /// How to connect, and to connect again: without end, since what is in the stream is all there is.
-async fn connecting(options: &Options) -> Result<ConnectOptions, StreamError> {
+async fn connecting(servers: &[ServerAddr], options: &Options) -> Result<ConnectOptions, StreamError> {
     let mut connecting = ConnectOptions::new()
         .name("thalweg")
         .reconnect_delay_callback(|attempt| backoff(attempt as u32))
         .event_callback(|event| async move { tracing::warn!("NATS: {event}") });
-    if let Some(file) = &options.nats_creds {
-        let failed = |error: std::io::Error| StreamError::Options {
-            what: format!("the credentials in {}", file.display()),
-            error: error.to_string(),
+    // The client leaves what stands before a host to whoever uses it.
+    if let Some((user, password)) = servers.iter().find_map(|server| Some((server.username()?, server.password()))) {
+        let plain = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        connecting = match password {
+            Some(password) => connecting.user_and_password(plain(user), plain(password)),
+            None => connecting.token(plain(user)),
         };
+    }
+    if let Some(file) = &options.nats_creds {
+        let failed = |error: std::io::Error| StreamError::Options { what: "--nats-creds", error: error.to_string() };
         connecting = connecting.credentials_file(file).await.map_err(failed)?;
     }
     if let Some(file) = &options.nats_tls_ca {
