@@ -17,8 +17,8 @@ async fn main() -> Result<(), nats::Error> {
     let visit = format!("visit-{now}");
 
     // One call, in the form of the Segment tracking API; its type says what it is.
-    let page = json!({"type": "page", "messageId": format!("{visit}-1"), "anonymousId": visit, "timestamp": now - 60_000,
-        "properties": {"path": "/boots"}});
+    let page = json!({"type": "page", "messageId": format!("{visit}-1"), "anonymousId": visit,
+        "timestamp": now - 60_000, "properties": {"path": "/boots"}});
     publish(&stream, "page", &format!("{visit}-1"), &page.to_string()).await?;
 
     // Many in one message cost the broker one acknowledgement: a batch, or one call a line.

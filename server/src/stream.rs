@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dataflows::time::Millis;
 use nats::jetstream::context::{ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind};
-use nats::jetstream::message::PublishMessage;
+use nats::jetstream::message::{PublishMessage, StreamMessage};
 use nats::jetstream::response::Response;
-use nats::jetstream::stream::DirectGetErrorKind;
+use nats::jetstream::stream::{DirectGetErrorKind, RawMessageErrorKind};
 use nats::jetstream::{self, ErrorCode};
-use nats::{ConnectErrorKind, ConnectOptions, ServerAddr};
+use nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -134,8 +134,8 @@ pub enum StreamError {
     },
     /// Somebody deleted it.
     #[error(
-        "the stream {STREAM} is gone: somebody deleted it, or the server lost it. Restore it from a copy, or start \
-         again: then a new one is made if nothing of the old one was read"
+        "the stream {STREAM} is gone: somebody deleted it, or the server lost it. Restore it from a copy; or delete \
+         stream.json in the data directory and start again: then a new one is made, and nothing is known of the old"
     )]
     Gone,
     /// It is not the stream that was read before.
@@ -234,6 +234,13 @@ impl Entry {
     }
 }
 
+impl From<StreamMessage> for Entry {
+    fn from(message: StreamMessage) -> Self {
+        let StreamMessage { subject, sequence, headers, payload, time } = message;
+        Entry { sequence, nanos: time.unix_timestamp_nanos() as i64, subject, headers, body: payload }
+    }
+}
+
 /// The log in a broker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Stream {
@@ -271,8 +278,9 @@ struct State {
 }
 
 impl Stream {
-    /// Connects, and finds the stream as it must be, or makes it.
-    pub async fn open(url: &str, options: &Options) -> Result<Stream, StreamError> {
+    /// Connects, and finds the stream as it must be, and as it was when this record was read. Without one, a stream
+    /// that is not there is made.
+    pub async fn open(url: &str, options: &Options, known: Option<&Fingerprint>) -> Result<Stream, StreamError> {
         let client = connect(url, options).await?;
         let jetstream = ContextBuilder::new()
             .timeout(ANSWER_PATIENCE)
@@ -284,7 +292,7 @@ impl Stream {
         let replicas = options.nats_replicas.map(u64::from);
         let found: Info = match ask(&jetstream, "STREAM.INFO", STREAM, &()).await {
             Ok(info) => info,
-            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND && known.is_none() => {
                 ask(&jetstream, "STREAM.CREATE", STREAM, &config::wanted(replicas.unwrap_or(1))).await?
             }
             Err(error) => return Err(error.into()),
@@ -295,7 +303,11 @@ impl Stream {
         if !differences.is_empty() {
             return Err(StreamError::Differs { name: STREAM, differences });
         }
-        Ok(Stream { jetstream, publishing, created: found.created, replicas })
+        let stream = Stream { jetstream, publishing, created: found.created, replicas };
+        if let Some(known) = known {
+            known.check(&stream).await?;
+        }
+        Ok(stream)
     }
 
     /// Where reading begins.
@@ -317,22 +329,27 @@ impl Stream {
         Ok(ask(&self.jetstream, "STREAM.INFO", STREAM, &()).await?)
     }
 
-    /// A single record, if it is there.
+    /// A single record, if it is there: from whichever server is near.
     pub async fn get(&self, sequence: u64) -> Result<Option<Entry>, StreamError> {
-        let unavailable = |error: &dyn std::fmt::Display| StreamError::Unavailable {
-            what: "get a record of the stream",
-            error: error.to_string(),
-        };
-        let stream = self.jetstream.get_stream_no_info(STREAM).await.map_err(|error| unavailable(&error))?;
-        match stream.direct_get(sequence).await {
-            Ok(found) => {
-                let nanos = found.time.unix_timestamp_nanos() as i64;
-                let (subject, headers, body) = (found.subject, found.headers, found.payload);
-                Ok(Some(Entry { sequence: found.sequence, nanos, subject, headers, body }))
-            }
+        match self.handle().await?.direct_get(sequence).await {
+            Ok(found) => Ok(Some(found.into())),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unavailable(&error)),
+            Err(error) => Err(StreamError::Unavailable { what: "get a record", error: error.to_string() }),
         }
+    }
+
+    /// The same from the server that leads: the others may not have it yet.
+    async fn get_from_leader(&self, sequence: u64) -> Result<Option<Entry>, StreamError> {
+        match self.handle().await?.get_raw_message(sequence).await {
+            Ok(found) => Ok(Some(found.into())),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(StreamError::Unavailable { what: "get a record", error: error.to_string() }),
+        }
+    }
+
+    async fn handle(&self) -> Result<jetstream::stream::Stream<()>, StreamError> {
+        let found = self.jetstream.get_stream_no_info(STREAM).await;
+        found.map_err(|error| StreamError::Unavailable { what: "find the stream", error: error.to_string() })
     }
 
     /// Publishes a message, and waits until it is kept: gives its sequence. What is not acknowledged is sent again
@@ -545,7 +562,7 @@ async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamErr
             server.max_payload
         )));
     }
-    tracing::info!(servers = shown, version = server.version, "connected to NATS");
+    tracing::info!(servers = shown, version = server.version, "this NATS server can keep the log");
     Ok(client)
 }
 
@@ -562,7 +579,12 @@ async fn connecting(servers: &[ServerAddr], options: &Options) -> Result<Connect
     let mut connecting = ConnectOptions::new()
         .name("thalweg")
         .reconnect_delay_callback(|attempt| backoff(attempt as u32))
-        .event_callback(|event| async move { tracing::warn!("NATS: {event}") });
+        .event_callback(|event| async move {
+            match event {
+                Event::Connected => tracing::info!("connected to NATS"),
+                event => tracing::warn!("NATS: {event}"),
+            }
+        });
     // The client leaves what stands before a host to whoever uses it.
     if let Some((user, password)) = servers.iter().find_map(|server| Some((server.username()?, server.password()))) {
         let plain = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();

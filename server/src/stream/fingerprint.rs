@@ -56,7 +56,8 @@ impl Fingerprint {
             return Err(lost(format!("the stream ends at sequence {last}: its tail was lost")));
         }
         if self.sequence > 0 {
-            let found = stream.get(self.sequence).await?.map(|entry| Fingerprint::of(&info.created, &entry));
+            let found = stream.get_from_leader(self.sequence).await?;
+            let found = found.map(|entry| Fingerprint::of(&info.created, &entry));
             match found {
                 Some(found) if found == *self => {}
                 Some(_) => {

@@ -11,11 +11,12 @@ use std::time::Duration;
 use nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use tokio_stream::StreamExt;
 
-use super::config::STREAM;
 use super::{Entry, Fingerprint, Stream, StreamError, backoff};
 
 /// Messages asked for in one go; as many again are asked for when half of them have come.
 const BATCH: usize = 8_192;
+/// Bytes of them, at most: more than the largest message that any server takes.
+const BATCH_BYTES: usize = 65 << 20;
 /// On an idle stream the broker says so often that it is there; when it misses two, it is asked again.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// An idle request is made again after this time.
@@ -150,11 +151,11 @@ impl Reader {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let stream = self.stream.jetstream.get_stream_no_info(STREAM).await;
-        let stream = stream.map_err(|error| failed("find the stream", &error))?;
-        let consumer = stream.create_consumer(config).await.map_err(|error| failed("read the stream", &error))?;
-        let messages = consumer.stream().max_messages_per_batch(BATCH).heartbeat(HEARTBEAT).expires(EXPIRES).messages();
-        self.messages = Some(messages.await.map_err(|error| failed("read the stream", &error))?);
+        let consumer = self.stream.handle().await?.create_consumer(config).await;
+        let consumer = consumer.map_err(|error| failed("read the stream", &error))?;
+        let messages = consumer.stream().max_messages_per_batch(BATCH).max_bytes_per_batch(BATCH_BYTES);
+        let messages = messages.heartbeat(HEARTBEAT).expires(EXPIRES).messages().await;
+        self.messages = Some(messages.map_err(|error| failed("read the stream", &error))?);
         self.next = 1;
         if consumer.cached_info().num_pending > 0 || self.last < first {
             return Ok(None);
