@@ -69,7 +69,7 @@ fn under_overload_memory_is_bounded_and_what_is_accepted_is_stored() {
     server.kill();
     let log = Log::open(&home.path("data")).expect("nobody holds it").log;
     let (mut reader, mut ids, mut events) = (log.reader(), BTreeSet::new(), 0);
-    while let Some(record) = reader.next().expect("it is whole") {
+    while let Some((record, _)) = reader.next().expect("it is whole") {
         if record.kind == EVENT {
             ids.insert(decode_event(record.payload).expect("an event").2.to_owned());
             events += 1;

@@ -3,10 +3,11 @@
 mod histories;
 mod process;
 mod receiver;
+mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -104,30 +105,19 @@ fn fixed(calls: &[Call]) -> BTreeMap<String, String> {
 
 // Signatures.
 
-/// The official verifiers, by how they are started.
-fn verifiers() -> [Vec<PathBuf>; 2] {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (libraries, scripts) = (root.join("target/verifiers"), root.join("tests/receiver"));
-    let (python, node) = (libraries.join("venv/bin/python"), libraries.join("node_modules/standardwebhooks"));
-    for library in [&python, &node] {
-        assert!(
-            library.exists(),
-            "{} is missing: the official libraries of Standard Webhooks are installed by .ci/run, or by .ci/verifiers",
-            library.display()
-        );
-    }
-    [vec![python, scripts.join("verify.py")], vec!["node".into(), scripts.join("verify.mjs"), libraries]]
+/// The official verifiers.
+fn verifiers() -> [Command; 2] {
+    [tools::python("tests/receiver/verify.py"), tools::node("tests/receiver/verify.js")]
 }
 
 /// What both official libraries say of calls under a secret as they take it: base64.
 fn verdicts(secret: &str, calls: &[Call]) -> [Vec<String>; 2] {
-    verifiers().map(|command| {
-        let mut child = Command::new(&command[0])
-            .args(&command[1..])
+    verifiers().map(|mut command| {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{command:?} cannot be run ({error}): .ci/run installs what it needs"));
+            .unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
         let mut stdin = child.stdin.take().expect("it is piped");
         for call in calls {
             let headers: BTreeMap<_, _> = call.headers.iter().map(|(k, v)| (k.to_lowercase(), v)).collect();
@@ -675,10 +665,9 @@ fn https_is_spoken_with_those_whom_the_system_trusts() {
         folder,
         "openssl x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem -days 2 -extfile v3",
     );
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/receiver/https.py");
-    let mut command = Command::new("python3");
-    command.arg(script).args(["cert.pem", "key.pem"]).current_dir(folder).stdout(Stdio::piped());
-    let mut endpoint = command.spawn().expect("python3 can be run: .ci/run installs it");
+    let mut command = tools::python("tests/receiver/https.py");
+    command.args(["cert.pem", "key.pem"]).current_dir(folder).stdout(Stdio::piped());
+    let mut endpoint = command.spawn().expect("python can be run");
     let mut said = BufReader::new(endpoint.stdout.take().expect("it is piped")).lines();
     let port = said.next().expect("it tells its port").expect("text");
     let heard = Arc::new(AtomicBool::new(false));

@@ -16,6 +16,7 @@ pub mod recommend; // what a person may like
 pub mod record; // what stands in it
 pub mod replay; // files through the engine
 pub mod rows; // rows as JSON
+pub mod stream; // a broker as the log
 pub mod templates; // messages
 pub mod triggers; // deliveries
 pub mod writer; // the one thread that puts everything in order

@@ -251,10 +251,12 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
     };
     let config = Config { workers, plan: Arc::clone(&plan), acceptance };
     let tells = told.clone();
+    // Alone it hears from nobody, and ends when all are gone who may give it work.
+    let letters = team.as_ref().map(|_| work);
     let heard = move |response| match response {
         Response::Closed(closed) => closes.close(closed, &tells),
         Response::Letter(from, letter) => match serde_json::from_slice(&letter) {
-            Ok(letter) => drop(work.send(Work::Letter(from, letter))),
+            Ok(letter) => drop(letters.as_ref().map(|writer| writer.send(Work::Letter(from, letter)))),
             Err(error) => tracing::error!(from, %error, "a letter cannot be read"),
         },
     };

@@ -88,11 +88,12 @@ fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Re
     let plan = Arc::new(Plan::new(Arc::new(Definitions::default())));
     let (told, _closed) = mpsc::unbounded_channel();
     let definitions = ("version: 1".to_owned(), Arc::clone(&plan));
-    let start = Start { log, workers: 1, clock: ClockMode::Wall, definitions, told, now: crate::clock::now };
+    let (clock, now) = (ClockMode::Wall, crate::clock::now as fn() -> i64);
+    let start = Start { log, workers: 1, clock, definitions, team: None, told, now };
     let (hub, found, writer) = writer::start(start).expect("the log is empty");
-    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), Templates::new(&plan.definitions), found);
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), Templates::new(&plan.definitions), found);
     let (_, stopping) = watch::channel(false);
-    let (clock, now, log) = (ClockMode::Wall, crate::clock::now as fn() -> i64, Some(reader));
+    let log = Some(reader);
     (router(App { hub, plan, segments: Arc::default(), outbox, log, clock, now, secret, stopping }), writer)
 }
 
@@ -115,7 +116,7 @@ fn send(doors: &axum::Router, body: String) -> JoinHandle<Response> {
 fn kept(dir: &Path) -> Vec<String> {
     let log = Log::open_on(Arc::new(RealDisk), dir, 1 << 26, [7; 16]);
     let (mut reader, mut ids) = (log.expect("nobody holds it").log.reader(), Vec::new());
-    while let Some(record) = reader.next().expect("it is whole") {
+    while let Some((record, _)) = reader.next().expect("it is whole") {
         if record.kind == record::EVENT {
             ids.push(decode_event(record.payload).expect("an event").2.to_owned());
         }

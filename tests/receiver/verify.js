@@ -1,13 +1,9 @@
 // Verifies webhooks with the official JavaScript library: JSON lines of {secret, headers, body}; one word for each.
 
-import { createRequire } from "node:module";
-import { createInterface } from "node:readline";
-import { join } from "node:path";
+const { createInterface } = require("node:readline");
+const { Webhook, WebhookVerificationError } = require("standardwebhooks");
 
-// The folder that holds node_modules.
-const { Webhook, WebhookVerificationError } = createRequire(join(process.argv[2], "/"))("standardwebhooks");
-
-for await (const line of createInterface({ input: process.stdin })) {
+createInterface({ input: process.stdin }).on("line", (line) => {
   const { secret, headers, body } = JSON.parse(line);
   try {
     new Webhook(secret).verify(body, headers);
@@ -16,4 +12,4 @@ for await (const line of createInterface({ input: process.stdin })) {
     if (!(error instanceof WebhookVerificationError)) throw error;
     console.log("refused");
   }
-}
+});
