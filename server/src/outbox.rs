@@ -299,13 +299,14 @@ impl Outbox {
     /// Does what a step that closed asks for.
     async fn follow(&self, closed: Closed) -> Vec<(i8, Entry)> {
         let (mut changed, due) = self.note(closed.as_of, closed.intents);
-        let news = changed.iter().filter(|(diff, _)| *diff > 0).map(|(_, entry)| entry);
-        let (revoked, others): (Vec<_>, Vec<_>) = news.cloned().partition(|entry| entry.fate == Fate::Revoked);
-        // If the process ends before this is durable, the law says it again at the next start.
-        self.revoke(revoked, closed.as_of).await;
-        for entry in others.iter().filter(|entry| self.stands_again(&entry.row.id)) {
+        let news = || changed.iter().filter(|(diff, _)| *diff > 0).map(|(_, entry)| entry);
+        let revoked: Vec<Entry> = news().filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
+        for entry in news().filter(|entry| entry.fate == Fate::Sent && self.was_revoked(&entry.row.id)) {
+            // It stands again, and may never have been delivered.
             self.order(&entry.row.id);
         }
+        // If the process ends before this is durable, the law says it again at the next start.
+        self.revoke(revoked, closed.as_of).await;
         for id in due {
             changed.extend(self.send(&id, closed.as_of).await);
         }
@@ -328,8 +329,8 @@ impl Outbox {
         }
     }
 
-    /// Whether an intent stands that the ledger holds revoked.
-    fn stands_again(&self, id: &str) -> bool {
+    /// Whether the ledger's last word on an intent is that it is revoked.
+    fn was_revoked(&self, id: &str) -> bool {
         self.lock().ledger.get(id).is_some_and(|dispatch| dispatch.status == Fate::Revoked)
     }
 
