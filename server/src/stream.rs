@@ -15,6 +15,7 @@ mod reader;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use crate::door::BODY_BYTES_MAX;
@@ -47,10 +49,9 @@ const PAYLOAD_MIN: usize = BODY_BYTES_MAX + 65_536;
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// So long an answer of the broker may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-/// So long an acknowledgement may take before the message is sent again.
-const ACK_PATIENCE: Duration = Duration::from_secs(2);
-/// So long a message is sent again: well within the time for which the broker remembers its id.
-const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
+/// So long an acknowledgement may take, on however many connections: well within the time for which the broker remembers
+/// an id. A broker that syncs each message may have seconds of them before it; to send again would only add to them.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(20);
 /// Messages on their way that nobody has acknowledged yet: further ones are sent when there is room again. Servers have
 /// room for 10,000.
 const IN_FLIGHT_MAX: usize = 8_192;
@@ -247,21 +248,18 @@ pub struct Stream {
     jetstream: jetstream::Context,
     /// The same, with the patience for acknowledgements.
     publishing: jetstream::Context,
+    /// How often it was connected: what was sent on an earlier connection is not acknowledged on this one.
+    connections: watch::Receiver<u64>,
     created: String,
     replicas: u64,
 }
 
-/// A message that was sent, or was not.
+/// A message that was sent, or was not: when, and on which connection.
 struct Sent {
     at: Instant,
+    connection: u64,
     /// The acknowledgement to come; or what is certain of the message; or why nothing is.
     outcome: Result<PublishAckFuture, Result<NotKept, String>>,
-}
-
-impl Sent {
-    fn not(why: String) -> Self {
-        Sent { at: Instant::now(), outcome: Err(Err(why)) }
-    }
 }
 
 /// What a server says of a stream.
@@ -281,14 +279,14 @@ impl Stream {
     /// Connects, and finds the stream as it must be, and as it was when this record was read. Without one, a stream
     /// that is not there is made.
     pub async fn open(url: &str, options: &Options, known: Option<&Fingerprint>) -> Result<Stream, StreamError> {
-        let client = connect(url, options).await?;
+        let (client, connections) = connect(url, options).await?;
         let jetstream = ContextBuilder::new()
             .timeout(ANSWER_PATIENCE)
             .max_ack_inflight(IN_FLIGHT_MAX)
             .backpressure_on_inflight(false)
             .build(client);
         let mut publishing = jetstream.clone();
-        publishing.set_timeout(ACK_PATIENCE);
+        publishing.set_timeout(PUBLISH_PATIENCE);
         let replicas = options.nats_replicas.map(u64::from);
         let found: Info = match ask(&jetstream, "STREAM.INFO", STREAM, &()).await {
             Ok(info) => info,
@@ -303,7 +301,7 @@ impl Stream {
         if !differences.is_empty() {
             return Err(StreamError::Differs { name: STREAM, differences });
         }
-        let stream = Stream { jetstream, publishing, created: found.created, replicas };
+        let stream = Stream { jetstream, publishing, connections, created: found.created, replicas };
         if let Some(known) = known {
             known.check(&stream).await?;
         }
@@ -373,8 +371,9 @@ impl Stream {
                 settled.push(self.settle(message, sent).await);
                 is_sending = true;
             }
-            let sent = if is_sending { self.send(message).await } else { Sent::not("it waits for others".into()) };
             // Where one cannot be sent, those after it wait for their turn.
+            let unsent = || Sent { at: Instant::now(), connection: 0, outcome: Err(Err("it waits for others".into())) };
+            let sent = if is_sending { self.send(message).await } else { unsent() };
             is_sending = sent.outcome.is_ok();
             open.push_back((message, sent));
         }
@@ -385,29 +384,35 @@ impl Stream {
     }
 
     async fn send(&self, message: &Message) -> Sent {
+        let (at, connection) = (Instant::now(), *self.connections.borrow());
         let publish = PublishMessage::build().headers(message.headers.clone()).payload(message.body.clone());
         let sending = self.publishing.send_publish(message.subject.clone(), publish.message_id(&message.id));
-        let outcome = sending.await.map_err(|error| verdict(&error).ok_or(error.to_string()));
-        Sent { at: Instant::now(), outcome }
+        Sent { at, connection, outcome: sending.await.map_err(|error| verdict(&error).ok_or(error.to_string())) }
     }
 
-    /// Waits for what becomes of a message that was sent, and sends it again while nobody knows.
+    /// Waits for what becomes of a message that was sent, and sends it again when nobody will know.
     async fn settle(&self, message: &Message, mut sent: Sent) -> Result<u64, NotKept> {
-        let began = sent.at;
+        let mut connections = self.connections.clone();
+        let deadline = (sent.at + PUBLISH_PATIENCE).into();
         let mut attempt = 0;
         loop {
             let outcome = match sent.outcome {
-                Ok(acknowledged) => match timeout_at((sent.at + ACK_PATIENCE).into(), acknowledged.into_future()).await
-                {
-                    Ok(Ok(acknowledged)) => return Ok(acknowledged.sequence),
-                    Ok(Err(error)) => verdict(&error).ok_or(error.to_string()),
-                    Err(_) => Err(format!("no acknowledgement within {ACK_PATIENCE:?}")),
+                Ok(acknowledged) => tokio::select! {
+                    biased;
+                    outcome = timeout_at(deadline, acknowledged.into_future()) => match outcome {
+                        Ok(Ok(acknowledged)) => return Ok(acknowledged.sequence),
+                        Ok(Err(error)) => verdict(&error).ok_or(error.to_string()),
+                        Err(_) => Err(format!("no word within {PUBLISH_PATIENCE:?}")),
+                    },
+                    _ = connections.wait_for(|connection| *connection != sent.connection) => {
+                        Err("the connection broke".into())
+                    }
                 },
                 Err(outcome) => outcome,
             };
             let error = match outcome {
                 Ok(verdict) => return Err(verdict),
-                Err(error) if began.elapsed() > PUBLISH_PATIENCE => return Err(NotKept::Unknown(error)),
+                Err(error) if deadline <= tokio::time::Instant::now() => return Err(NotKept::Unknown(error)),
                 Err(error) => error,
             };
             tracing::debug!(error, id = message.id, "not acknowledged; sending it again");
@@ -512,7 +517,7 @@ fn backoff(attempt: u32) -> Duration {
 }
 
 /// Connects to a server that can keep the log. Waits a while for one that is not there yet.
-async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamError> {
+async fn connect(url: &str, options: &Options) -> Result<(nats::Client, watch::Receiver<u64>), StreamError> {
     let servers: Result<Vec<ServerAddr>, _> = url.split(',').map(|url| url.trim().parse()).collect();
     // What is wrong with the URL is told without it: it may hold a password.
     let servers = servers.map_err(|error: std::io::Error| StreamError::Options {
@@ -523,8 +528,11 @@ async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamErr
     let shown = shown.join(", ");
     let began = Instant::now();
     let mut attempt = 0;
+    let (connected, connections) = watch::channel(0);
+    let connected = Arc::new(connected);
     let client = loop {
-        let error = match connecting(&servers, options).await?.connect(servers.as_slice()).await {
+        let connecting = connecting(&servers, options, Arc::clone(&connected)).await?;
+        let error = match connecting.connect(servers.as_slice()).await {
             Ok(client) => break client,
             Err(error) => error,
         };
@@ -563,7 +571,7 @@ async fn connect(url: &str, options: &Options) -> Result<nats::Client, StreamErr
         )));
     }
     tracing::info!(servers = shown, version = server.version, "this NATS server can keep the log");
-    Ok(client)
+    Ok((client, connections))
 }
 
 /// Whether one of the two does not like what the other shows.
@@ -575,15 +583,23 @@ fn is_tls(error: &nats::ConnectError) -> bool {
 }
 
 /// How to connect, and to connect again: without end, since what is in the stream is all there is.
-async fn connecting(servers: &[ServerAddr], options: &Options) -> Result<ConnectOptions, StreamError> {
+async fn connecting(
+    servers: &[ServerAddr],
+    options: &Options,
+    connected: Arc<watch::Sender<u64>>,
+) -> Result<ConnectOptions, StreamError> {
     let mut connecting = ConnectOptions::new()
         .name("thalweg")
         .reconnect_delay_callback(|attempt| backoff(attempt as u32))
-        .event_callback(|event| async move {
+        .event_callback(move |event| {
             match event {
-                Event::Connected => tracing::info!("connected to NATS"),
+                Event::Connected => {
+                    connected.send_modify(|connections| *connections += 1);
+                    tracing::info!("connected to NATS");
+                }
                 event => tracing::warn!("NATS: {event}"),
             }
+            std::future::ready(())
         });
     // The client leaves what stands before a host to whoever uses it.
     if let Some((user, password)) = servers.iter().find_map(|server| Some((server.username()?, server.password()))) {

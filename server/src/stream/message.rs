@@ -1,6 +1,6 @@
 //! Messages taken apart: what comes in under `thalweg.events.>`, and what is told of what was not taken.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use bytes::Bytes;
 use dataflows::event::{Decoder, Reason, Rejection};
@@ -9,8 +9,11 @@ use ecow::{EcoString, eco_format};
 use serde::{Deserialize, Serialize};
 
 use super::Entry;
-use crate::door::{Arrived, Door, Stamp, Unreadable, unpack};
+use crate::door::{Arrived, BODY_BYTES_MAX, Door, Stamp, Unreadable, unpack};
 use crate::record::DeadLetter;
+
+/// A dead letter is at most this long unpacked: a body's every byte may be six in JSON.
+const LETTER_BYTES_MAX: u64 = 6 * BODY_BYTES_MAX as u64 + 65_536;
 
 /// The calls of a message: one, a batch, or one a line, perhaps packed. A call without a message id takes that of its
 /// message if it is the message's only one, and a name by its place in the stream if not; so whoever reads the stream
@@ -72,6 +75,6 @@ impl Returned {
         if !body.starts_with(&[0x1f, 0x8b]) {
             return serde_json::from_slice(body).ok();
         }
-        serde_json::from_reader(flate2::read::GzDecoder::new(body)).ok()
+        serde_json::from_reader(flate2::read::GzDecoder::new(body).take(LETTER_BYTES_MAX)).ok()
     }
 }
