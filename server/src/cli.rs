@@ -17,12 +17,13 @@ use tokio::sync::SetOnce;
 
 use crate::cluster::{self, Greeting};
 use crate::demo;
-use crate::http::{App, opening, router};
+use crate::desk::Records;
+use crate::http::{App, STILL_MAX, opening, router};
 use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{Replay, replay};
-use crate::templates::{self, Templates};
-use crate::writer::{self, ClockMode, Found, Hub, Work};
+use crate::templates;
+use crate::writer::{self, ClockMode, Found, Hub, Started, Work};
 
 /// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
 #[derive(Debug, Parser)]
@@ -258,14 +259,14 @@ async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Pla
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let templates = Templates::new(&plan.definitions);
-    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), None, Found::default());
     let app = App {
         hub,
         plan,
         segments: segments(text),
         outbox,
         log: None,
+        desk: None,
         clock: ClockMode::Events,
         now: crate::clock::now,
         secret: [0; 16],
@@ -326,7 +327,6 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     if demo {
         demo::start_clock(log.last_received_at());
     }
-    let templates = Templates::new(&definitions).reading(reader.clone());
     let segments = segments(&text);
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
@@ -341,10 +341,8 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let definitions = (text, Arc::clone(&plan));
     let start = move || {
         let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
-        let secret = team.as_ref().map_or(log.id(), |team| team.secret);
         let start = writer::Start { log, workers, clock, definitions, team, told, now };
-        let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
-        Ok::<_, String>((hub, found, thread, secret))
+        writer::start(start).map_err(|error| error.to_string())
     };
     // The port answers from now on, if only that the log is being read.
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -356,17 +354,21 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         _ = &mut serving => return Ok(()),
     };
     let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
-    let (hub, found, thread, secret) = started?;
+    let Started { hub, found, thread, secret, desk } = started?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
-    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
+    let records = Records::new(reader, found.process, desk.clone());
+    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), Some(records.clone()), found);
     outbox.catch_up(&mut closed);
     tokio::spawn(outbox.clone().run(closed, inbox));
+    tokio::spawn(watch(hub.clone()));
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
-    let log = Some(reader);
-    let app = App { hub: hub.clone(), plan, segments, outbox, log, clock, now, secret, stopping };
-    let _ = opened.set(router(app));
+    let log = Some(records);
+    let app = App { hub: hub.clone(), plan, segments, outbox, log, desk: desk.clone(), clock, now, secret, stopping };
+    let router = router(app);
+    desk.iter().for_each(|desk| desk.open(router.clone()));
+    let _ = opened.set(router);
     println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
     // A failing disk ends the process: nothing is acknowledged that is not kept.
     let (failed, failure) = tokio::sync::oneshot::channel();
@@ -381,6 +383,21 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     }
     let _ = hub.give(Work::Stop);
     outcome(failure.await)
+}
+
+/// Says when nothing closes any more, and when it does again.
+async fn watch(hub: Hub) {
+    let (mut every, mut still) = (tokio::time::interval(STILL_MAX / 2), false);
+    loop {
+        every.tick().await;
+        let now = hub.stands_still();
+        match (still, now >= STILL_MAX) {
+            (false, true) => tracing::error!(?now, "no step closes: this process or another stands still"),
+            (true, false) => tracing::info!("steps close again"),
+            _ => continue,
+        }
+        still = !still;
+    }
 }
 
 /// What must be the same in all processes that work together.

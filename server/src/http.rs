@@ -10,9 +10,12 @@ mod subscribe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::body::to_bytes;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -22,7 +25,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{SetOnce, watch};
 use tower::ServiceExt;
 
-use crate::log::LogReader;
+use crate::desk::{Desk, Records};
 use crate::outbox::Outbox;
 use crate::problem::Problem;
 use crate::writer::{AsOf, ClockMode, Hub};
@@ -39,7 +42,9 @@ pub struct App {
     /// Intents and what became of them.
     pub outbox: Outbox,
     /// Bodies of events; a replay has none.
-    pub log: Option<LogReader>,
+    pub log: Option<Records>,
+    /// What reaches the other processes, if there are any.
+    pub desk: Option<Arc<Desk>>,
     /// How the clock moves.
     pub clock: ClockMode,
     /// How wall time is told.
@@ -52,7 +57,7 @@ pub struct App {
 
 impl App {
     /// The log: where what is written goes, and where bodies are read.
-    fn log(&self) -> Result<&LogReader, Problem> {
+    fn log(&self) -> Result<&Records, Problem> {
         let none = "these are the answers of a replay: it has no log, so it takes nothing in and keeps no bodies";
         self.log.as_ref().ok_or_else(|| Problem::conflict(none))
     }
@@ -60,6 +65,8 @@ impl App {
 
 /// What goes over the wire of the body, packed or not, at most.
 const WIRE_BYTES_MAX: usize = 1 << 20;
+/// A step takes milliseconds; whoever closes none for so long is not ready.
+pub const STILL_MAX: Duration = Duration::from_secs(2);
 /// What is said of a body beyond it.
 const TOO_LARGE: &str = "a body may have 512,000 bytes";
 
@@ -77,7 +84,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(|| async { Html(include_str!("page.html")) }))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(answers::metrics))
         .route("/v1/clock", post(events::clock))
         .route("/v1/profiles/{id}", get(answers::profile))
@@ -98,10 +105,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/campaigns", get(answers::campaigns))
         .route("/v1/campaigns/{name}", get(answers::campaign))
         .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
-        .route("/v1/channels", get(channels::channels))
-        .route("/v1/channels/{name}", get(channels::channel))
-        .route("/v1/channels/{name}/parked", get(channels::parked))
-        .route("/v1/channels:resend", post(channels::resend))
+        .merge(channels(&app))
         .route("/v1/attribution", get(answers::attribution))
         .route("/v1/dead-letters", get(answers::dead_letters))
         .route("/v1/subscribe", get(subscribe::subscribe))
@@ -113,6 +117,35 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
         .layer(axum::middleware::map_response(told_as_problem))
         .with_state(app)
+}
+
+/// Whether answers keep up. Where several processes work together, one that stands still holds up all.
+async fn ready(State(app): State<App>) -> Response {
+    let still = app.hub.stands_still();
+    if still < STILL_MAX {
+        return "ready\n".into_response();
+    }
+    let seconds = still.as_secs();
+    Problem::not_yet(format!("no step has closed for {seconds} s: this process or another stands still"))
+        .into_response()
+}
+
+/// What messages leave by: the leader knows, and the others ask it.
+fn channels(app: &App) -> Router<App> {
+    let ask = async |State(app): State<App>, request: Request, next: Next| {
+        let Some(desk) = app.desk.filter(|desk| !desk.leads()) else { return next.run(request).await };
+        let (method, path) = (request.method().to_string(), request.uri().to_string());
+        match to_bytes(request.into_body(), WIRE_BYTES_MAX).await {
+            Ok(body) => desk.of_leader(&method, &path, String::from_utf8_lossy(&body).into_owned()).await,
+            Err(_) => Problem::too_large(TOO_LARGE).into_response(),
+        }
+    };
+    Router::new()
+        .route("/v1/channels", get(channels::channels))
+        .route("/v1/channels/{name}", get(channels::channel))
+        .route("/v1/channels/{name}/parked", get(channels::parked))
+        .route("/v1/channels:resend", post(channels::resend))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
 }
 
 /// The doors that tracking SDKs use, those in browsers too.

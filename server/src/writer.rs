@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
@@ -22,6 +22,7 @@ use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::{LEADER, Letter, Others, Round, Team};
+use crate::desk::Desk;
 use crate::door::Incoming;
 use crate::log::{Log, LogError};
 use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
@@ -128,6 +129,10 @@ struct Open {
     steps: BTreeMap<u64, Waiting>,
     /// The clock of the last step that closed.
     clock: Millis,
+    /// When it did.
+    closed_at: Option<Instant>,
+    /// Whether steps close also when nothing comes.
+    ticks: bool,
     dead_letters: BTreeMap<u64, Verdict>,
     verdicts: BTreeMap<&'static str, u64>,
 }
@@ -181,6 +186,13 @@ impl Hub {
         self.lock().clock
     }
 
+    /// For how long no step has closed though one should have.
+    pub fn stands_still(&self) -> Duration {
+        let open = self.lock();
+        let due = open.ticks || !open.steps.is_empty();
+        open.closed_at.filter(|_| due).map_or(Duration::ZERO, |closed| closed.elapsed())
+    }
+
     /// How many events of the log were decided on so; refused edges are accepted besides.
     pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
         self.lock().verdicts.clone()
@@ -228,8 +240,8 @@ pub struct Start {
 /// What the log held at the start.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// Whether messages leave by this process.
-    pub leads: bool,
+    /// The number of this process.
+    pub process: usize,
     /// Since when the definitions have been as they are, ms.
     pub active_since: Millis,
     /// The ledger's entries, in order.
@@ -238,11 +250,26 @@ pub struct Found {
     pub position: u64,
 }
 
-/// Reads the log again, then starts the writer's thread. Gives the way to it and what the log held.
-pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result<(), LogError>>), LogError> {
+/// A writer at work.
+pub struct Started {
+    /// The way to it.
+    pub hub: Hub,
+    /// What the log held.
+    pub found: Found,
+    /// Its thread.
+    pub thread: std::thread::JoinHandle<Result<(), LogError>>,
+    /// The key of hashes.
+    pub secret: [u8; 16],
+    /// What reaches the other processes, if there are any.
+    pub desk: Option<Arc<Desk>>,
+}
+
+/// Reads the log again, then starts the writer's thread.
+pub fn start(start: Start) -> Result<Started, LogError> {
     let Start { log, workers, clock, definitions: (text, plan), team, told, now } = start;
     let (work, queue) = channel();
     let shared = Arc::new(Shared::default());
+    shared.lock().ticks = clock == ClockMode::Wall;
     let hub = Hub { work: work.clone(), shared: Arc::clone(&shared) };
     let closes = Arc::clone(&shared);
     let acceptance = match clock {
@@ -252,13 +279,17 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
     let config = Config { workers, plan: Arc::clone(&plan), acceptance };
     let tells = told.clone();
     // Alone it hears from nobody, and ends when all are gone who may give it work.
-    let letters = team.as_ref().map(|_| work);
-    let heard = move |response| match response {
-        Response::Closed(closed) => closes.close(closed, &tells),
-        Response::Letter(from, letter) => match serde_json::from_slice(&letter) {
-            Ok(letter) => drop(letters.as_ref().map(|writer| writer.send(Work::Letter(from, letter)))),
+    let desk = team.as_ref().map(|_| Arc::new(Desk::new(log.handle())));
+    let letters = desk.clone().zip(Some(work).filter(|_| team.is_some()));
+    let heard = move |response| match (response, &letters) {
+        (Response::Closed(closed), _) => closes.close(closed, &tells),
+        (Response::Letter(from, letter), Some((desk, writer))) => match serde_json::from_slice(&letter) {
+            Ok(Letter::Ask(number, ask)) => desk.asked(from, number, ask),
+            Ok(Letter::Reply(number, reply)) => desk.answered(number, reply),
+            Ok(letter) => drop(writer.send(Work::Letter(from, letter))),
             Err(error) => tracing::error!(from, %error, "a letter cannot be read"),
         },
+        (Response::Letter(..), None) => {}
     };
     let (secret, last_time) = (log.id(), log.last_time());
     let (engine, others, secret, last_time) = match team {
@@ -268,6 +299,7 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
             let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
             let engine = Engine::start_among(config, Peers { process, connections, lost }, heard);
             let others = Others::new(process, processes, engine.post());
+            desk.iter().for_each(|desk| desk.reach(others.clone()));
             (engine, Some(others), secret, last_time)
         }
     };
@@ -291,7 +323,7 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
     };
     let found = writer.read_again(text, &plan, last_time)?;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
-    Ok((hub, found, thread.expect("the system gives a thread")))
+    Ok(Started { hub, found, thread: thread.expect("the system gives a thread"), secret, desk })
 }
 
 /// The connection to another process is lost: no step will close any more, so this one ends too. What was acknowledged
@@ -312,6 +344,7 @@ impl Shared {
         let Some(waiting) = open.steps.remove(&closed.number) else { return };
         let as_of = AsOf { position: closed.position, clock: closed.clock };
         open.clock = closed.clock;
+        open.closed_at = Some(Instant::now());
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
         for (position, verdict) in &decided {
             *open.verdicts.entry(verdict.name()).or_default() += 1;
@@ -583,7 +616,7 @@ impl Writer {
     /// in the order of their places.
     fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, LogError> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
-        let mut found = Found { leads, ..Found::default() };
+        let mut found = Found { process: self.process(), ..Found::default() };
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let mut last = None;
         let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };

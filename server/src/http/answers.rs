@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::{App, AsOfRow, json};
-use crate::log::LogReader;
+use crate::log::OwnedRecord;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
@@ -199,8 +199,10 @@ async fn history(app: App, id: String, raw: Option<String>, view: View) -> Resul
     let (rows, next) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
     let items = match &rows {
         Rows::Events(events) => {
-            let log = app.log()?;
-            events.iter().filter_map(|(profile, position)| event_row(log, profile, *position)).collect()
+            let places: Vec<u64> = events.iter().map(|(_, place)| *place).collect();
+            let records = app.log()?.get(&places).await;
+            let rows = events.iter().zip(records);
+            rows.filter_map(|((profile, _), record)| event_row(profile, &record?)).collect()
         }
         Rows::Intents(intents) => intents.iter().map(|row| intent(&app, row)).collect(),
         rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
@@ -237,7 +239,7 @@ histories!(events Events, sessions Sessions, touchpoints Touches);
 histories!(conversions Conversions, intents Intents, changes Changes);
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
-fn event_row(log: &LogReader, profile: &str, position: u64) -> Option<Box<RawValue>> {
+fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
     #[derive(Serialize)]
     struct EventRow<'a> {
         profile: &'a str,
@@ -260,7 +262,6 @@ fn event_row(log: &LogReader, profile: &str, position: u64) -> Option<Box<RawVal
         traits: Option<&'a RawValue>,
         context: Option<&'a RawValue>,
     }
-    let record = log.get(position).ok()??;
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
     let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
     let part = |key: &str| body.get(key).copied();
@@ -733,8 +734,10 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
     let more = found.len() > query.limit;
     let next = found.get(query.limit - 1).filter(|_| more).map(|(position, _)| cursor(position));
     let mut items = Vec::new();
-    for (position, verdict) in found.into_iter().take(query.limit) {
-        let Ok(Some(record)) = log.get(position) else { continue };
+    let found: Vec<(u64, Verdict)> = found.into_iter().take(query.limit).collect();
+    let records = log.get(&found.iter().map(|(place, _)| *place).collect::<Vec<_>>()).await;
+    for ((position, verdict), record) in found.into_iter().zip(records) {
+        let Some(record) = record else { continue };
         let letter = match verdict {
             Verdict::Invalid => serde_json::from_slice(&record.payload).ok(),
             _ => record::decode_event(&record.payload)
