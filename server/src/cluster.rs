@@ -93,7 +93,8 @@ pub struct Round {
 pub struct Others {
     /// This process's number.
     pub process: usize,
-    processes: usize,
+    /// How many there are.
+    pub processes: usize,
     post: Post,
 }
 

@@ -13,7 +13,9 @@ use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use dataflows::event::Decoder;
 use dataflows::place;
+use dataflows::plan::Plan;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -22,6 +24,8 @@ use tower::ServiceExt;
 use crate::cluster::{LEADER, Letter, Others};
 use crate::log::{LogReader, OwnedRecord};
 use crate::problem::Problem;
+use crate::stream::{Entry, Stream, feed};
+use crate::writer::ClockMode;
 
 /// What is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,7 +68,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// One process's desk.
 pub struct Desk {
-    log: LogReader,
+    /// The log; none: it is a stream, which all can read.
+    log: Option<LogReader>,
     runtime: Handle,
     others: OnceLock<Others>,
     doors: OnceLock<Router>,
@@ -74,7 +79,7 @@ pub struct Desk {
 
 impl Desk {
     /// A desk that answers from this log. It works on the runtime that it is made in.
-    pub fn new(log: LogReader) -> Desk {
+    pub fn new(log: Option<LogReader>) -> Desk {
         Desk {
             log,
             runtime: Handle::current(),
@@ -115,7 +120,7 @@ impl Desk {
         self.runtime.spawn(async move {
             let reply = match ask {
                 Ask::Records(places) => {
-                    let record = |place: &u64| desk.log.get(*place).ok().flatten().map(Record::from);
+                    let record = |place: &u64| desk.log.as_ref()?.get(*place).ok().flatten().map(Record::from);
                     Reply::Records(places.iter().map(record).collect())
                 }
                 Ask::Door(method, path, body) => desk.door(&method, &path, body).await,
@@ -170,50 +175,70 @@ impl From<Record> for OwnedRecord {
     }
 }
 
-/// Records by their places, whichever log holds them; cheap to clone.
+/// Records by their places, whatever log holds them; cheap to clone.
 #[derive(Clone)]
-pub struct Records {
-    own: LogReader,
-    process: usize,
-    desk: Option<Arc<Desk>>,
+pub enum Records {
+    /// A process's own log, and those that its desk reaches.
+    Logs(LogReader, usize, Option<Arc<Desk>>),
+    /// A stream, and what it takes to take its messages apart.
+    Stream(Stream, Arc<Plan>, ClockMode),
 }
 
 impl std::fmt::Debug for Records {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Records").field(&self.own).finish()
+        match self {
+            Records::Logs(own, process, _) => f.debug_tuple("Logs").field(own).field(process).finish(),
+            Records::Stream(stream, ..) => f.debug_tuple("Stream").field(stream).finish(),
+        }
     }
 }
 
 impl Records {
-    /// The records of a process's own log, and of those that its desk reaches.
-    pub fn new(own: LogReader, process: usize, desk: Option<Arc<Desk>>) -> Records {
-        Records { own, process, desk }
-    }
-
     /// The records of places, in their order; none for what is not kept.
     pub async fn get(&self, places: &[u64]) -> Vec<Option<OwnedRecord>> {
-        let mut found: Vec<Option<OwnedRecord>> = places.iter().map(|_| None).collect();
-        let mut away: HashMap<usize, Vec<usize>> = HashMap::new();
-        for (index, at) in places.iter().enumerate() {
-            match place::process_of(*at) {
-                process if process == self.process => found[index] = self.own.get(*at).ok().flatten(),
-                process => away.entry(process).or_default().push(index),
-            }
+        match self {
+            Records::Logs(own, process, desk) => of_logs(own, *process, desk.as_ref(), places).await,
+            Records::Stream(stream, plan, clock) => of_stream(stream, plan, *clock, places).await,
         }
-        for (process, indices) in away {
-            let Some(desk) = &self.desk else { continue };
-            let asked = Ask::Records(indices.iter().map(|index| places[*index]).collect());
-            if let Some(Reply::Records(records)) = desk.ask(process, asked).await {
-                for (index, record) in indices.into_iter().zip(records) {
-                    found[index] = record.map(OwnedRecord::from);
-                }
-            }
-        }
-        found
     }
 
     /// The record of a place, if it is kept.
     pub async fn one(&self, place: u64) -> Option<OwnedRecord> {
         self.get(&[place]).await.pop().flatten()
     }
+}
+
+async fn of_logs(own: &LogReader, here: usize, desk: Option<&Arc<Desk>>, places: &[u64]) -> Vec<Option<OwnedRecord>> {
+    let mut found: Vec<Option<OwnedRecord>> = places.iter().map(|_| None).collect();
+    let mut away: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (index, at) in places.iter().enumerate() {
+        match place::process_of(*at) {
+            process if process == here => found[index] = own.get(*at).ok().flatten(),
+            process => away.entry(process).or_default().push(index),
+        }
+    }
+    for (process, indices) in away {
+        let Some(desk) = desk else { continue };
+        let asked = Ask::Records(indices.iter().map(|index| places[*index]).collect());
+        if let Some(Reply::Records(records)) = desk.ask(process, asked).await {
+            for (index, record) in indices.into_iter().zip(records) {
+                found[index] = record.map(OwnedRecord::from);
+            }
+        }
+    }
+    found
+}
+
+async fn of_stream(stream: &Stream, plan: &Plan, clock: ClockMode, places: &[u64]) -> Vec<Option<OwnedRecord>> {
+    let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+    let mut found = Vec::with_capacity(places.len());
+    let mut last: Option<Entry> = None;
+    for at in places {
+        let sequence = place::time_of(*at);
+        if last.as_ref().is_none_or(|entry| entry.sequence != sequence) {
+            last = stream.get(sequence).await.ok().flatten();
+        }
+        found.push(last.as_ref().and_then(|entry| feed::record(entry, place::index_of(*at), &mut decoder, clock)));
+    }
+    found
 }

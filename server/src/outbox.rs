@@ -24,6 +24,7 @@ use crate::desk::Records;
 use crate::log::OwnedRecord;
 use crate::record::{Dispatch, Trigger};
 use crate::rows::{Intent, recommending};
+use crate::stream::Stream;
 use crate::templates::Templates;
 use crate::triggers::{self, Now, Orders, Outlet, Parcel, Report};
 use crate::writer::{AsOf, Closed, Found, Hub, NotTaken, Told, Work};
@@ -434,7 +435,7 @@ impl Outbox {
         let revokes = entry.fate == Fate::Revoked;
         let Some(Trigger::Pending(body)) = dispatch.of(revokes) else { return None };
         let stale = !revokes && clock > dispatch.at + self.expires(&entry.row);
-        Some(Parcel { id: id.to_owned(), revokes, body: body.clone(), stale })
+        Some(Parcel { id: id.to_owned(), campaign: entry.row.campaign.to_string(), revokes, body: body.clone(), stale })
     }
 
     /// Whether the person consents, at the latest that is known, to what an intent is for.
@@ -449,6 +450,14 @@ impl Outbox {
             };
             let yes = |part: &Answer| matches!(part, Answer::Profile(profile) if profile.consents(purpose));
             return answered.parts.iter().any(yes);
+        }
+    }
+
+    /// The stream that is the log, if one is.
+    pub(crate) fn stream(&self) -> Option<Stream> {
+        match &self.records {
+            Some(Records::Stream(stream, ..)) => Some(stream.clone()),
+            _ => None,
         }
     }
 

@@ -9,6 +9,7 @@
 //! start and each new connection the last record that was read ([`Fingerprint`]).
 
 pub mod config;
+pub mod feed;
 mod fingerprint;
 mod message;
 mod reader;
@@ -43,8 +44,10 @@ pub use reader::{Next, Reader};
 
 /// Servers before this one drop parts of what is asked of them without a word, and cannot sync before they acknowledge.
 const VERSION_MIN: (u64, u64) = (2, 10);
-/// A message of ours is at most a body and what stands around it.
-const PAYLOAD_MIN: usize = BODY_BYTES_MAX + 65_536;
+/// A message of ours is at most a body, with what the door has settled of each call in it.
+const PAYLOAD_MIN: usize = 1_000_000;
+/// What a dead letter's headers take at most.
+const HEADERS_MAX: usize = 65_536;
 /// So long a start waits for a broker that is not there yet.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// So long an answer of the broker may take.
@@ -426,7 +429,7 @@ impl Stream {
 
     /// Publishes a call that was not taken. Told again under the same id it is kept once.
     pub async fn publish_dead_letter(&self, id: &str, letter: &Returned) -> Result<u64, NotKept> {
-        let max = self.publishing.client().server_info().max_payload.saturating_sub(PAYLOAD_MIN - BODY_BYTES_MAX);
+        let max = self.publishing.client().server_info().max_payload.saturating_sub(HEADERS_MAX);
         let (subject, id) = (DEAD_LETTERS.to_owned(), id.to_owned());
         self.publish(&Message { subject, id, headers: HeaderMap::new(), body: letter.encode(max) }).await
     }

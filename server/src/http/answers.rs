@@ -7,7 +7,6 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use dataflows::admission::Verdict;
-use dataflows::event::{Reason, Rejection};
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
@@ -738,30 +737,12 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
     let records = log.get(&found.iter().map(|(place, _)| *place).collect::<Vec<_>>()).await;
     for ((position, verdict), record) in found.into_iter().zip(records) {
         let Some(record) = record else { continue };
-        let letter = match verdict {
-            Verdict::Invalid => serde_json::from_slice(&record.payload).ok(),
-            _ => record::decode_event(&record.payload)
-                .map(|(_, _, message_id, body)| DeadLetter::new(&rejection(verdict, message_id), body.as_bytes())),
-        };
+        let letter = DeadLetter::of(&record, verdict);
         let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
         let (position, received_at) = (position.to_string(), record.received_at);
         items.push(Row { reason: reason.name(), detail, position, received_at, body, encoding });
     }
     Ok(json(&List { as_of: as_of.into(), items, next }))
-}
-
-/// What is wrong with an event that was decided on so.
-fn rejection(verdict: Verdict, message_id: &str) -> Rejection {
-    match verdict {
-        Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
-        Verdict::RefusedEdge => Rejection::new(
-            Reason::RefusedEdge,
-            "accepted, but its link would make a profile of more ids than identity.max_ids",
-        ),
-        _ => {
-            Rejection::new(Reason::Conflict, format!("message id {message_id:?} was taken before, with other content"))
-        }
-    }
 }
 
 /// A few numbers for Prometheus.
