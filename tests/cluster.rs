@@ -1,12 +1,14 @@
 //! Several processes of the real binary as one: whichever is written to or asked, the answers are those of one process
 //! that was told the same.
 
+mod asked;
 mod histories;
 mod process;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use asked::{answers, assert_same, law, lines, send};
 use dataflows::place::place;
 use histories::Random;
 use process::http::Answer;
@@ -36,74 +38,6 @@ fn launch(home: &Home, process: usize, flags: &[&str]) -> Server {
 fn team(home: &Home, processes: usize, flags: &[&str]) -> Vec<Server> {
     let launched: Vec<Server> = (0..processes).map(|process| launch(home, process, flags)).collect();
     launched.into_iter().map(|server| server.ready().expect("its port was free a moment ago")).collect()
-}
-
-/// Sends a line of a history; gives the position.
-fn send(server: &Server, line: &str) -> String {
-    let call: Value = serde_json::from_str(line).expect("a line is JSON");
-    let answer = match call["type"] == "clock" {
-        true => server.write("/v1/clock", &json!({"to": call["to"]})),
-        false => server.write("/v1/batch", &json!({"batch": [call]})),
-    };
-    answer["position"].as_str().expect("a position").to_owned()
-}
-
-/// Lines that come over HTTP.
-fn lines(random: &mut Random, histories: usize) -> Vec<String> {
-    let all = (0..histories).flat_map(|_| histories::history(random));
-    all.filter(|line| !line.contains(r#""type":"retract""#) && !line.contains(r#""type":"unlink""#)).collect()
-}
-
-/// What does not depend on where a record stands, nor on how far messages are on their way.
-fn law(mut value: Value) -> Value {
-    match &mut value {
-        Value::Object(members) => {
-            members.remove("position");
-            if let Some(status) = members.get("status").and_then(Value::as_str) {
-                let held = ["audience", "consent", "cap"].contains(&status);
-                if members.contains_key("not_before") && !held {
-                    members.insert("status".into(), "due".into());
-                    members.insert("body".into(), Value::Null);
-                }
-            }
-            members.values_mut().for_each(|of| *of = law(of.take()));
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| *item = law(item.take())),
-        _ => {}
-    }
-    value
-}
-
-/// All that can be asked of people and of everyone, by its path.
-fn answers(server: &Server, after: &str) -> BTreeMap<String, (u16, Value)> {
-    let mut paths: Vec<String> =
-        ["segments", "journeys", "sessions", "sessions/summary", "dead-letters"].map(Into::into).into();
-    for id in ["a", "b", "c", "d", "e"] {
-        paths.push(format!("profiles/{id}"));
-        let views = ["events", "sessions", "touchpoints", "conversions", "intents", "segments/changes"];
-        paths.extend(views.map(|view| format!("profiles/{id}/{view}")));
-    }
-    for list in ["segments", "journeys"] {
-        for item in server.read(&format!("/v1/{list}"))["items"].as_array().expect("a list has items") {
-            let name = item["name"].as_str().expect("a name");
-            paths.push(format!("{list}/{name}"));
-            paths.push(format!("{list}/{name}/{}", if list == "segments" { "members" } else { "due" }));
-        }
-    }
-    paths.extend(["first_touch", "linear", "time_decay"].map(|model| format!("attribution?model={model}&by=campaign")));
-    let get = |path: &String| {
-        let joint = if path.contains('?') { '&' } else { '?' };
-        let answer = server.get(&format!("/v1/{path}{joint}after={after}"));
-        (answer.status, law(answer.json()))
-    };
-    paths.iter().map(|path| (path.clone(), get(path))).collect()
-}
-
-fn assert_same(a: &BTreeMap<String, (u16, Value)>, b: &BTreeMap<String, (u16, Value)>, what: &str) {
-    for (path, answer) in a {
-        assert_eq!(answer, &b[path], "{path}, {what}");
-    }
-    assert_eq!(a.len(), b.len());
 }
 
 #[test]

@@ -60,7 +60,7 @@ const PUBLISH_PATIENCE: Duration = Duration::from_secs(20);
 const IN_FLIGHT_MAX: usize = 8_192;
 
 /// How to reach NATS, and how its stream is to be made.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Default, clap::Args)]
 pub struct Options {
     /// Makes NATS JetStream the log: its servers, with commas, such as nats://127.0.0.1:4222 or tls://user:word@host.
     #[arg(long, env = "THALWEG_NATS", value_name = "URL", hide_env_values = true)]

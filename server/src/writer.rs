@@ -681,7 +681,7 @@ impl Writer {
             }
             What::Defined(defined) => {
                 self.step.lateness = defined.lateness;
-                self.found.active_since = received_at;
+                self.found.active_since = if self.mode == ClockMode::Wall { received_at } else { self.clock };
                 self.defined = Some(defined);
             }
             What::Dispatched(mut dispatched) => match &self.others {

@@ -1,0 +1,299 @@
+//! The real binary with JetStream as its log, on a real nats-server.
+
+mod asked;
+mod broker;
+mod histories;
+mod process;
+mod tools;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use asked::{answers, assert_same, law, lines, send};
+use broker::Broker;
+use histories::Random;
+use process::{Home, Server, free_port, http, until};
+use serde_json::{Value, json};
+use server::stream::{HeaderMap, Message, Next, Options, Stream};
+use tokio::runtime::Runtime;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const START: i64 = 1_767_225_600_000;
+const POPUPS: &str = "version: 1
+campaigns:
+  welcome: { when: { event: page_view }, channel: queue, expires: 1000d, template: 'Hello!' }
+channels:
+  queue: { deliver: nats }
+";
+
+/// A way to the broker that is not the binary's.
+struct Outside {
+    runtime: Runtime,
+    stream: Stream,
+    published: u64,
+}
+
+impl Outside {
+    fn new(broker: &Broker) -> Outside {
+        let runtime = Runtime::new().expect("a runtime");
+        let stream =
+            runtime.block_on(Stream::open(&broker.url(), &Options::default(), None)).expect("the broker is there");
+        Outside { runtime, stream, published: 0 }
+    }
+
+    /// Publishes an event's body, and waits until the stream has it.
+    fn publish(&mut self, body: &str) -> u64 {
+        self.published += 1;
+        let (subject, id) = ("thalweg.events.outside".to_owned(), format!("outside:{}", self.published));
+        let message = Message { subject, id, headers: HeaderMap::new(), body: body.to_owned().into() };
+        self.runtime.block_on(self.stream.publish(&message)).expect("it is kept")
+    }
+
+    /// All messages of the stream: subject, id, body.
+    fn all(&self) -> Vec<(String, String, Vec<u8>)> {
+        self.runtime.block_on(async {
+            let last = self.stream.last_sequence().await.expect("the broker is there");
+            let (mut reader, mut all) = (self.stream.reader(self.stream.beginning()), Vec::new());
+            while reader.position() < last {
+                let Next::Entry(entry) = reader.next().await.expect("it can be read") else { panic!("a hole") };
+                let id = entry.id().unwrap_or_default().to_owned();
+                all.push((entry.subject.to_string(), id, entry.body.to_vec()));
+            }
+            all
+        })
+    }
+
+    /// The calls and clocks in the stream, as lines of a file.
+    fn recorded(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (subject, _, body) in self.all() {
+            let body: Value = serde_json::from_slice(&body).expect("only good ones are sent");
+            match subject.as_str() {
+                "thalweg.events.http" => {
+                    lines.extend(body["batch"].as_array().expect("calls").iter().map(Value::to_string));
+                }
+                "thalweg.events.outside" => lines.push(body.to_string()),
+                "thalweg.log.clock" => lines.push(json!({"type": "clock", "to": body["to"]}).to_string()),
+                _ => {}
+            }
+        }
+        lines
+    }
+}
+
+/// Answers without the times at which the log took records: a stream stamps them by its own clock.
+type Answers = BTreeMap<String, (u16, Value)>;
+
+fn unstamped(mut answers: Answers) -> Answers {
+    for (_, answer) in answers.values_mut() {
+        for item in answer["items"].as_array_mut().into_iter().flatten() {
+            item.as_object_mut().map(|item| item.remove("received_at"));
+        }
+    }
+    answers
+}
+
+fn start(home: &Home, broker: &Broker, flags: &[&str]) -> Server {
+    home.start(&[&["--nats", &broker.url()], flags].concat())
+}
+
+/// The answers of a server with a log of its own that was told these lines.
+fn expected(definitions: &str, lines: &[String]) -> Answers {
+    let home = Home::new(definitions);
+    let server = home.start(&["--clock", "events"]);
+    let last = lines.iter().map(|line| send(&server, line)).last().unwrap_or_default();
+    unstamped(answers(&server, &last))
+}
+
+#[test]
+fn what_comes_by_http_and_what_comes_by_nats_is_one() {
+    let mut random = Random::new(5);
+    let definitions = histories::definitions(&mut random);
+    let lines = lines(&mut random, 1);
+    let (broker, home) = (Broker::start(), Home::new(&definitions));
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let mut outside = Outside::new(&broker);
+    let mut last = String::new();
+    for line in &lines {
+        if !line.contains(r#""type":"clock""#) && random.below(2) == 0 {
+            let call: Value = serde_json::from_str(line).expect("JSON");
+            last = (outside.publish(&call.to_string()) << 22).to_string();
+        } else {
+            last = send(&server, line);
+        }
+    }
+    let expected = expected(&definitions, &lines);
+    assert_same(&unstamped(answers(&server, &last)), &expected, "alive");
+    server.kill();
+    let server = start(&home, &broker, &["--clock", "events", "--workers", "2"]);
+    assert_same(&unstamped(answers(&server, &last)), &expected, "after a restart");
+    assert_eq!(outside.recorded().len(), lines.len());
+}
+
+#[test]
+fn processes_share_a_stream() {
+    let mut random = Random::new(6);
+    let definitions = histories::definitions(&mut random);
+    let lines = lines(&mut random, 1);
+    let (broker, home) = (Broker::start(), Home::new(&definitions));
+    home.write("hosts", format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port()));
+    let launch = |process: &str| {
+        let data = format!("data{process}");
+        let flags = ["--nats", &broker.url(), "--hosts", "hosts", "--process", process, "--data", &data];
+        home.launch(&[&flags[..], &["--clock", "events"]].concat())
+    };
+    let servers = [launch("0"), launch("1")].map(|server| server.ready().expect("its port is free"));
+    let mut last = String::new();
+    for line in &lines {
+        last = send(&servers[random.below(2) as usize], line);
+    }
+    let expected = expected(&definitions, &lines);
+    for (process, server) in servers.iter().enumerate() {
+        assert_same(&unstamped(answers(server, &last)), &expected, &format!("process {process}"));
+    }
+}
+
+/// Sends lines until all are sent or the server is gone; gives how many were acknowledged.
+fn send_on(server: &Server, lines: &[String]) -> usize {
+    for (sent, line) in lines.iter().enumerate() {
+        let call: Value = serde_json::from_str(line).expect("JSON");
+        let (path, body) = match call["type"] == "clock" {
+            true => ("/v1/clock", json!({"to": call["to"]})),
+            false => ("/v1/batch", json!({"batch": [call]})),
+        };
+        match http::ask(server.address, "POST", path, &[], body.to_string().as_bytes()) {
+            Ok(answer) if answer.status == 200 => {}
+            _ => return sent,
+        }
+    }
+    lines.len()
+}
+
+#[test]
+fn neither_end_may_be_killed_without_all_being_kept() {
+    const KILLS: usize = 20;
+    let mut random = Random::new(9);
+    let definitions = histories::definitions(&mut random);
+    let all = lines(&mut random, 6);
+    let (mut broker, home) = (Broker::start(), Home::new(&definitions));
+    let (mut rest, mut acknowledged) = (&all[..], Vec::new());
+    for life in 0..KILLS {
+        let server = start(&home, &broker, &["--clock", "events"]);
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(|| send_on(&server, rest));
+            std::thread::sleep(Duration::from_millis(20 + random.below(120)));
+            if life % 2 == 0 {
+                server.signal("KILL");
+            } else {
+                // It comes back, and nobody notices but by the time that it takes.
+                broker.restart();
+                std::thread::sleep(Duration::from_millis(random.below(300)));
+                server.signal("KILL");
+            }
+            let sent = sending.join().expect("no panic");
+            acknowledged.extend(&rest[..sent]);
+            // What was under way may be in or not, and is not sent again.
+            rest = &rest[(sent + 1).min(rest.len())..];
+        });
+    }
+    let server = start(&home, &broker, &["--clock", "events"]);
+    assert_eq!(send_on(&server, rest), rest.len());
+    acknowledged.extend(rest);
+    let outside = Outside::new(&broker);
+    let recorded = outside.recorded();
+    let plain = |line: &str| serde_json::from_str::<Value>(line).expect("JSON").to_string();
+    let kept: BTreeSet<String> = recorded.iter().map(|line| plain(line)).collect();
+    let sent: BTreeSet<String> = all.iter().map(|line| plain(line)).collect();
+    let missing: Vec<_> = acknowledged.iter().filter(|line| !kept.contains(&plain(line))).collect();
+    assert!(missing.is_empty(), "acknowledged, and not in the stream: {missing:#?}");
+    assert!(kept.is_subset(&sent));
+    home.write("recorded.ndjson", recorded.join("\n"));
+    let replayed = home.replay("recorded.ndjson", &["--lateness", "30d"]);
+    let found = answers(&server, "0");
+    for id in ["a", "b", "c", "d", "e"] {
+        let answer = replayed.get(&format!("/v1/profiles/{id}"));
+        assert_eq!((answer.status, law(answer.json())), found[&format!("profiles/{id}")], "{id}");
+    }
+}
+
+#[test]
+fn what_is_not_taken_is_told_once() {
+    let (broker, home) = (Broker::start(), Home::new("version: 1\n"));
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let mut outside = Outside::new(&broker);
+    let call = |id: &str, event: &str| {
+        json!({"type": "track", "userId": "ada", "messageId": id, "event": event, "timestamp": START}).to_string()
+    };
+    outside.publish(&call("m1", "a"));
+    outside.publish("");
+    outside.publish(&format!("{}\n{}", call("m2", "b"), r#"{"type":"page"}"#));
+    outside.publish(&call("m1", "other"));
+    server.post("/v1/batch", r#"{"batch":[{"type":"page"}]}"#);
+    let reasons = |server: &Server| -> Vec<String> {
+        let letters = server.read("/v1/dead-letters");
+        let reasons = letters["items"].as_array().expect("items").iter().map(|letter| letter["reason"].to_string());
+        let mut reasons: Vec<String> = reasons.collect();
+        reasons.sort();
+        reasons
+    };
+    let wanted = [r#""conflict""#, r#""invalid""#, r#""no_id""#, r#""no_id""#];
+    until(PATIENCE, &format!("all are told: {:?}", reasons(&server)), || (reasons(&server) == wanted).then_some(()));
+    let told = || outside.all().into_iter().filter(|(subject, ..)| subject == "thalweg.dead_letters").count();
+    until(PATIENCE, "all are in the stream", || (told() == 4).then_some(()));
+    server.kill();
+    let server = start(&home, &broker, &["--clock", "events"]);
+    assert_eq!(reasons(&server), wanted);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(told(), 4, "nothing is told twice");
+    assert_eq!(server.read("/v1/profiles/ada/events")["items"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn triggers_leave_by_nats_once_each() {
+    let (broker, home) = (Broker::start(), Home::new(POPUPS));
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let page = |id: &str, at: i64| json!({"anonymousId": "eve", "messageId": id, "timestamp": at});
+    server.write("/v1/page", &page("m1", START));
+    let sent = |server: &Server| server.read("/v1/campaigns/welcome")["by_status"]["sent"].as_i64().unwrap_or(0);
+    until(PATIENCE, "it is sent", || (sent(&server) == 1).then_some(()));
+    server.kill();
+    let server = start(&home, &broker, &["--clock", "events"]);
+    server.write("/v1/page", &page("m2", START + 1_000));
+    until(PATIENCE, "both are sent", || (sent(&server) == 2).then_some(()));
+    let runtime = Runtime::new().expect("a runtime");
+    let ids = || {
+        runtime.block_on(async {
+            let client = nats::connect(broker.url()).await.expect("the broker is there");
+            let jetstream = nats::jetstream::new(client);
+            let mut stream = jetstream.get_stream("THALWEG_TRIGGERS").await.expect("it is made");
+            let last = stream.info().await.expect("it is told").state.last_sequence;
+            let mut ids = Vec::new();
+            for sequence in 1..=last {
+                let message = stream.get_raw_message(sequence).await.expect("it is there");
+                assert_eq!(message.subject.as_str(), "thalweg.triggers.welcome");
+                let body: Value = serde_json::from_slice(&message.payload).expect("JSON");
+                let id = message.headers.get("Nats-Msg-Id").expect("an id").to_string();
+                assert_eq!((&body["type"], &body["id"]), (&json!("intent"), &json!(id)));
+                ids.push(id);
+            }
+            ids
+        })
+    };
+    let found = until(PATIENCE, "both are there", || Some(ids()).filter(|ids| ids.len() >= 2));
+    assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), found.len(), "{found:?}");
+}
+
+#[test]
+fn a_stream_that_goes_ends_the_process_with_a_sentence() {
+    let (broker, home) = (Broker::start(), Home::new("version: 1\n"));
+    let server = start(&home, &broker, &[]);
+    server.write("/v1/track", &json!({"userId": "ada", "event": "x"}));
+    let runtime = Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let client = nats::connect(broker.url()).await.expect("the broker is there");
+        nats::jetstream::new(client).delete_stream("THALWEG").await.expect("it is deleted");
+    });
+    until(PATIENCE, "it says why", || server.said().contains("THALWEG").then_some(()));
+    let said = server.said();
+    assert!(!server.ends(PATIENCE).expect("it ends").success(), "{said}");
+}
