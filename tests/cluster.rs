@@ -175,3 +175,58 @@ fn who_does_not_fit_is_told() {
     let said = first.said();
     assert!(!first.ends(PATIENCE).expect("it ends too").success(), "{said}");
 }
+
+/// A replay that processes share says what one says.
+#[test]
+fn a_shared_replay_says_what_one_says() {
+    let mut random = Random::new(4);
+    let home = home(&histories::definitions(&mut random), 2);
+    // Histories are short: said often and by many, they fill several blocks.
+    let filler = "x".repeat(900);
+    let lines = (0..600).flat_map(|round| {
+        let history = histories::history(&mut Random::new(round % 7));
+        let line = |line: String| line.replace("\"context\":{", &format!("\"context\":{{\"filler\":\"{filler}\","));
+        history.into_iter().map(line).collect::<Vec<_>>()
+    });
+    home.write("lines.ndjson", lines.collect::<Vec<_>>().join("\n"));
+    for lateness in [&[][..], &["--lateness", "30d"]] {
+        let common = ["replay", "lines.ndjson", "--definitions", "thalweg.yaml", "--report", "json", "--dump"];
+        let alone = home.run(&[&common[..], &["alone"], lateness].concat());
+        let shared = |process: &str| {
+            let among = ["shared", "--hosts", "hosts", "--process", process, "--workers", "2"];
+            home.run(&[&common[..], &among, lateness].concat())
+        };
+        let ended = std::thread::scope(|scope| {
+            let other = scope.spawn(|| shared("1"));
+            (shared("0"), other.join().expect("no panic"))
+        });
+        for of in [&alone, &ended.0, &ended.1] {
+            assert!(of.status.success(), "{}", of.stderr);
+        }
+        assert_eq!(ended.1.stdout, "");
+        let report = |ended: &process::Ended| {
+            let mut report: Value = serde_json::from_str(&ended.stdout).expect("a report");
+            for of_this_run in ["seconds", "events_per_second", "peak_rss_bytes"] {
+                report.as_object_mut().expect("an object").remove(of_this_run);
+            }
+            law(report)
+        };
+        assert_eq!(report(&ended.0), report(&alone));
+        for view in ["profiles", "sessions", "segment_changes", "intents", "credit"] {
+            let rows =
+                |dir: &str| std::fs::read_to_string(home.path(dir).join(format!("{view}.ndjson"))).expect("a dump");
+            assert!(rows("shared") == rows("alone"), "{view} differ");
+        }
+    }
+    home.write("fewer.ndjson", "{}\n");
+    let differ = std::thread::scope(|scope| {
+        let replay = |file: &'static str, process: &'static str| {
+            home.run(&["replay", file, "--definitions", "thalweg.yaml", "--hosts", "hosts", "--process", process])
+        };
+        let other = scope.spawn(move || replay("fewer.ndjson", "1"));
+        (replay("lines.ndjson", "0"), other.join().expect("no panic"))
+    });
+    for ended in [differ.0, differ.1] {
+        assert!(!ended.status.success() && ended.stderr.contains("another purpose"), "{}", ended.stderr);
+    }
+}

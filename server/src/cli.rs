@@ -21,7 +21,7 @@ use crate::desk::Records;
 use crate::http::{App, STILL_MAX, opening, router};
 use crate::log::Log;
 use crate::outbox::Outbox;
-use crate::replay::{Replay, replay};
+use crate::replay::{self, Replay, replay};
 use crate::stream::{self, Kept, Stream};
 use crate::templates;
 use crate::writer::{self, ClockMode, Found, Hub, Started, Store, Work};
@@ -119,6 +119,8 @@ struct ReplayArgs {
     /// Afterwards answers over HTTP at this address, until it is stopped.
     #[arg(long, value_name = "ADDR")]
     serve: Option<SocketAddr>,
+    #[command(flatten)]
+    among: Among,
 }
 
 impl Among {
@@ -243,11 +245,21 @@ fn check(file: &Path) -> Result<(), String> {
 fn run_replay(args: ReplayArgs) -> Result<(), String> {
     let text = read(&args.definitions)?;
     let plan = Arc::new(Plan::new(Arc::new(parse(&text, &args.definitions)?)));
-    let ReplayArgs { files, workers, lateness, report: form, dump, serve, .. } = args;
+    let ReplayArgs { files, workers, lateness, report: form, dump, serve, among, .. } = args;
+    let among = among.read()?;
+    if serve.is_some() && among.as_ref().is_some_and(|(_, process)| *process != LEADER) {
+        return Err("the processes of a replay answer by the first: give --serve to --process 0".into());
+    }
     // The port first: nobody should have to wait for a long replay to find it taken.
     let listener = serve.map(|at| std::net::TcpListener::bind(at).map_err(|error| format!("{at}: {error}")));
     let listener = listener.transpose().map_err(|error| format!("cannot listen on {error}"))?;
-    let (report, run) = replay(&Replay { files, plan: Arc::clone(&plan), workers, lateness, dump })?;
+    let what = Replay { files, plan: Arc::clone(&plan), workers, lateness, dump };
+    let meet = |(hosts, process): (Vec<String>, usize)| {
+        let greeting = greeting(process, hosts.len(), workers, purpose(&replay::purpose(&what), &text));
+        cluster::meet(hosts, &greeting)
+    };
+    let team = among.map(meet).transpose()?;
+    let Some((report, run)) = replay(&what, team)? else { return Ok(()) };
     match form {
         Some(ReportForm::Json) => println!("{}", serde_json::to_string(&report).expect("reports have string keys")),
         None => println!("{report}"),
@@ -330,13 +342,11 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let now = if demo { demo::now } else { crate::clock::now };
     let (log, records, kept_in) = open(&data, nats, &plan, clock, demo).await?;
     let (secret, last_time) = log.identity();
-    let greeting = |(hosts, process): (Vec<String>, usize)| {
-        let program = format!("thalweg {}", env!("CARGO_PKG_VERSION"));
-        let purpose = purpose(&format!("serve --clock {clock:?}, {kept_in}"), &text);
-        let processes = hosts.len();
-        (hosts, Greeting { program, process, processes, workers, purpose, last_time, secret })
-    };
-    let greeting = among.map(greeting);
+    let greeting = among.map(|(hosts, process)| {
+        let purpose = purpose(&format!("serve --clock {clock:?}, its log in {kept_in}"), &text);
+        let greeting = greeting(process, hosts.len(), workers, purpose);
+        (hosts, Greeting { last_time, secret, ..greeting })
+    });
     let definitions = (text, Arc::clone(&plan));
     let start = move || {
         let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
@@ -434,6 +444,12 @@ async fn watch(hub: Hub) {
         }
         still = !still;
     }
+}
+
+/// What a process says when it meets others.
+fn greeting(process: usize, processes: usize, workers: usize, purpose: String) -> Greeting {
+    let program = format!("thalweg {}", env!("CARGO_PKG_VERSION"));
+    Greeting { program, process, processes, workers, purpose, last_time: 0, secret: [0; 16] }
 }
 
 /// What must be the same in all processes that work together.

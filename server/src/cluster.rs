@@ -69,6 +69,8 @@ pub enum Letter {
     Want,
     /// The leader: since when the definitions have been as they are, and what the ledger says.
     Ledger(Millis, Vec<Dispatch>),
+    /// To the leader of a replay: this process has read its files to their end.
+    Done(Share),
     /// Something is asked, under a number.
     Ask(u64, Ask),
     /// The answer under that number.
@@ -86,6 +88,17 @@ pub struct Round {
     pub clock: Millis,
     /// Logs are being read: up to which time; none: it is for what comes now.
     pub until: Option<u64>,
+}
+
+/// What a process has read of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Blocks in the files, those of others too.
+    pub blocks: u64,
+    /// Lines of its own blocks that are events, or ought to be.
+    pub read: u64,
+    /// Lines of its own blocks that are nothing.
+    pub invalid: u64,
 }
 
 /// The way to the other processes.
@@ -129,6 +142,13 @@ pub fn hosts(text: &str) -> Result<Vec<String>, String> {
         1..=PROCESSES_MAX => Ok(hosts),
         more => Err(format!("it lists {more} hosts; {PROCESSES_MAX} processes may work together")),
     }
+}
+
+/// The connection to another process is lost: no step will close any more, so this one ends too. What was acknowledged
+/// is in the logs.
+pub fn lost(peer: usize, host: &str) -> ! {
+    eprintln!("thalweg: process {peer} at {host} is gone, so this one ends too; start all of them again");
+    std::process::exit(1);
 }
 
 /// Meets the others.

@@ -4,7 +4,7 @@
 //! is, since each record bears its place. The clock is that of the events; nothing is sent to anyone.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use dataflows::engine::{Acceptance, Config, Engine};
+use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
 use dataflows::intake::prepare;
 use dataflows::number::print_billionths;
@@ -25,6 +25,7 @@ use dataflows::total::Total;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::cluster::{LEADER, Letter, Others, Round, Share, Team, lost};
 use crate::rows;
 use crate::writer::{self, Hub};
 
@@ -41,6 +42,12 @@ pub struct Replay {
     pub lateness: Option<Millis>,
     /// Where to write the rows of each view.
     pub dump: Option<PathBuf>,
+}
+
+/// What the processes that share a replay say of themselves: they must be alike in all but their numbers.
+pub fn purpose(replay: &Replay) -> String {
+    let files: Vec<String> = replay.files.iter().map(|file| file.display().to_string()).collect();
+    format!("replay {} --lateness {:?}", files.join(" "), replay.lateness)
 }
 
 /// What is true after a replay, and how long it took.
@@ -85,20 +92,25 @@ struct Credit {
     value: String,
 }
 
-/// Events in a step: larger than live, since nobody waits for the first of them.
-const STEP_EVENTS: usize = 10_000;
 /// Bytes of lines decoded together.
 const BLOCK_BYTES: usize = 1 << 18;
+/// Blocks in a step, some ten thousand events: more than live, since nobody waits for the first of them. Steps hold the
+/// same blocks however many processes share them.
+const STEP_BLOCKS: u64 = 12;
 /// Blocks that a decoder may have before or after it.
 const BLOCKS_WAITING: usize = 4;
 /// Steps that the engine may have open.
 const STEPS_OPEN_MAX: u64 = 8;
+/// What is said where processes have read different files.
+const DIFFER: &str = "the processes have not read the same: give all of them the same files";
 /// Keys the hashes of ids; a replay keeps nothing, so any will do.
 const SECRET: [u8; 16] = *b"replay of a file";
 
 /// What the lines of one block are.
 #[derive(Default)]
 struct Block {
+    /// Its number among all blocks.
+    number: u64,
     /// Records, in chunks as steps have them.
     records: Vec<Vec<Record>>,
     /// The place of the last line.
@@ -109,47 +121,57 @@ struct Block {
     invalid: u64,
 }
 
-/// Replays; gives the report and the state, or a sentence on what is wrong.
-pub fn replay(replay: &Replay) -> Result<(Report, Run), String> {
+/// Replays; gives the report and the state, or a sentence on what is wrong. Of several processes that share a replay the
+/// leader does; the others give nothing, once it is done.
+pub fn replay(replay: &Replay, team: Option<Team>) -> Result<Option<(Report, Run)>, String> {
     let started = Instant::now();
     let answers = Arc::new(Answers::default());
     let heard = Arc::clone(&answers);
     let acceptance = if replay.lateness.is_some() { Acceptance::InOrder } else { Acceptance::AnyTime };
     let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan), acceptance };
-    let mut run = Run {
-        engine: Engine::start(config, move |response| heard.hear(response)),
-        step: Step { lateness: replay.lateness, ..Step::first() },
-        records: 0,
-        answers,
-        read: 0,
-        invalid: 0,
+    let hear = move |response| heard.hear(response);
+    let (engine, others) = match team {
+        None => (Engine::start(config, hear), None),
+        Some(Team { process, connections, hosts, .. }) => {
+            let processes = connections.len();
+            let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
+            let engine = Engine::start_among(config, Peers { process, connections, lost }, hear);
+            let others = Others::new(process, processes, engine.post());
+            (engine, Some(others))
+        }
     };
-    let decoders = decoders(replay);
+    let share = others.as_ref().map_or((LEADER, 1), |others| (others.process, others.processes));
+    let step = Step { lateness: replay.lateness, ..Step::first() };
+    let mut run = Run { engine, others, step, answers, share: Share::default() };
+    let decoders = decoders(replay, share);
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {pos} events, {per_sec}").expect("a fixed template"));
     bar.enable_steady_tick(Duration::from_millis(200));
-    'blocks: loop {
-        for decoder in &decoders {
-            let Ok(block) = decoder.recv() else { break 'blocks };
-            run.take(block?);
-            bar.set_position(run.read);
-        }
-    }
+    let read = run.read(&decoders, &bar).and_then(|()| run.gather(share.1 - 1));
     bar.finish_and_clear();
+    if let Err(why) = read {
+        // A step that others do not close would be waited for.
+        std::mem::forget(run);
+        return Err(why);
+    }
+    if share.0 != LEADER {
+        run.follow();
+        return Ok(None);
+    }
     let totals = run.totals();
     // What is timed is what everyone waits for: from the first byte to the numbers.
     let seconds = started.elapsed().as_secs_f64();
     if let Some(dump) = &replay.dump {
         run.dump(dump, &replay.plan)?;
     }
-    Ok((run.report(&replay.plan, &totals, seconds), run))
+    Ok(Some((run.report(&replay.plan, &totals, seconds), run)))
 }
 
 /// Starts the threads that read and decode. They take turns at the files, each with one buffer of its own that stays in
 /// its cache, so the next block is always the next thread's.
-fn decoders(replay: &Replay) -> Vec<Receiver<Result<Block, String>>> {
+fn decoders(replay: &Replay, share: (usize, usize)) -> Vec<Receiver<Result<Block, String>>> {
     let count = replay.workers.max(2);
-    let source = Arc::new((Mutex::new(Source::new(replay.files.clone())), Condvar::new()));
+    let source = Arc::new((Mutex::new(Source::new(replay.files.clone(), share)), Condvar::new()));
     let start = |number: usize| {
         let (decoded, blocks) = sync_channel(BLOCKS_WAITING);
         let (source, mut decoder) = (Arc::clone(&source), Decoder::new(Arc::clone(&replay.plan.vocabulary)));
@@ -166,18 +188,19 @@ fn decoders(replay: &Replay) -> Vec<Receiver<Result<Block, String>>> {
                 drop(reading);
                 changed.notify_all();
                 let block = match read {
-                    Ok(true) => {
+                    Ok((number, true)) => {
                         // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
                         let text = std::str::from_utf8(&buffer).map(Cow::Borrowed);
                         let text = text.unwrap_or_else(|_| String::from_utf8_lossy(&buffer));
                         let lines = text.lines().filter(|line| !line.trim_start().is_empty());
-                        // Places are counted from one: nothing stands before the first line.
-                        Ok(Block::new(turn as u64 + 1, lines, &mut decoder))
+                        Ok(Block::new(number, share.0, lines, &mut decoder))
                     }
-                    Ok(false) => return,
+                    // How many there were is the last thing to say.
+                    Ok((number, false)) => Ok(Block { number, ..Block::default() }),
                     Err(error) => Err(error),
                 };
-                if decoded.send(block).is_err() {
+                let is_last = block.as_ref().is_ok_and(|block| block.records.is_empty() && block.position == 0);
+                if decoded.send(block).is_err() || is_last {
                     return;
                 }
             }
@@ -189,10 +212,12 @@ fn decoders(replay: &Replay) -> Vec<Receiver<Result<Block, String>>> {
 }
 
 impl Block {
-    fn new<'l>(number: u64, lines: impl Iterator<Item = &'l str>, decoder: &mut Decoder) -> Block {
-        let (mut block, mut step) = (Block::default(), Step::first());
+    fn new<'l>(number: u64, process: usize, lines: impl Iterator<Item = &'l str>, decoder: &mut Decoder) -> Block {
+        // Places are counted from one: nothing stands before the first line.
+        let position = place(number + 1, process, 0);
+        let (mut block, mut step) = (Block { number, position, ..Block::default() }, Step::first());
         for (index, line) in lines.enumerate() {
-            block.position = place(number, 0, index);
+            block.position = place(number + 1, process, index);
             let record = prepare(line, block.position, decoder, &SECRET);
             block.events += u64::from(matches!(record, Ok(Record::Event(_)) | Err(_)));
             match record {
@@ -209,17 +234,35 @@ impl Block {
 struct Source {
     files: std::vec::IntoIter<PathBuf>,
     open: Option<(PathBuf, BufReader<Box<dyn Read + Send>>)>,
-    /// Which block comes next.
+    /// Whose turn it is.
     turn: usize,
+    /// How many blocks were read.
+    number: u64,
+    /// This process's number, and how many share the blocks in turns.
+    share: (usize, usize),
 }
 
 impl Source {
-    fn new(files: Vec<PathBuf>) -> Source {
-        Source { files: files.into_iter(), open: None, turn: 0 }
+    fn new(files: Vec<PathBuf>, share: (usize, usize)) -> Source {
+        Source { files: files.into_iter(), open: None, turn: 0, number: 0, share }
     }
 
-    /// Reads the next block; false at the end of the last file.
-    fn block(&mut self, buffer: &mut Vec<u8>) -> Result<bool, String> {
+    /// Reads the next block that is this process's; gives its number. False at the end of the last file, with how many
+    /// there were.
+    fn block(&mut self, buffer: &mut Vec<u8>) -> Result<(u64, bool), String> {
+        loop {
+            if !self.any_block(buffer)? {
+                return Ok((self.number, false));
+            }
+            self.number += 1;
+            let (process, processes) = self.share;
+            if (self.number - 1) as usize % processes == process {
+                return Ok((self.number - 1, true));
+            }
+        }
+    }
+
+    fn any_block(&mut self, buffer: &mut Vec<u8>) -> Result<bool, String> {
         buffer.clear();
         loop {
             let (path, reader) = match &mut self.open {
@@ -265,14 +308,24 @@ struct Said {
     closed: u64,
     clock: Millis,
     parts: Vec<Answer>,
+    accepted: u64,
     verdicts: BTreeMap<&'static str, u64>,
+    letters: VecDeque<Letter>,
 }
 
 impl Answers {
     fn hear(&self, response: Response) {
-        let Response::Closed(closed) = response else { return };
         let mut said = self.said.lock().expect("nobody panics while holding it");
+        let closed = match response {
+            Response::Closed(closed) => closed,
+            Response::Letter(_, letter) => {
+                said.letters.extend(serde_json::from_slice(&letter));
+                self.changed.notify_all();
+                return;
+            }
+        };
         (said.closed, said.clock) = (closed.number, closed.clock);
+        said.accepted += closed.accepted;
         for (_, verdict) in closed.verdicts {
             *said.verdicts.entry(verdict.name()).or_default() += 1;
         }
@@ -284,11 +337,10 @@ impl Answers {
 /// A replay under way or done.
 pub struct Run {
     engine: Engine,
+    others: Option<Others>,
     step: Step,
-    records: usize,
     answers: Arc<Answers>,
-    read: u64,
-    invalid: u64,
+    share: Share,
 }
 
 impl Run {
@@ -303,33 +355,98 @@ impl Run {
         writer::AsOf { position: self.step.position, clock }
     }
 
-    fn take(&mut self, block: Block) {
-        let Block { mut records, position, events, invalid } = block;
-        self.read += events;
-        self.invalid += invalid;
-        self.records += records.iter().map(Vec::len).sum::<usize>();
-        self.step.records.append(&mut records);
-        self.step.position = position.max(self.step.position);
-        if self.records >= STEP_EVENTS {
-            self.close(STEPS_OPEN_MAX);
+    /// Takes all blocks.
+    fn read(&mut self, decoders: &[Receiver<Result<Block, String>>], bar: &ProgressBar) -> Result<(), String> {
+        loop {
+            for decoder in decoders {
+                let Ok(block) = decoder.recv() else { return Ok(()) };
+                self.take(block?)?;
+                bar.set_position(self.share.read);
+            }
         }
     }
 
+    /// Takes a block, or the number of all there were.
+    fn take(&mut self, block: Block) -> Result<(), String> {
+        let Block { number, mut records, position, events, invalid } = block;
+        // All blocks of a step stand in it, and those of others count.
+        while self.share.blocks < number {
+            self.share.blocks += 1;
+            if self.share.blocks.is_multiple_of(STEP_BLOCKS) {
+                self.close(STEPS_OPEN_MAX)?;
+            }
+        }
+        self.share.read += events;
+        self.share.invalid += invalid;
+        self.step.records.append(&mut records);
+        self.step.position = position.max(self.step.position);
+        Ok(())
+    }
+
     /// Closes the step; waits until at most so many are open.
-    fn close(&mut self, open_max: u64) {
+    fn close(&mut self, open_max: u64) -> Result<(), String> {
         let step = self.step.close();
         let number = step.number;
-        self.records = 0;
         self.engine.step(step);
         let mut said = self.answers.said.lock().expect("nobody panics while holding it");
         while said.closed + open_max < number {
+            let ended = |letter: &Letter| matches!(letter, Letter::Done(share) if share.blocks < self.share.blocks);
+            if said.letters.iter().any(ended) {
+                return Err(DIFFER.into());
+            }
             said = self.answers.changed.wait(said).expect("nobody panics while holding it");
         }
+        Ok(())
+    }
+
+    /// The next letter.
+    fn letter(&self) -> Letter {
+        let said = self.answers.said.lock().expect("nobody panics while holding it");
+        let mut said = self
+            .answers
+            .changed
+            .wait_while(said, |said| said.letters.is_empty())
+            .expect("nobody panics while holding it");
+        said.letters.pop_front().expect("there is one")
+    }
+
+    /// Another process's part is done: it closes steps as the leader asks, until that has all it wants.
+    fn follow(&mut self) {
+        self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Done(self.share)));
+        let mut known = Ok(());
+        while known.is_ok() {
+            match self.letter() {
+                Letter::Round(_) => known = self.close(STEPS_OPEN_MAX),
+                Letter::Stop => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// This process's part is done. The leader waits for the others, and adds up what was read.
+    fn gather(&mut self, others: usize) -> Result<(), String> {
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let (mut sum, mut open) = (self.share, if leads { others } else { 0 });
+        while open > 0 {
+            let Letter::Done(share) = self.letter() else { continue };
+            if share.blocks != self.share.blocks {
+                return Err(DIFFER.into());
+            }
+            sum.read += share.read;
+            sum.invalid += share.invalid;
+            open -= 1;
+        }
+        self.share = sum;
+        Ok(())
     }
 
     fn ask(&mut self, question: Question) -> Vec<Answer> {
         self.step.questions.push((0, question));
-        self.close(0);
+        if let Some(others) = &self.others {
+            others.tell_all(&Letter::Round(Round { number: self.step.number, clock: 0, until: None }));
+        }
+        // Nobody reads any more, so nothing is to be found out.
+        let _ = self.close(0);
         std::mem::take(&mut self.answers.said.lock().expect("nobody panics while holding it").parts)
     }
 
@@ -372,8 +489,8 @@ impl Run {
         let verdicts = self.answers.said.lock().expect("nobody panics while holding it").verdicts.clone();
         let verdict = |verdict: &str| verdicts.get(verdict).copied().unwrap_or(0);
         let rejected = ["too_late", "conflict", "erased", "refused_edge"].map(|reason| (reason, verdict(reason)));
-        let rejected: BTreeMap<_, _> = rejected.into_iter().chain([("invalid", self.invalid)]).collect();
-        let taken_not = verdict("duplicate") + rejected.values().sum::<u64>() - verdict("refused_edge");
+        let rejected = rejected.into_iter().chain([("invalid", self.share.invalid)]).collect();
+        let accepted = self.answers.said.lock().expect("nobody panics while holding it").accepted;
         let segments = plan
             .segments
             .iter()
@@ -395,8 +512,8 @@ impl Run {
         }
         Report {
             as_of: AsOf { position: self.step.position.to_string(), clock: self.as_of().clock },
-            read: self.read,
-            accepted: self.read - taken_not,
+            read: self.share.read,
+            accepted,
             duplicates: verdict("duplicate"),
             rejected,
             profiles: count(&Total::Profiles),
@@ -410,7 +527,7 @@ impl Run {
             intents,
             attribution: plan.models().iter().map(|model| (model.name(), credit(model.name(), totals))).collect(),
             seconds,
-            events_per_second: (self.read as f64 / seconds).round(),
+            events_per_second: (self.share.read as f64 / seconds).round(),
             peak_rss_bytes: peak_rss_bytes(),
         }
     }
@@ -446,6 +563,15 @@ fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1_024
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // The leader is done, so all are.
+        if let Some(others) = self.others.as_ref().filter(|others| others.leads()) {
+            others.tell_all(&Letter::Stop);
+        }
+    }
 }
 
 impl std::fmt::Display for Report {

@@ -21,7 +21,7 @@ use dataflows::protocol::{self, Answer, Question, Record, Response, Step};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cluster::{LEADER, Letter, Others, Round, Team};
+use crate::cluster::{LEADER, Letter, Others, Round, Team, lost};
 use crate::desk::Desk;
 use crate::door::Arrived;
 use crate::door::Incoming;
@@ -380,13 +380,6 @@ pub fn start(start: Start) -> Result<Started, String> {
     }?;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
     Ok(Started { hub, found, thread: thread.expect("the system gives a thread"), secret, desk })
-}
-
-/// The connection to another process is lost: no step will close any more, so this one ends too. What was acknowledged
-/// is in the logs.
-fn lost(peer: usize, host: &str) {
-    eprintln!("thalweg: process {peer} at {host} is gone, so this one ends too; start all of them again");
-    std::process::exit(1);
 }
 
 impl Shared {
