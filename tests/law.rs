@@ -52,6 +52,9 @@ fn check(seed: u64, processes: usize, workers: usize) {
     let lateness = if random.below(4) == 0 { Some(60_000 * (1 + random.below(4) as i64)) } else { None };
     let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
     let mut run = Run::start_among(&definitions, &later, lateness, processes, workers);
+    if seed % 2 == 0 {
+        run.follow().expect("an empty step finishes");
+    }
     let mut told = Vec::new();
     let lines = history(&mut random);
     let steps = steps(&mut random, lines);

@@ -15,6 +15,7 @@
 mod acceptance;
 mod assemble;
 mod profiles;
+mod watch;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -255,6 +256,8 @@ fn told(number: u64, said: Vec<Saying>) -> Closed {
             }
             Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
             Saying::Intent(intent, change) => closed.intents.push((intent, change)),
+            Saying::Row(view, row, change) => closed.rows.push((view, row, change)),
+            Saying::Credit(total, change) => closed.credit.push((total, change)),
             Saying::Answer(number, part) => closed.answers.push((number, part)),
         }
     }

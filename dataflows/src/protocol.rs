@@ -178,10 +178,25 @@ pub enum Question {
     Visits(Span),
     /// Credit of some conversions.
     Credit(Sought),
+    /// The rows of a view as they are; and from the next step on their changes, or no longer.
+    Watch(Watched, bool),
     /// Everything that is counted over people.
     Totals,
     /// All rows of one view.
     Dump(View),
+}
+
+/// A view whose changes can be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Watched {
+    /// Who belongs to which segment since when.
+    Segments,
+    /// Who is in which state of which journey since when, and what is due there.
+    Journeys,
+    /// Sessions.
+    Sessions,
+    /// Credit by model, channel and campaign.
+    Attribution,
 }
 
 impl Question {
@@ -195,7 +210,7 @@ impl Question {
 
     /// Whether what is counted over people is the answer, or a part of it.
     pub fn counts(&self) -> bool {
-        matches!(self, Question::Totals | Question::Deadlines { .. })
+        matches!(self, Question::Totals | Question::Deadlines { .. } | Question::Watch(Watched::Attribution, true))
     }
 }
 
@@ -214,6 +229,10 @@ pub struct Closed {
     pub accepted: u64,
     /// Log positions of records that were not taken as they are, wherever they came in.
     pub verdicts: Vec<(u64, Verdict)>,
+    /// Rows of views that this process follows that came (1) and went (-1), as JSON.
+    pub rows: Vec<(Watched, String, i8)>,
+    /// Changes of credit, where this process follows it.
+    pub credit: Vec<(Total, i128)>,
     /// Answers, by the numbers of their questions: each in parts that the workers give.
     pub answers: Vec<(u64, Answer)>,
 }
@@ -237,6 +256,8 @@ pub enum Answer {
     Visits(Visits),
     /// Credit.
     Credit(Credited),
+    /// Rows of a view that is followed, as JSON.
+    Watched(Vec<String>),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
 }

@@ -17,7 +17,9 @@ use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
-use dataflows::protocol::{Answer, Closed, Question, Response, Step};
+use dataflows::protocol::{Answer, Closed, Question, Response, Step, Watched};
+use dataflows::total::Total;
+use serde_json::{Value, json};
 
 pub use totals::{Totals, totals};
 
@@ -34,6 +36,10 @@ pub struct Run {
     questions: u64,
     /// The sum of all changes of intents that were told.
     told: BTreeMap<IntentRow, i64>,
+    /// The sums of all changes that followers were told: rows by view, credit.
+    watched: BTreeMap<(Watched, String), i64>,
+    credit: BTreeMap<Total, i128>,
+    follows: bool,
     /// How records were decided that were not simply taken, by position.
     pub verdicts: BTreeMap<u64, Verdict>,
 }
@@ -111,8 +117,56 @@ impl Run {
             position: 0,
             questions: 0,
             told: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            credit: BTreeMap::new(),
+            follows: false,
             verdicts: BTreeMap::new(),
         }
+    }
+
+    /// Follows all that can be followed, from the first step on.
+    pub fn follow(&mut self) -> Result<(), Stalled> {
+        let (views, mut rows) = ([Watched::Segments, Watched::Journeys, Watched::Sessions, Watched::Attribution], 0);
+        self.close(views.map(|view| Question::Watch(view, true)), |_, part| {
+            rows += if let Answer::Watched(part) = part { part.len() } else { 0 };
+        })?;
+        assert_eq!(rows, 0, "nobody is there yet");
+        self.follows = true;
+        Ok(())
+    }
+
+    /// What was told of what is followed is what stands.
+    fn assert_followed(&self, dump: &Dump) {
+        let mut stands: BTreeMap<(Watched, String), i64> = BTreeMap::new();
+        let mut stand = |view, row: String| *stands.entry((view, row)).or_default() += 1;
+        dump.rows[1].iter().for_each(|row| stand(Watched::Sessions, row.clone()));
+        for row in &dump.rows[0] {
+            let profile: Value = serde_json::from_str(row).expect("rows are JSON");
+            for of in profile["segments"].as_array().expect("a list") {
+                let (name, since) = (&of["name"], &of["since"]);
+                stand(
+                    Watched::Segments,
+                    json!({"profile": profile["id"], "segment": name, "since": since}).to_string(),
+                );
+            }
+            for (journey, standing) in profile["journeys"].as_object().expect("an object") {
+                let mut row = standing.clone();
+                row["journey"] = journey.as_str().into();
+                row["profile"] = profile["id"].clone();
+                stand(Watched::Journeys, row.to_string());
+            }
+        }
+        let sorted = |row: &str| serde_json::from_str::<Value>(row).expect("rows are JSON").to_string();
+        let mut told: BTreeMap<(Watched, String), i64> = BTreeMap::new();
+        for ((view, row), sum) in self.watched.iter().filter(|(_, sum)| **sum != 0) {
+            let row = if *view == Watched::Sessions { row.clone() } else { sorted(row) };
+            *told.entry((*view, row)).or_default() += sum;
+        }
+        assert_eq!(told, stands, "followers were told otherwise");
+        let is_credit = |total: &Total| matches!(total, Total::CreditConversions(..) | Total::CreditValue(..));
+        let told: Totals = self.credit.clone().into_iter().filter(|(_, sum)| *sum != 0).collect();
+        let stands: Totals = dump.totals.clone().into_iter().filter(|(total, _)| is_credit(total)).collect();
+        assert_eq!(told, stands, "followers of credit were told otherwise");
     }
 
     /// Takes one line; gives its position, if it can be read.
@@ -167,6 +221,9 @@ impl Run {
         dump.told = server::rows::lines(&Rows::Intents(stands.collect()), &plan.definitions);
         dump.rows.iter_mut().chain([&mut dump.told]).for_each(|rows| rows.sort());
         let models = plan.models().iter().map(|model| model.name());
+        if self.follows {
+            self.assert_followed(&dump);
+        }
         assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
         Ok(dump)
     }
@@ -226,6 +283,12 @@ impl Run {
                 self.engines.drain(..).for_each(std::mem::forget);
                 return Err(Stalled);
             };
+            for (view, row, change) in std::mem::take(&mut closed.rows) {
+                *self.watched.entry((view, row)).or_default() += i64::from(change);
+            }
+            for (total, change) in std::mem::take(&mut closed.credit) {
+                *self.credit.entry(total).or_default() += change;
+            }
             let answers = std::mem::take(&mut closed.answers);
             answers.into_iter().for_each(|(question, part)| tell((question - first) as usize, part));
             closed.intents.sort();

@@ -33,7 +33,7 @@ use crate::event::Event;
 use crate::identity::{Change, Component, Id, Identity, Move};
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
-use crate::protocol::{Answer, Question, Record, Step};
+use crate::protocol::{Answer, Question, Record, Step, Watched};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
 
@@ -70,6 +70,10 @@ pub(super) enum Saying {
     Verdict(u64, Verdict),
     /// An intent came or went.
     Intent(IntentRow, i8),
+    /// A row that is watched came or went.
+    Row(Watched, String, i8),
+    /// Credit that is watched has changed.
+    Credit(Total, i128),
     /// A part of an answer.
     Answer(u64, #[serde(with = "as_json")] Answer),
 }
@@ -589,7 +593,7 @@ fn profiles<'s>(
                     break;
                 }
                 let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
-                let Settled { totals, intents, answers } = profiles.settle(now.clock, forwarded, plan);
+                let Settled { totals, intents, rows, credit, answers } = profiles.settle(now.clock, forwarded, plan);
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
@@ -602,6 +606,10 @@ fn profiles<'s>(
                         told.give((first, Saying::Intent(intent.clone(), change)));
                     }
                 }
+                told.give_iterator(
+                    rows.into_iter().map(|(to, view, row, change)| (to, Saying::Row(view, row, change))),
+                );
+                told.give_iterator(credit.into_iter().map(|(to, total, change)| (to, Saying::Credit(total, change))));
                 told.give_iterator(answers.into_iter().map(|(to, number, part)| (to, Saying::Answer(number, part))));
             }
         }

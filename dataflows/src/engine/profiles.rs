@@ -8,17 +8,19 @@ use hashbrown::HashMap;
 
 use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward};
+use super::watch::{Change, Watch};
 use crate::event::Event;
 use crate::identity::{Id, Move};
 use crate::keyed::{Keyed, Slot};
 use crate::plan::Plan;
 use crate::profile::Effects;
 use crate::profile::answers::{Asked, IntentRow, Rows, SessionRow, intent_row, public_id};
+use crate::profile::attribution::Credit;
 use crate::profile::campaigns::Meant;
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::protocol::{Answer, Deadline, Question};
 use crate::time::Millis;
-use crate::total::Counted;
+use crate::total::{Counted, Total};
 
 /// All profiles whose histories are kept here.
 pub(super) struct Profiles {
@@ -30,6 +32,7 @@ pub(super) struct Profiles {
     intents: Vec<(IntentRow, i8)>,
     retracts: Vec<(Id, Id, EcoString)>,
     asked: Vec<(Ask, Option<Id>)>,
+    watch: Watch,
 }
 
 /// What is told of a step.
@@ -39,6 +42,10 @@ pub(super) struct Settled {
     pub(super) totals: Vec<(Counted, i128)>,
     /// Intents that came and went.
     pub(super) intents: Vec<(IntentRow, i8)>,
+    /// Rows that are watched, and changed.
+    pub(super) rows: Vec<Change>,
+    /// Credit that is watched, and changed: to which worker, what, by how much.
+    pub(super) credit: Vec<(usize, Total, i128)>,
     /// Parts of answers: to which worker, to which question.
     pub(super) answers: Vec<(usize, u64, Answer)>,
 }
@@ -55,6 +62,7 @@ impl Profiles {
             intents: Vec::new(),
             retracts: Vec::new(),
             asked: Vec::new(),
+            watch: Watch::default(),
         }
     }
 
@@ -126,10 +134,30 @@ impl Profiles {
             self.effects.prepare(&plan);
         }
         let (plan, intents) = (Arc::clone(&self.plan), &mut self.intents);
-        self.keyed.advance(clock, &plan, &mut self.effects, |slot, effects| tell(&plan, slot, effects, intents));
+        let (watch, rows) = (&mut self.watch, &mut settled.rows);
+        self.keyed.advance(clock, &plan, &mut self.effects, |slot, effects| {
+            tell(&plan, slot, effects, intents);
+            if !watch.is_idle() {
+                watch.touched(&slot.key, person(&plan, slot, &effects.credit, clock), rows);
+            }
+        });
+        for key in watch.due(clock) {
+            let slot = self.keyed.get(&key);
+            let asked = slot.and_then(|slot| person(&plan, slot, &self.effects.credit, clock));
+            watch.touched(&key, asked, rows);
+        }
         settled.totals.extend(self.take_totals(&plan));
+        let credit = self.watch.credit(&settled.totals);
+        settled.credit = credit.map(|(to, total, change)| (to, total.clone(), change)).collect();
         settled.intents = consolidated(std::mem::take(&mut self.intents));
         for (Ask { to, number, question }, of) in std::mem::take(&mut self.asked) {
+            if let Question::Watch(view, follows) = question {
+                let (slots, credit) = (self.keyed.slots().iter(), &self.effects.credit);
+                let everyone = slots.filter_map(|slot| Some((&slot.key, person(&plan, slot, credit, clock)?)));
+                let rows = self.watch.follow(view, to, follows, everyone);
+                settled.answers.push((to, number, Answer::Watched(rows)));
+                continue;
+            }
             settled.answers.extend(self.answer(question, of, clock).map(|part| (to, number, part)));
         }
         settled
@@ -192,7 +220,7 @@ impl Profiles {
                 self.everyone(clock).for_each(|asked| asked.add_credit(&sought, &mut sum));
                 Some(Answer::Credit(sum))
             }
-            Question::Totals => None,
+            Question::Totals | Question::Watch(..) => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)
             }
@@ -200,10 +228,7 @@ impl Profiles {
     }
 
     fn person<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
-        let state = slot.history.state();
-        let credit = &self.effects.credit;
-        let asked = Asked { plan: &self.plan, state, past: slot.history.past(), credit, ids: slot.ids(), clock };
-        state.core.exists().then_some(asked)
+        person(&self.plan, slot, &self.effects.credit, clock)
     }
 
     fn everyone(&self, clock: Millis) -> impl Iterator<Item = Asked<'_>> {
@@ -244,6 +269,13 @@ impl Profiles {
         all.truncate(limit);
         all
     }
+}
+
+/// Somebody as they are asked, if they are there.
+fn person<'a>(plan: &'a Plan, slot: &'a Slot<Plan>, credit: &'a Credit, clock: Millis) -> Option<Asked<'a>> {
+    let state = slot.history.state();
+    let asked = Asked { plan, state, past: slot.history.past(), credit, ids: slot.ids(), clock };
+    state.core.exists().then_some(asked)
 }
 
 fn public_of(slot: &Slot<Plan>) -> &EcoString {

@@ -21,6 +21,7 @@ use crate::definitions::Visitor;
 use crate::event::{Context, Event};
 use crate::number::{print_billionths, print_millionths};
 use crate::plan::{Cause, Plan};
+use crate::protocol::Watched;
 use crate::time::Millis;
 use crate::value::Value;
 
@@ -509,6 +510,49 @@ impl Asked<'_> {
             consent: state.all_consent().map(|(purpose, answer)| (purpose.clone(), consent(answer))).collect(),
             session: open.map(|session| self.session(&session)),
         }
+    }
+
+    /// The rows of a view that can be followed, as JSON.
+    pub fn watched(&self, view: Watched) -> Vec<String> {
+        #[derive(Serialize)]
+        struct Member<'a> {
+            segment: &'a EcoString,
+            profile: EcoString,
+            since: Millis,
+        }
+        #[derive(Serialize)]
+        struct Stands<'a> {
+            journey: &'a EcoString,
+            profile: EcoString,
+            #[serde(flatten)]
+            standing: StandingRow,
+        }
+        fn json(row: impl Serialize) -> String {
+            serde_json::to_string(&row).expect("rows have string keys")
+        }
+        match view {
+            Watched::Segments => {
+                let members = self.plan.segments.iter().enumerate();
+                let members = members.filter_map(|(number, of)| Some((of, self.state.member_since(number)?)));
+                members.map(|(of, since)| json(Member { segment: &of.name, profile: self.public(), since })).collect()
+            }
+            Watched::Journeys => {
+                let stands = self.plan.journeys.iter().enumerate().map(|(number, of)| Stands {
+                    journey: &of.name,
+                    profile: self.public(),
+                    standing: self.standing(number),
+                });
+                stands.map(json).collect()
+            }
+            Watched::Sessions => self.state.sessions_from(0).map(|session| json(self.session(&session))).collect(),
+            Watched::Attribution => Vec::new(),
+        }
+    }
+
+    /// When the clock closes the last session, if it has not yet.
+    pub fn closes_at(&self) -> Option<Millis> {
+        let last = self.state.sessions_from(0).next_back().filter(|session| !self.is_closed(session));
+        last.map(|session| session.end + self.plan.definitions.sessions.gap + 1)
     }
 
     fn standing(&self, number: usize) -> StandingRow {
