@@ -5,9 +5,10 @@
 //! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::engine::{Config, Engine};
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::door::Incoming;
 use crate::log::{Log, LogError};
+use crate::metrics::Histogram;
 use crate::record::{self, Clock, DeadLetter, Dispatch};
 
 /// How the clock moves.
@@ -49,7 +51,7 @@ pub enum Work {
 }
 
 /// The one time at which an answer is true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AsOf {
     /// The last log position included.
     pub position: u64,
@@ -96,7 +98,8 @@ pub enum NotTaken {
 /// The way to the writer, for everyone else.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    work: SyncSender<Work>,
+    /// Work, each with when it came.
+    work: SyncSender<(Instant, Work)>,
     shared: Arc<Shared>,
 }
 
@@ -105,17 +108,47 @@ pub struct Hub {
 struct Shared {
     open: Mutex<Open>,
     closed: Condvar,
+    queued: AtomicUsize,
+    step_times: Histogram,
+    receipt_times: Histogram,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     workers: usize,
     questions: HashMap<u64, Waiting>,
-    steps: HashMap<u64, (AsOf, usize, Vec<(IntentRow, i8)>)>,
+    steps: HashMap<u64, OpenStep>,
+    /// The last step that closed.
+    last: AsOf,
     /// The clock of the last group that was acknowledged.
     clock: Millis,
     dead_letters: Vec<(u64, DeadLetterAt)>,
     verdicts: BTreeMap<&'static str, u64>,
+    reasons: BTreeMap<&'static str, u64>,
+}
+
+/// A step that some worker has not closed yet.
+#[derive(Debug)]
+struct OpenStep {
+    as_of: AsOf,
+    /// Workers that have closed it.
+    closed: usize,
+    intents: Vec<(IntentRow, i8)>,
+    /// When it was handed to the engine.
+    handed: Instant,
+    /// When its bodies of calls came.
+    received: Vec<Instant>,
+}
+
+/// How far the writer and the engine are.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Work that waits for the writer.
+    pub queued: usize,
+    /// Steps that the engine has not closed.
+    pub steps_open: usize,
+    /// The last step that it has.
+    pub closed: AsOf,
 }
 
 impl Open {
@@ -127,6 +160,11 @@ impl Open {
             Verdict::TooLate => "too_late",
         };
         *self.verdicts.entry(word).or_default() += 1;
+    }
+
+    fn keep(&mut self, position: u64, reason: Reason, at: DeadLetterAt) {
+        self.dead_letters.push((position, at));
+        *self.reasons.entry(reason.name()).or_default() += 1;
     }
 }
 
@@ -149,9 +187,9 @@ struct Waiting {
 impl Hub {
     /// The way to a state that no longer changes: what is asked is answered, and nothing else is done.
     pub fn still(as_of: AsOf, mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static) -> Hub {
-        let (work, queue) = sync_channel(QUEUE_MAX);
+        let (work, queue) = sync_channel::<(Instant, Work)>(QUEUE_MAX);
         let answers = move || {
-            for work in queue {
+            for (_, work) in queue {
                 if let Work::Ask(question, reply) = work {
                     // Whoever asked may have gone.
                     let _ = reply.send(Answered { as_of, parts: answer(question) });
@@ -164,9 +202,13 @@ impl Hub {
 
     /// Gives work to the writer, unless its queue is full.
     pub fn give(&self, work: Work) -> Result<(), NotTaken> {
-        self.work.try_send(work).map_err(|error| match error {
-            TrySendError::Full(_) => NotTaken::Busy,
-            TrySendError::Disconnected(_) => NotTaken::Stopping,
+        self.shared.queued.fetch_add(1, Ordering::Relaxed);
+        self.work.try_send((Instant::now(), work)).map_err(|error| {
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(_) => NotTaken::Busy,
+                TrySendError::Disconnected(_) => NotTaken::Stopping,
+            }
         })
     }
 
@@ -189,6 +231,28 @@ impl Hub {
         let mut verdicts = open.verdicts.clone();
         verdicts.insert("refused_edge", refused as u64);
         verdicts
+    }
+
+    /// How many dead letters the log has, by reason.
+    pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().reasons.clone()
+    }
+
+    /// How far the writer and the engine are.
+    pub fn progress(&self) -> Progress {
+        let open = self.lock();
+        let queued = self.shared.queued.load(Ordering::Relaxed);
+        Progress { queued, steps_open: open.steps.len(), closed: open.last }
+    }
+
+    /// From handing a step to the engine until all of it is true.
+    pub fn step_times(&self) -> &Histogram {
+        &self.shared.step_times
+    }
+
+    /// From the receipt of a body of calls until every answer includes them.
+    pub fn receipt_times(&self) -> &Histogram {
+        &self.shared.receipt_times
     }
 
     /// Dead letters, newest first: log positions.
@@ -263,6 +327,7 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
         question: 0,
         group: Vec::new(),
         replies: Vec::new(),
+        received: Vec::new(),
     };
     let found = writer.read_again(&text, &plan)?;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run(&queue));
@@ -286,14 +351,20 @@ impl Shared {
                 }
             }
             Response::Closed { number, mut intents, refused, .. } => {
-                open.dead_letters.extend(refused.into_iter().map(|position| (position, DeadLetterAt::RefusedEdge)));
+                for position in refused {
+                    tracing::info!(reason = Reason::RefusedEdge.name(), position, "a call was taken without its link");
+                    open.keep(position, Reason::RefusedEdge, DeadLetterAt::RefusedEdge);
+                }
                 let workers = open.workers;
                 let Some(step) = open.steps.get_mut(&number) else { return };
-                step.1 += 1;
-                step.2.append(&mut intents);
-                if step.1 == workers
-                    && let Some((as_of, _, intents)) = open.steps.remove(&number)
+                step.closed += 1;
+                step.intents.append(&mut intents);
+                if step.closed == workers
+                    && let Some(OpenStep { as_of, intents, handed, received, .. }) = open.steps.remove(&number)
                 {
+                    open.last = as_of;
+                    self.step_times.observe(handed.elapsed());
+                    received.iter().for_each(|received| self.receipt_times.observe(received.elapsed()));
                     let _ = told.send(Closed { as_of, intents });
                     self.closed.notify_all();
                 }
@@ -318,11 +389,13 @@ struct Writer {
     question: u64,
     group: Vec<(u8, Millis, Vec<u8>)>,
     replies: Vec<Reply>,
+    /// When the step's bodies of calls came.
+    received: Vec<Instant>,
 }
 
 impl Writer {
     /// The writer's life: a group at a time, until it is told to stop.
-    fn run(mut self, queue: &Receiver<Work>) -> Result<(), LogError> {
+    fn run(mut self, queue: &Receiver<(Instant, Work)>) -> Result<(), LogError> {
         loop {
             let mut next = match queue.recv_timeout(TICK) {
                 Ok(work) => Some(work),
@@ -334,10 +407,11 @@ impl Writer {
                 self.sequencer.tick((self.now)());
             }
             let mut stopping = false;
-            while let Some(work) = next {
+            while let Some((came, work)) = next {
+                self.shared.queued.fetch_sub(1, Ordering::Relaxed);
                 match work {
                     Work::Stop => stopping = true,
-                    work => self.take(work),
+                    work => self.take(came, work),
                 }
                 next = if self.sequencer.len() < STEP_EVENTS { queue.try_recv().ok() } else { None };
             }
@@ -349,11 +423,12 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, work: Work) {
+    fn take(&mut self, came: Instant, work: Work) {
         match work {
             Work::Events(events, reply) => {
                 let verdicts = events.into_iter().map(|incoming| self.admit(incoming)).collect();
                 self.replies.push(Reply::Receipt(reply, verdicts));
+                self.received.push(came);
             }
             Work::DeadLetters(letters) => letters.iter().for_each(|letter| self.dead_letter(letter)),
             Work::Clock(to, reply) => {
@@ -419,12 +494,10 @@ impl Writer {
     fn dead_letter(&mut self, letter: &DeadLetter) {
         self.write_json(record::DEAD_LETTER, letter);
         let position = self.position();
-        self.shared
-            .open
-            .lock()
-            .expect("nobody panics while holding it")
-            .dead_letters
-            .push((position, DeadLetterAt::Own));
+        // What it says may be personal: that is for who may read dead letters.
+        tracing::info!(reason = letter.reason.name(), position, "a call was not taken");
+        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
+        open.keep(position, letter.reason, DeadLetterAt::Own);
     }
 
     fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) {
@@ -469,7 +542,9 @@ impl Writer {
                 waiting.as_of = as_of;
             }
         }
-        open.steps.insert(step.number, (as_of, 0, Vec::new()));
+        let received = std::mem::take(&mut self.received);
+        let open_step = OpenStep { as_of, closed: 0, intents: Vec::new(), handed: Instant::now(), received };
+        open.steps.insert(step.number, open_step);
         drop(open);
         self.engine.step(step);
         let mut open = self.shared.open.lock().expect("nobody panics while holding it");
@@ -501,8 +576,10 @@ impl Writer {
                     found.active_since = record.received_at;
                 }
                 record::DEAD_LETTER => {
-                    let letter = (record.position, DeadLetterAt::Own);
-                    self.shared.open.lock().expect("nobody panics while holding it").dead_letters.push(letter);
+                    let letter = serde_json::from_slice::<DeadLetter>(record.payload);
+                    let reason = letter.map_or(Reason::Invalid, |letter| letter.reason);
+                    let mut open = self.shared.open.lock().expect("nobody panics while holding it");
+                    open.keep(record.position, reason, DeadLetterAt::Own);
                 }
                 record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
                 _ => {}
