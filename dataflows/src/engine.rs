@@ -190,6 +190,13 @@ fn close(
                 };
                 Answer::Deadlines(deadlines, totals_at(&mut outputs.totals, time + 1))
             }
+            Question::Followed => {
+                let followed = match answers.remove(&number) {
+                    Some(Answer::Followed(followed, _)) => followed,
+                    _ => Vec::new(),
+                };
+                Answer::Followed(followed, totals_at(&mut outputs.totals, time + 1))
+            }
             _ => answers.remove(&number).unwrap_or(Answer::Nothing),
         };
         respond(Response::Answer { worker, question: number, part });

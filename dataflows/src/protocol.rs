@@ -102,6 +102,8 @@ pub enum Question {
     Visits(Span),
     /// Credit of some conversions.
     Credit(Sought),
+    /// Conversions that followed the intents of each campaign.
+    Followed,
     /// Everything that is counted over people.
     Totals,
     /// All rows of one view.
@@ -164,6 +166,8 @@ pub enum Answer {
     Visits(Visits),
     /// Credit.
     Credit(Credited),
+    /// Conversions that followed, by the campaign's number; and the totals of the same time.
+    Followed(Vec<u64>, Vec<(Total, i128)>),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
 }
