@@ -3,22 +3,30 @@
 //! Handlers take a request apart, ask, and put the answer together; what is true is the engine's to say.
 
 mod answers;
+mod described;
 mod events;
+mod metrics;
+mod query;
 mod subscribe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::{Extension, Router};
+use dataflows::event::Kind;
 use dataflows::plan::Plan;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{SetOnce, watch};
 use tower::ServiceExt;
+use utoipa::ToSchema;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
 
 use crate::log::LogReader;
 use crate::outbox::Outbox;
@@ -68,56 +76,102 @@ pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
     })
 }
 
-/// All doors.
+/// All doors. Each is served and described by one line.
 pub fn router(app: App) -> Router {
-    let events = [
-        ("track", "t"),
-        ("identify", "i"),
-        ("page", "p"),
-        ("screen", "s"),
-        ("group", "g"),
-        ("alias", "a"),
-        ("batch", "b"),
-    ];
-    let mut router = Router::new()
-        .route("/", get(|| async { Html(include_str!("page.html")) }))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ready\n" }))
-        .route("/metrics", get(answers::metrics))
-        .route("/v1/clock", post(events::clock))
-        .route("/v1/profiles/{id}", get(answers::profile))
-        .route("/v1/profiles/{id}/events", get(answers::events))
-        .route("/v1/profiles/{id}/sessions", get(answers::sessions))
-        .route("/v1/profiles/{id}/touchpoints", get(answers::touchpoints))
-        .route("/v1/profiles/{id}/conversions", get(answers::conversions))
-        .route("/v1/profiles/{id}/intents", get(answers::intents))
-        .route("/v1/profiles/{id}/segments/changes", get(answers::changes))
-        .route("/v1/sessions", get(answers::all_sessions))
-        .route("/v1/sessions/summary", get(answers::visits))
-        .route("/v1/segments", get(answers::segments))
-        .route("/v1/segments/{name}", get(answers::segment))
-        .route("/v1/segments/{name}/members", get(answers::members))
-        .route("/v1/journeys", get(answers::journeys))
-        .route("/v1/journeys/{name}", get(answers::journey))
-        .route("/v1/journeys/{name}/due", get(answers::due))
-        .route("/v1/campaigns", get(answers::campaigns))
-        .route("/v1/campaigns/{name}", get(answers::campaign))
-        .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
-        .route("/v1/attribution", get(answers::attribution))
-        .route("/v1/dead-letters", get(answers::dead_letters))
-        .route("/v1/subscribe", get(subscribe::subscribe));
-    for (long, short) in events {
-        for name in [long, short] {
-            router = router.route(&format!("/v1/{name}"), post(events::take).fallback(method_not_allowed));
+    let mut doors = OpenApiRouter::with_openapi(described::nothing_yet())
+        .routes(routes!(front_page))
+        .routes(routes!(docs))
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(events::clock))
+        .routes(routes!(answers::profile))
+        .routes(routes!(answers::events))
+        .routes(routes!(answers::sessions))
+        .routes(routes!(answers::touchpoints))
+        .routes(routes!(answers::conversions))
+        .routes(routes!(answers::intents))
+        .routes(routes!(answers::changes))
+        .routes(routes!(answers::all_sessions))
+        .routes(routes!(answers::visits))
+        .routes(routes!(answers::segments))
+        .routes(routes!(answers::segment))
+        .routes(routes!(answers::members))
+        .routes(routes!(answers::journeys))
+        .routes(routes!(answers::journey))
+        .routes(routes!(answers::due))
+        .routes(routes!(answers::campaigns))
+        .routes(routes!(answers::campaign))
+        .routes(routes!(answers::campaign_intents))
+        .routes(routes!(answers::attribution))
+        .routes(routes!(answers::dead_letters))
+        .routes(routes!(subscribe::subscribe));
+    for kind in Kind::ALL {
+        for name in [kind.name(), &kind.name()[..1]] {
+            doors = doors.routes(also_at(name, routes!(events::single)));
         }
     }
+    for name in ["batch", "b"] {
+        doors = doors.routes(also_at(name, routes!(events::batch)));
+    }
+    let (router, described) = doors.routes(routes!(openapi)).split_for_parts();
+    let description = Description(described::settled(&described).into());
     router
         .fallback(|| async { Problem::not_found("there is nothing at this path") })
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(description))
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
         .layer(axum::middleware::map_response(told_as_problem))
+        .layer(axum::middleware::from_fn(logged))
         .with_state(app)
 }
+
+/// The same door under another name.
+fn also_at(name: &str, (schemas, mut paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    for (_, mut item) in std::mem::take(&mut paths.paths) {
+        if let Some(operation) = &mut item.post {
+            operation.operation_id = Some(name.to_owned());
+        }
+        paths.paths.insert(format!("/v1/{name}"), item);
+    }
+    (schemas, paths, methods)
+}
+
+/// The page for people.
+#[utoipa::path(get, path = "/", tag = "process", responses((status = 200, description = "Here it is", body = String, content_type = "text/html")))]
+async fn front_page() -> Html<&'static str> {
+    Html(include_str!("page.html"))
+}
+
+/// All doors, for people.
+#[utoipa::path(get, path = "/docs", tag = "process",
+    responses((status = 200, description = "Here it is", body = String, content_type = "text/html")))]
+async fn docs() -> Html<&'static str> {
+    Html(include_str!("docs.html"))
+}
+
+/// The process lives.
+#[utoipa::path(get, path = "/healthz", tag = "process", responses((status = 200, description = "Here it is", body = String)))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// The process has read its log.
+#[utoipa::path(get, path = "/readyz", tag = "process",
+    responses((status = 200, description = "Here it is", body = String), (status = 503, description = "`not_yet`: it is being read", body = Problem, content_type = "application/problem+json")))]
+async fn readyz() -> &'static str {
+    "ready\n"
+}
+
+/// All doors, for programs: OpenAPI 3.1.
+#[utoipa::path(get, path = "/openapi.json", tag = "process", responses((status = 200, description = "Here it is", body = serde_json::Value)))]
+async fn openapi(Extension(Description(text)): Extension<Description>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response()
+}
+
+/// The description of all doors, as it is served.
+#[derive(Clone)]
+struct Description(Arc<str>);
 
 /// What the framework refuses in plain text is told as a problem like all others.
 async fn told_as_problem(response: Response) -> Response {
@@ -132,12 +186,27 @@ async fn told_as_problem(response: Response) -> Response {
     }
 }
 
+/// Notes each request, and louder what the process could not do. The door is named, not the path: that may hold an id.
+async fn logged(request: Request, next: Next) -> Response {
+    let (method, began) = (request.method().clone(), Instant::now());
+    let door = request.extensions().get::<MatchedPath>().map(|door| door.as_str().to_owned());
+    let response = next.run(request).await;
+    let (door, status) = (door.unwrap_or_default(), response.status());
+    let took_us = began.elapsed().as_micros() as u64;
+    if status.is_server_error() {
+        tracing::warn!(%method, door, status = status.as_u16(), took_us, "a request could not be answered");
+    } else {
+        tracing::debug!(%method, door, status = status.as_u16(), took_us, "a request");
+    }
+    response
+}
+
 async fn method_not_allowed() -> Problem {
     Problem::method_not_allowed()
 }
 
 /// When an answer is true, as it is told.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AsOfRow {
     position: String,
     clock: i64,
@@ -158,6 +227,7 @@ fn json(answer: &impl Serialize) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use axum::routing::get;
 
     use super::*;
 

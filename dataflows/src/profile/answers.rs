@@ -8,6 +8,7 @@ use std::ops::Range;
 use ecow::EcoString;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::aggregates::Figure;
 use super::attribution::{Credit, DIRECT_KEY};
@@ -143,7 +144,7 @@ impl Rows {
 }
 
 /// An event by its ids.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct RootRow {
     /// Its own id.
     pub id: EcoString,
@@ -162,7 +163,7 @@ pub struct EventRef {
 }
 
 /// A profile.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ProfileRow {
     /// Its public id.
     pub id: EcoString,
@@ -178,40 +179,40 @@ pub struct ProfileRow {
     session: Option<SessionRow>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct IdRow {
     id: EcoString,
     known: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct MemberRow {
     name: EcoString,
     since: Millis,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct StandingRow {
     state: EcoString,
     since: Millis,
     deadlines: Vec<DeadlineRow>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct DeadlineRow {
     at: Millis,
     emit: Option<EcoString>,
     to: Option<EcoString>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct ConsentRow {
     granted: bool,
     since: Millis,
 }
 
 /// A session.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct SessionRow {
     profile: EcoString,
     id: Millis,
@@ -229,7 +230,7 @@ pub struct SessionRow {
     closed: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct DeviceRow {
     r#type: Option<EcoString>,
     os: Option<EcoString>,
@@ -237,7 +238,7 @@ struct DeviceRow {
 }
 
 /// A touch.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct TouchRow {
     profile: EcoString,
     at: Millis,
@@ -247,7 +248,7 @@ pub struct TouchRow {
 }
 
 /// A conversion, with what refunds leave of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ConversionRow {
     profile: EcoString,
     name: EcoString,
@@ -260,7 +261,7 @@ pub struct ConversionRow {
 }
 
 /// An entry to or an exit from a segment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ChangeRow {
     profile: EcoString,
     segment: EcoString,

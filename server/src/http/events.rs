@@ -9,19 +9,22 @@ use base64::prelude::BASE64_STANDARD;
 use dataflows::admission::Verdict;
 use dataflows::event::{Decoder, Kind, Reason, Rejection};
 use dataflows::json::{Next, Reader};
+use dataflows::number::Number;
 use ecow::{EcoString, eco_format};
 use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
 
+use super::described::{Call, Calls, UnknownOrNeedsLog, Untaken};
 use super::{App, json};
 use crate::door::{Arrived, Body, Door, Stamp, Unreadable, unpack};
 use crate::problem::Problem;
 use crate::record::DeadLetter;
 use crate::writer::{ClockMode, Work};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Taken {
     success: bool,
     position: String,
@@ -29,7 +32,7 @@ struct Taken {
     rejected: Vec<Rejected>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Rejected {
     index: usize,
     #[serde(rename = "messageId")]
@@ -38,16 +41,39 @@ struct Rejected {
     detail: String,
 }
 
-/// Takes a body of one call or many.
-pub(super) async fn take(
+/// Takes one call; answered when it is durable.
+///
+/// The body is JSON, whatever its content type says, and may be packed by gzip. A bad call is answered too, among those
+/// that were rejected, and becomes a dead letter.
+#[utoipa::path(post, path = "/v1/track", tag = "events", request_body = inline(Call),
+    responses((status = 200, description = "Durable", body = Taken), Untaken))]
+pub(super) async fn single(
     State(app): State<App>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
+    take(app, uri.path(), headers, body).await
+}
+
+/// Takes several calls; answered when they are durable.
+///
+/// As with one call; a bad one never spoils its batch.
+#[utoipa::path(post, path = "/v1/batch", tag = "events", request_body = inline(Calls),
+    responses((status = 200, description = "Durable", body = Taken), Untaken))]
+pub(super) async fn batch(
+    State(app): State<App>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    take(app, uri.path(), headers, body).await
+}
+
+async fn take(app: App, path: &str, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {
     app.log()?;
     let plain = unpack(&body)?;
-    let read = read(&app, uri.path(), &plain);
+    let read = read(&app, path, &plain);
     let Body { write_key, calls } = match read {
         Ok(body) => body,
         Err(unreadable) => {
@@ -137,13 +163,25 @@ fn authorize(app: &App, headers: &HeaderMap, in_body: Option<String>) -> Result<
     if found { Ok(()) } else { Err(Problem::unauthorized()) }
 }
 
+#[derive(Serialize, ToSchema)]
+struct Moved {
+    clock: i64,
+    position: String,
+}
+
+/// Where the clock is to go.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is read by hand, and described here")]
+struct Clock {
+    /// Milliseconds; a lower clock is left as it is.
+    #[schema(minimum = 946684800000_i64, maximum = 4102444799999_i64)]
+    to: i64,
+}
+
 /// Moves the clock, where events do.
+#[utoipa::path(post, path = "/v1/clock", tag = "events", request_body = inline(Clock),
+    responses((status = 200, description = "Durable", body = Moved), UnknownOrNeedsLog))]
 pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Moved {
-        clock: i64,
-        position: String,
-    }
     app.log()?;
     if app.clock != ClockMode::Events {
         return Err(Problem::not_found("the clock moves with the wall; start with --clock events to move it yourself"));
@@ -153,7 +191,8 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
     let mut reader = Reader::new(text);
     let read = reader.object(|reader, key| {
         if key == "to" && reader.peek()? == Next::Number {
-            to = reader.number()?.parse::<i64>().ok();
+            let number = Number::parse(reader.number()?).map(|number| number.0);
+            to = number.filter(|millionths| millionths % Number::ONE.0 == 0).map(|whole| whole / Number::ONE.0);
             return Ok(());
         }
         reader.skip().map(|_| ())
