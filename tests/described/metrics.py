@@ -1,0 +1,21 @@
+"""Reads a page of numbers as Prometheus does, and says which families it holds."""
+
+import sys
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as strict
+from prometheus_client.parser import text_string_to_metric_families
+
+text = sys.stdin.read()
+names = []
+for family in text_string_to_metric_families(text):
+    assert family.type != "unknown" and family.documentation, family
+    names.append(family.name)
+    if family.type == "histogram":
+        buckets = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
+        counts = [sample.value for sample in family.samples if sample.name.endswith("_count")]
+        assert buckets == sorted(buckets) and buckets[-1] == counts[0], family
+assert len(names) == len(set(names)), names
+# The later format is the stricter one: it wants the same with counters by their bare names, and an end.
+openmetrics = text.replace("thalweg_records_total ", "thalweg_records ", 2) + "# EOF\n"
+assert [family.name for family in strict(openmetrics)] == names
+print("\n".join(names))
