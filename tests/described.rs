@@ -262,7 +262,8 @@ fn what_is_refused_is_logged_by_its_reason_and_not_by_whom() {
     let home = Home::new(SHOP);
     let server = home.start(&[]);
     let secret = "ada@example.org";
-    let call = |message_id: &str, timestamp: Value, event: &str| json!({"userId": secret, "event": event, "messageId": message_id, "timestamp": timestamp});
+    let call =
+        |id: &str, at: Value, event: &str| json!({"userId": secret, "event": event, "messageId": id, "timestamp": at});
     server.write("/v1/track", &call("m1", json!("2000-01-02T00:00:00Z"), secret));
     server.write("/v1/track", &call("m2", json!("yesterday"), secret));
     server.write("/v1/track", &call("m3", Value::Null, "a"));

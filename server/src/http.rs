@@ -138,7 +138,8 @@ fn also_at(name: &str, (schemas, mut paths, methods): UtoipaMethodRouter<App>) -
 }
 
 /// The page for people.
-#[utoipa::path(get, path = "/", tag = "process", responses((status = 200, description = "Here it is", body = String, content_type = "text/html")))]
+#[utoipa::path(get, path = "/", tag = "process",
+    responses((status = 200, description = "Here it is", body = String, content_type = "text/html")))]
 async fn front_page() -> Html<&'static str> {
     Html(include_str!("page.html"))
 }
@@ -151,20 +152,26 @@ async fn docs() -> Html<&'static str> {
 }
 
 /// The process lives.
-#[utoipa::path(get, path = "/healthz", tag = "process", responses((status = 200, description = "Here it is", body = String)))]
+#[utoipa::path(get, path = "/healthz", tag = "process",
+    responses((status = 200, description = "Here it is", body = String)))]
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// The process has read its log.
 #[utoipa::path(get, path = "/readyz", tag = "process",
-    responses((status = 200, description = "Here it is", body = String), (status = 503, description = "`not_yet`: it is being read", body = Problem, content_type = "application/problem+json")))]
+    responses(
+        (status = 200, description = "It has", body = String),
+        (status = 503, description = "`not_yet`: it is being read", body = Problem,
+            content_type = "application/problem+json"),
+    ))]
 async fn readyz() -> &'static str {
     "ready\n"
 }
 
 /// All doors, for programs: OpenAPI 3.1.
-#[utoipa::path(get, path = "/openapi.json", tag = "process", responses((status = 200, description = "Here it is", body = serde_json::Value)))]
+#[utoipa::path(get, path = "/openapi.json", tag = "process",
+    responses((status = 200, description = "Here it is", body = serde_json::Value)))]
 async fn openapi(Extension(Description(text)): Extension<Description>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response()
 }

@@ -116,6 +116,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Open {
     workers: usize,
+    log_is_read: bool,
     questions: HashMap<u64, Waiting>,
     steps: HashMap<u64, OpenStep>,
     /// The last step that closed.
@@ -352,7 +353,11 @@ impl Shared {
             }
             Response::Closed { number, mut intents, refused, .. } => {
                 for position in refused {
-                    tracing::info!(reason = Reason::RefusedEdge.name(), position, "a call was taken without its link");
+                    // What the log held is no news.
+                    if open.log_is_read {
+                        let reason = Reason::RefusedEdge.name();
+                        tracing::info!(reason, position, "a call was taken without its link");
+                    }
                     open.keep(position, Reason::RefusedEdge, DeadLetterAt::RefusedEdge);
                 }
                 let workers = open.workers;
@@ -603,6 +608,7 @@ impl Writer {
         while !open.steps.is_empty() {
             open = self.shared.closed.wait(open).expect("nobody panics while holding it");
         }
+        open.log_is_read = true;
         Ok(found)
     }
 }

@@ -17,7 +17,8 @@ use crate::writer::ClockMode;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Numbers for Prometheus.
-#[utoipa::path(get, path = "/metrics", tag = "process", responses((status = 200, description = "Numbers", body = String)))]
+#[utoipa::path(get, path = "/metrics", tag = "process",
+    responses((status = 200, description = "Numbers", body = String)))]
 pub(super) async fn metrics(State(app): State<App>) -> Response {
     let mut page = Exposition::default();
     of_the_process(&app, &mut page);
@@ -71,5 +72,45 @@ fn of_the_process(app: &App, page: &mut Exposition) {
     if let Some((bytes, segments)) = app.log.as_ref().map(|log| log.size()) {
         page.family("thalweg_log_bytes", "gauge", "What the log takes on the disk.").value(&[], bytes);
         page.family("thalweg_log_segments", "gauge", "Files of the log.").value(&[], segments);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::to_bytes;
+    use dataflows::definitions::Definitions;
+    use dataflows::plan::Plan;
+
+    use super::*;
+    use crate::outbox::Outbox;
+    use crate::templates::Templates;
+    use crate::writer::{AsOf, Found, Hub};
+
+    #[tokio::test]
+    async fn an_engine_that_does_not_answer_is_not_waited_for() {
+        let plan = Arc::new(Plan::new(Arc::new(Definitions::default())));
+        let hub = Hub::still(AsOf::default(), |_| {
+            std::thread::sleep(10 * PATIENCE);
+            Vec::new()
+        });
+        let templates = Templates::new(&plan.definitions);
+        let app = App {
+            outbox: Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default()),
+            hub,
+            plan,
+            segments: Arc::default(),
+            log: None,
+            clock: ClockMode::Wall,
+            now: || 5_000,
+            secret: [0; 16],
+            stopping: tokio::sync::watch::channel(false).1,
+        };
+        let answer = tokio::time::timeout(2 * PATIENCE, metrics(State(app))).await.expect("an answer comes");
+        let body = to_bytes(answer.into_body(), 1 << 20).await.expect("it is whole");
+        let text = String::from_utf8_lossy(&body);
+        assert!(text.contains("\nthalweg_clock_lag_seconds 5\n"), "{text}");
+        assert!(!text.contains("thalweg_profiles"), "{text}");
     }
 }
