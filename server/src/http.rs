@@ -234,7 +234,6 @@ fn json(answer: &impl Serialize) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use axum::routing::get;
 
     use super::*;
 
@@ -250,7 +249,7 @@ mod tests {
         let mut waits = std::pin::pin!(status("/v1/segments"));
         let waited = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waits).await;
         assert!(waited.is_err(), "nothing is answered before it is known");
-        opened.set(Router::new().route("/readyz", get(async || "ready\n"))).expect("it is set once");
+        opened.set(OpenApiRouter::new().routes(routes!(readyz)).into()).expect("it is set once");
         assert_eq!([waits.await, status("/readyz").await], [404, 200]);
     }
 }
