@@ -124,13 +124,15 @@ impl Run {
         let (mut dump, mut visits) = (Dump::default(), Visits::default());
         let plan = Arc::clone(&self.plan);
         let mut credit = vec![Credited::default(); plan.models().len()];
+        let mut followed = vec![0; plan.campaigns.len()];
         let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter();
-        let questions = questions.chain([Question::Totals, Question::Visits(Span::default())]);
+        let questions = questions.chain([Question::Totals, Question::Followed, Question::Visits(Span::default())]);
         let sought = |model: &Model| Sought { model: *model, conversion: None, span: Span::default() };
         let questions: Vec<_> = questions.chain(plan.models().iter().map(|of| Question::Credit(sought(of)))).collect();
         let models = questions.len() - credit.len();
         self.close(questions, |place, part| match part {
             Answer::Visits(part) => visits.add(part),
+            Answer::Followed(part, _) => followed.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
             Answer::Credit(part) => credit[place - models].add(part),
             Answer::Rows(part) => dump.rows[place].extend(server::rows::lines(&part, &plan.definitions)),
             Answer::Totals(part) => {
@@ -144,6 +146,10 @@ impl Run {
         dump.rows.iter_mut().chain([&mut dump.told]).for_each(|rows| rows.sort());
         let models = plan.models().iter().map(|model| model.name());
         assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
+        let names = plan.campaigns.iter().map(|campaign| campaign.name.to_string());
+        let followed: BTreeMap<_, _> = names.zip(followed).filter(|(_, count)| *count > 0).collect();
+        let lookback = plan.definitions.attribution.lookback;
+        assert_eq!(followed, totals::followed(&dump.rows[3], &dump.rows[4], lookback));
         Ok(dump)
     }
 
