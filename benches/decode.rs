@@ -27,7 +27,7 @@ fn main() {
         let started = Instant::now();
         let (mut lines, mut batch) = (0u32, Vec::new());
         for line in text.lines() {
-            batch.push(prepare(line, &mut decoder, &[1; 16]).expect("a click is an event"));
+            batch.push(prepare(line, 0, &mut decoder, &[1; 16]).expect("a click is an event"));
             lines += 1;
             if batch.len() == 1_000 {
                 batch.clear();

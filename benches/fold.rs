@@ -7,7 +7,8 @@ mod w1;
 
 use std::time::Instant;
 
-use dataflows::intake::{Prepared, Sequencer};
+use dataflows::admission::{Admission, Verdict};
+use dataflows::intake::Prepared;
 use dataflows::keyed::Keyed;
 use dataflows::plan::Plan;
 use dataflows::profile::Effects;
@@ -26,10 +27,8 @@ fn main() {
     let arrivals = clicks(sessions, 7, Arrival::Disordered);
     let plan = plan();
     let mut events = decoded(&plan, &arrivals);
-    let mut admission = dataflows::admission::Admission::new([1; 16]);
-    events.retain(|event| {
-        admission.decide(event.key, event.content, 0, 0, None) == dataflows::admission::Verdict::Accepted
-    });
+    let mut admission = Admission::default();
+    events.retain(|event| admission.decide(event.entry, false) == Verdict::Accepted);
     for step in [1_000, 10_000] {
         let (mut yardstick, mut decided, mut folds) = (f64::MAX, f64::MAX, f64::MAX);
         for _ in 0..rounds {
@@ -53,12 +52,9 @@ fn main() {
 }
 
 fn decide(steps: Vec<Vec<Prepared>>) {
-    let mut sequencer = Sequencer::new([1; 16], None);
-    for step in steps {
-        for prepared in step {
-            sequencer.admit_by_its_time(1, prepared);
-        }
-        drop(sequencer.close());
+    let mut admission = Admission::default();
+    for prepared in steps.into_iter().flatten() {
+        assert_eq!(admission.decide(prepared.entry, false), Verdict::Accepted);
     }
 }
 

@@ -51,13 +51,13 @@ struct Folding {
 impl Folding {
     fn new(plan: Arc<Plan>) -> Folding {
         let (keyed, effects) = (Keyed::default(), Effects::new(&plan));
-        Folding { plan, keyed, effects, admission: Admission::new([1; 16]), clock: 0, events: 0, taken: Duration::ZERO }
+        Folding { plan, keyed, effects, admission: Admission::default(), clock: 0, events: 0, taken: Duration::ZERO }
     }
 
     /// Takes clicks in steps; neither decoding nor the search for duplicates is timed.
     fn take(&mut self, clicks: &[Click], step: usize) {
         let mut events = decoded(&self.plan, clicks);
-        events.retain(|event| self.admission.decide(event.key, event.content, 0, 0, None) == Verdict::Accepted);
+        events.retain(|event| self.admission.decide(event.entry, false) == Verdict::Accepted);
         self.events += events.len();
         let mut events = events.into_iter();
         let started = Instant::now();

@@ -5,7 +5,6 @@ fn main() {
     utoipa_config::Config::new()
         .alias_for("EcoString", "String")
         .alias_for("Millis", "i64")
-        .alias_for("Printed", "serde_json::Value")
         .alias_for("RawValue", "serde_json::Value")
         .write_to_file();
 }

@@ -374,6 +374,17 @@ fn told_traits_take_the_latest_value_and_null_removes() {
 }
 
 #[test]
+fn an_identify_call_without_traits_has_those_of_its_context() {
+    let lines = [
+        identify("u", "1", 10, r#""context":{"traits":{"plan":"pro"}}"#),
+        identify("u", "2", 20, r#""traits":{},"context":{"traits":{"age":7}}"#),
+        identify("u", "3", 30, r#""traits":{"age":8},"context":{"traits":{"plan":"free"}}"#),
+        call("group", r#""userId":"u""#, "4", 40, r#""context":{"traits":{"plan":"group"}}"#),
+    ];
+    assert_eq!(profile(&run("{}", &lines), 0, "traits"), r#"{"age":8,"plan":"pro"}"#);
+}
+
+#[test]
 fn consent_is_the_latest_answer_since_it_last_changed() {
     let consent = |m: &str, at: i64, answers: &str| {
         let rest = format!(r#""context":{{"consent":{{"categoryPreferences":{{{answers}}}}}}}"#);

@@ -373,7 +373,7 @@ fn recorded(data: &Path) -> Vec<String> {
     let log = Log::open(data).expect("the log is sound").log;
     let mut reader = log.reader();
     let mut lines = Vec::new();
-    while let Some(record) = reader.next().expect("the log is sound") {
+    while let Some((record, _)) = reader.next().expect("the log is sound") {
         match record.kind {
             EVENT => lines.push(record::decode_event(record.payload).expect("an event").3.to_owned()),
             CLOCK => {

@@ -4,11 +4,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
 use dataflows::definitions::Definitions;
-use dataflows::engine::{Config, Engine};
+use dataflows::engine::{Acceptance, Config, Engine};
 use dataflows::event::Decoder;
-use dataflows::intake::{Line, Prepared, Sequencer, prepare};
+use dataflows::intake::{Prepared, prepare};
 use dataflows::plan::Plan;
-use dataflows::protocol::{Answer, Question, Response};
+use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step};
 use dataflows::total::Total;
 use dataflows::value::Value;
 use ecow::EcoString;
@@ -35,8 +35,8 @@ pub fn decoded(plan: &Plan, clicks: &[Click]) -> Vec<Prepared> {
     let prepared = clicks.iter().map(|click| {
         text.clear();
         line(click, &mut text);
-        match prepare(&text, &mut decoder, &SECRET) {
-            Ok(Line::Event(prepared)) => prepared,
+        match prepare(&text, 0, &mut decoder, &SECRET) {
+            Ok(Record::Event(prepared)) => prepared,
             other => panic!("a click is an event: {other:?}"),
         }
     });
@@ -72,7 +72,7 @@ impl ByHand {
     pub fn apply(&mut self, events: &[Prepared]) {
         for prepared in events {
             let event = &prepared.event;
-            if !self.seen.insert(prepared.key) {
+            if !self.seen.insert(prepared.entry) {
                 continue;
             }
             let next = self.users.len() as u32;
@@ -106,34 +106,36 @@ impl ByHand {
 /// A running engine under W1's definitions.
 pub struct Running {
     engine: Engine,
-    sequencer: Sequencer,
+    step: Step,
     closed: Arc<AtomicU64>,
-    answers: Receiver<Answer>,
-    steps: u64,
-    position: u64,
+    asked: Receiver<Closed>,
 }
 
 impl Running {
     pub fn start(plan: Arc<Plan>, workers: usize) -> Running {
-        let (told, answers) = channel();
+        let (told, asked) = channel();
         let closed = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&closed);
         let driver = std::thread::current();
-        let engine = Engine::start(Config { workers, plan }, move |response| match response {
-            Response::Closed { .. } => {
-                count.fetch_add(1, Ordering::Release);
-                driver.unpark();
+        let config = Config { workers, plan, acceptance: Acceptance::AnyTime };
+        let engine = Engine::start(config, move |response| {
+            let Response::Closed(step) = response else { return };
+            let number = step.number;
+            if !step.answers.is_empty() {
+                let _ = told.send(step);
             }
-            Response::Answer { part, .. } => drop(told.send(part)),
+            count.store(number, Ordering::Release);
+            driver.unpark();
         });
-        Running { engine, sequencer: Sequencer::new(SECRET, None), closed, answers, steps: 0, position: 0 }
+        Running { engine, step: Step::first(), closed, asked }
     }
 
     /// One step.
     pub fn step(&mut self, clicks: impl IntoIterator<Item = Prepared>) {
-        for prepared in clicks {
-            self.position += 1;
-            self.sequencer.admit_by_its_time(self.position, prepared);
+        for mut prepared in clicks {
+            self.step.position += 1;
+            prepared.place(self.step.position);
+            self.step.record(Record::Event(prepared));
         }
         self.close(STEPS_OPEN_MAX);
     }
@@ -144,25 +146,24 @@ impl Running {
     }
 
     fn close(&mut self, open: u64) {
-        self.engine.step(self.sequencer.close());
-        self.steps += 1;
+        self.engine.step(self.step.close());
         self.wait_for(open);
     }
 
     fn wait_for(&self, open: u64) {
-        let workers = self.engine.workers() as u64;
-        while self.closed.load(Ordering::Acquire) + open * workers < self.steps * workers {
+        while self.closed.load(Ordering::Acquire) + open + 1 < self.step.number {
             std::thread::park();
         }
     }
 
     /// The figures, but for the digest of intents, which the engine does not keep.
     pub fn figures(&mut self) -> Figures {
-        self.sequencer.ask(0, Question::Totals);
-        let clock = self.sequencer.clock();
+        self.step.questions.push((0, Question::Totals));
         self.close(0);
-        let mut figures = Figures { clock, ..Figures::default() };
-        while let Ok(Answer::Totals(totals)) = self.answers.try_recv() {
+        let closed = self.asked.recv().expect("what is asked is answered");
+        let mut figures = Figures { clock: closed.clock, ..Figures::default() };
+        for (_, part) in closed.answers {
+            let Answer::Totals(totals) = part else { continue };
             for (total, sum) in totals {
                 count(&mut figures, &total, sum);
             }

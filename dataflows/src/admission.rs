@@ -1,18 +1,18 @@
 //! Admission: what becomes of a record is decided once, by its place in the log.
 //!
 //! A pure fold over the records in log order, so that live, replay and restart decide alike. It knows every key it has
-//! seen, for as long as the log is kept; what a record means is none of its business.
+//! seen, for as long as the log is kept; what a record means is none of its business. Since a verdict looks at the
+//! records of one own id alone (and at the stamp), each worker decides on the ids that are its own.
 
 use std::hash::Hasher;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::time::Millis;
-
 /// What becomes of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Verdict {
     /// It counts.
     Accepted,
@@ -22,6 +22,24 @@ pub enum Verdict {
     Conflict,
     /// Older than the lateness allows.
     TooLate,
+    /// It counts, but not its edge: that would have joined too many ids.
+    RefusedEdge,
+    /// It is no event.
+    Invalid,
+}
+
+impl Verdict {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Accepted => "accepted",
+            Verdict::Duplicate => "duplicate",
+            Verdict::Conflict => "conflict",
+            Verdict::TooLate => "too_late",
+            Verdict::RefusedEdge => "refused_edge",
+            Verdict::Invalid => "invalid",
+        }
+    }
 }
 
 /// All keys accepted so far.
@@ -30,7 +48,6 @@ pub enum Verdict {
 /// table doubles when it is full: one large one would have to be there twice.
 #[derive(Debug)]
 pub struct Admission {
-    secret: [u8; 16],
     seen: Vec<HashTable<u128>>,
 }
 
@@ -43,50 +60,46 @@ fn hash(entry: &u128) -> u64 {
     (*entry >> 32) as u64
 }
 
+impl Default for Admission {
+    fn default() -> Self {
+        Admission { seen: vec![HashTable::new(); TABLES] }
+    }
+}
+
+/// What admission knows a record by: the key of its own id and message id, and a part of its content's fingerprint.
+/// The secret keys the hash, so that nobody outside can make two of them meet.
+pub fn entry(secret: &[u8; 16], own: &str, message_id: &str, content: u64) -> u128 {
+    let mut hasher = SipHasher13::new_with_key(secret);
+    hasher.write(own.as_bytes());
+    // No byte of UTF-8 is 0xff, so the two cannot run into each other.
+    hasher.write_u8(0xff);
+    hasher.write(message_id.as_bytes());
+    hasher.finish128().as_u128() & KEY | u128::from(content as u32)
+}
+
 impl Admission {
-    /// Nothing seen. The secret keys the hashes of ids, so that nobody outside can make two of them meet.
-    pub fn new(secret: [u8; 16]) -> Self {
-        Admission { secret, seen: vec![HashTable::new(); TABLES] }
+    fn table(entry: u128) -> usize {
+        (entry >> 96) as usize % TABLES
     }
 
-    fn table(key: u128) -> usize {
-        (key >> 96) as usize % TABLES
-    }
-
-    /// The key of a record: its own id and message id, hashed under `secret`.
-    pub fn key(secret: &[u8; 16], own: &str, message_id: &str) -> u128 {
-        let mut hasher = SipHasher13::new_with_key(secret);
-        hasher.write(own.as_bytes());
-        // No byte of UTF-8 is 0xff, so the two cannot run into each other.
-        hasher.write_u8(0xff);
-        hasher.write(message_id.as_bytes());
-        hasher.finish128().as_u128()
-    }
-
-    /// The secret under which keys are made.
-    pub fn secret(&self) -> &[u8; 16] {
-        &self.secret
-    }
-
-    /// Decides on the next record of the log. `received_at` is the clock with which the log stamped it.
-    pub fn decide(
-        &mut self,
-        key: u128,
-        content: u64,
-        timestamp: Millis,
-        received_at: Millis,
-        lateness: Option<Millis>,
-    ) -> Verdict {
-        let same = |entry: &u128| entry & KEY == key & KEY;
-        match self.seen[Self::table(key)].entry(hash(&key), same, hash) {
-            Entry::Occupied(seen) if *seen.get() as u32 == content as u32 => Verdict::Duplicate,
+    /// Decides on the next record of the log.
+    pub fn decide(&mut self, entry: u128, is_late: bool) -> Verdict {
+        let same = |seen: &u128| seen & KEY == entry & KEY;
+        match self.seen[Self::table(entry)].entry(hash(&entry), same, hash) {
+            Entry::Occupied(seen) if *seen.get() as u32 == entry as u32 => Verdict::Duplicate,
             Entry::Occupied(_) => Verdict::Conflict,
-            Entry::Vacant(_) if lateness.is_some_and(|lateness| timestamp < received_at - lateness) => Verdict::TooLate,
+            Entry::Vacant(_) if is_late => Verdict::TooLate,
             Entry::Vacant(new) => {
-                new.insert(key & KEY | u128::from(content as u32));
+                new.insert(entry);
                 Verdict::Accepted
             }
         }
+    }
+
+    /// Whether a record of this key was accepted; its content does not matter.
+    pub fn has(&self, entry: u128) -> bool {
+        let same = |seen: &u128| seen & KEY == entry & KEY;
+        self.seen[Self::table(entry)].find(hash(&entry), same).is_some()
     }
 }
 
@@ -96,13 +109,15 @@ mod tests {
 
     #[test]
     fn the_first_accepted_record_of_a_key_stands() {
-        let mut admission = Admission::new([7; 16]);
-        let key = Admission::key(admission.secret(), "ada", "m1");
+        let mut admission = Admission::default();
+        let of = |content| entry(&[7; 16], "ada", "m1", content);
         // Too late is not accepted, so what comes after it under that key is new.
-        assert_eq!(admission.decide(key, 1, 99, 200, Some(100)), Verdict::TooLate);
-        assert_eq!(admission.decide(key, 2, 100, 200, Some(100)), Verdict::Accepted);
-        assert_eq!(admission.decide(key, 2, 100, 900, Some(100)), Verdict::Duplicate);
-        assert_eq!(admission.decide(key, 1, 800, 900, Some(100)), Verdict::Conflict);
-        assert_ne!(key, Admission::key(admission.secret(), "adam", "1"));
+        assert_eq!(admission.decide(of(1), true), Verdict::TooLate);
+        assert!(!admission.has(of(1)));
+        assert_eq!(admission.decide(of(2), false), Verdict::Accepted);
+        assert_eq!(admission.decide(of(2), true), Verdict::Duplicate);
+        assert_eq!(admission.decide(of(1), true), Verdict::Conflict);
+        assert!(admission.has(of(9)));
+        assert_ne!(of(1), entry(&[7; 16], "adam", "1", 1));
     }
 }

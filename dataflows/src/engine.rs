@@ -1,47 +1,46 @@
 //! The engine: workers that turn the wheel, and the handle by which the server feeds them.
 //!
 //! ```text
-//!  records ──exchange on own id─────────▶ Profiles ──▶ totals (arranged)
-//!                                         ▲  ▲  │
-//!  links ──▶ Identity ──homes, moves──────┘  └──┘ what belongs to a person kept by another worker
-//!            one worker
+//!  records ──exchange on own id──▶ Acceptance ──────────▶ Profiles ──▶ totals (arranged)
+//!                                      │                   ▲  ▲  │
+//!                                      └──links──▶ Identity─┘  └──┘ what belongs to a person kept by another worker
+//!                                                  one worker
 //! ```
-//! A step has two beats. In the first, records reach the worker of their own id, which most often keeps their person
-//! too; what does not belong there, and histories whose person changed, is sent on. In the second, when all of that has
-//! arrived on every worker, each history that changed or has something due is stepped once, and questions are answered.
-//! Outputs belong to the second beat, so nobody ever sees a person twice or not at all.
+//! Acceptance decides on each record by its place in the log, when all records of a step have arrived. Then a step has
+//! two beats. In the first, what counts is at the worker of its own id, which most often keeps the person too; what
+//! does not belong there, and histories whose person changed, is sent on. In the second, when all of that has arrived
+//! on every worker, each history that changed or has something due is stepped once, and questions are answered. Outputs
+//! belong to the second beat, so nobody ever sees a person twice or not at all.
 
+mod acceptance;
 mod assemble;
 mod profiles;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
-use differential_dataflow::trace::cursor::cursor_list;
-use differential_dataflow::trace::{Cursor, TraceReader};
-use timely::progress::frontier::{Antichain, AntichainRef};
+use timely::communication::AllocatorBuilder;
+use timely::communication::allocator::ProcessBuilder;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::allocator::zero_copy::stream::Stream;
+use timely::execute::execute_from;
 use timely::worker::Worker;
+use timely::{CommunicationConfig, WorkerConfig};
 
 use crate::plan::Plan;
-use crate::protocol::{Answer, Command, Question, Response, Step};
-use crate::time::Millis;
-use crate::total::Total;
+use crate::protocol::{Closed, Command, Response, Step};
 
-use assemble::{Outputs, Totals};
+use assemble::{Now, Saying, assemble};
 
-/// Logical time: the clock in the high half; the step's number and, last, its beat in the low half.
-pub type Time = u128;
+/// Logical time: the step's number and, last, its beat.
+pub type Time = u64;
 
 /// The first beat of a step.
 fn time_of(step: &Step) -> Time {
-    (step.clock as u128) << 64 | u128::from(step.number) << 1
-}
-
-/// The clock of a time, ms.
-fn clock_of(time: Time) -> Millis {
-    (time >> 64) as Millis
+    step.number << 1
 }
 
 /// How the engine runs.
@@ -51,6 +50,30 @@ pub struct Config {
     pub workers: usize,
     /// The definitions that hold at the start.
     pub plan: Arc<Plan>,
+    /// What acceptance looks at.
+    pub acceptance: Acceptance,
+}
+
+/// What the acceptance of a record looks at, beside those that were accepted before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceptance {
+    /// The clock with which the log stamped it. Each worker decides on the ids that are its own.
+    Stamped,
+    /// The clock as events move it, so that it takes all records before it to know what is too late: one worker decides
+    /// on all.
+    InOrder,
+    /// Events move the clock, and none is too late. Each worker decides on the ids that are its own.
+    AnyTime,
+}
+
+/// The other processes that make one engine with this one. All run the same definitions with as many workers.
+pub struct Peers<S> {
+    /// This process's number.
+    pub process: usize,
+    /// Connections to the others by their numbers; none to itself.
+    pub connections: Vec<Option<S>>,
+    /// Told, from any thread, that the connection to another is lost: nothing will close any more.
+    pub lost: Box<dyn Fn(usize) + Send + Sync>,
 }
 
 /// The running engine. Dropping it stops the workers after what they were given.
@@ -61,7 +84,7 @@ pub struct Engine {
 }
 
 /// The way to a worker: what it is to do, and its thread, which sleeps when it has nothing to do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Door {
     commands: Sender<Command>,
     thread: Thread,
@@ -75,51 +98,94 @@ impl Door {
     }
 }
 
+/// The way to the engine for letters to other processes; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Post(Door);
+
+impl Post {
+    /// Sends a letter to a process.
+    pub fn send(&self, to: usize, letter: Vec<u8>) {
+        self.0.give(Command::Letter(to, letter));
+    }
+}
+
 impl Engine {
-    /// Starts the workers. `respond` is called from their threads with everything they say, in the order of steps
-    /// for each worker.
-    pub fn start(config: Config, respond: impl Fn(Response) + Send + Sync + 'static) -> Engine {
-        let (commands, inboxes): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| channel()).unzip();
+    /// Starts the workers. `heard` is called from the thread of one of them: with each step that closes, in order.
+    pub fn start(config: Config, heard: impl Fn(Response) + Send + Sync + 'static) -> Engine {
+        let count = config.workers;
+        Engine::run(config, 0, Box::new(heard), move || CommunicationConfig::Process(count).try_build())
+    }
+
+    /// Starts the workers of one of several processes. It waits for none: what the others have yet to do is waited for
+    /// where a step needs it.
+    pub fn start_among<S: Stream + 'static>(
+        config: Config,
+        peers: Peers<S>,
+        heard: impl Fn(Response) + Send + Sync + 'static,
+    ) -> Engine {
+        let Peers { process, connections, lost } = peers;
+        let count = config.workers;
+        // The threads that read and write the connections end by a panic where the other side is gone.
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            let peer = thread.name().and_then(|name| name.strip_prefix("timely:")?.rsplit_once('-')?.1.parse().ok());
+            match peer {
+                Some(peer) => lost(peer),
+                None => before(panic),
+            }
+        }));
+        Engine::run(config, process, Box::new(heard), move || {
+            let hooks = timely::communication::Hooks::default();
+            let inside = ProcessBuilder::new_typed_vector(count, hooks.refill.clone(), hooks.spill.clone());
+            let (workers, guard) = initialize_networking_from_sockets(inside, connections, process, count, hooks)
+                .map_err(|error| error.to_string())?;
+            Ok((workers.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
+        })
+    }
+
+    fn run(
+        config: Config,
+        process: usize,
+        heard: Box<dyn Fn(Response) + Send + Sync>,
+        allocate: impl FnOnce() -> Result<(Vec<AllocatorBuilder>, Box<dyn Any + Send>), String> + Send + 'static,
+    ) -> Engine {
+        let Config { workers: count, plan, acceptance } = config;
+        let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| channel()).unzip();
         let (awake, threads) = channel();
         let inboxes: Vec<_> = inboxes.into_iter().map(|inbox| Mutex::new(Some(inbox))).collect();
-        let plan = config.plan;
         let workers = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let respond = Arc::new(respond);
-            let guards = timely::execute(timely::Config::process(config.workers), move |worker| {
-                let _ = awake.send((worker.index(), std::thread::current()));
-                let inbox = inboxes[worker.index()].lock().expect("no worker holds this lock twice").take();
-                run(worker, inbox.expect("each worker takes its own"), Arc::clone(&plan), &*respond);
+            let (allocators, guard) = allocate().expect("threads of one process need no network, and others have it");
+            let guards = execute_from(allocators, guard, WorkerConfig::default(), move |worker| {
+                let local = worker.index() % count;
+                let _ = awake.send((local, std::thread::current()));
+                let inbox = inboxes[local].lock().expect("no worker holds this lock twice").take();
+                let inbox = inbox.expect("each worker takes its own");
+                let (mut inputs, mut outputs) = assemble(worker, Arc::clone(&plan), acceptance, count);
+                turn(worker, process, &inbox, &mut inputs, &mut outputs, &*heard);
             });
-            drop(guards.expect("threads of one process need no network"));
+            drop(guards.expect("the system gives threads"));
         });
-        let mut threads: Vec<_> = threads.iter().take(config.workers).collect();
-        threads.sort_unstable_by_key(|(index, _)| *index);
+        let mut threads: Vec<_> = threads.iter().take(count).collect();
+        threads.sort_unstable_by_key(|(local, _)| *local);
         let doors = commands.into_iter().zip(threads).map(|(commands, (_, thread))| Door { commands, thread });
         Engine { doors: doors.collect(), workers: Some(workers.expect("the system gives a thread")) }
     }
 
-    /// How many workers there are.
-    pub fn workers(&self) -> usize {
-        self.doors.len()
+    /// The way for letters to other processes.
+    pub fn post(&self) -> Post {
+        Post(self.doors[0].clone())
     }
 
     /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
     pub fn step(&self, step: Step) {
-        let Step { number, clock, records, links, plan, questions } = step;
-        let mut shares: Vec<Vec<_>> = self.doors.iter().map(|_| Vec::new()).collect();
-        for (place, chunk) in records.into_iter().enumerate() {
-            shares[place % self.doors.len()].push(chunk);
-        }
-        let mut links = Some(links);
-        for (door, records) in self.doors.iter().zip(shares) {
-            let step = Step {
-                number,
-                clock,
-                records,
-                links: links.take().unwrap_or_default(),
-                plan: plan.clone(),
-                questions: questions.clone(),
-            };
+        let Step { number, position, clock, lateness, records, plan, mut questions } = step;
+        let (mut chunks, workers) = (records.into_iter(), self.doors.len());
+        for (index, door) in self.doors.iter().enumerate() {
+            // What follows each other stays together, so that whoever gathers it finds it in order.
+            let share = chunks.len().div_ceil(workers - index);
+            let (records, questions) = (chunks.by_ref().take(share).collect(), std::mem::take(&mut questions));
+            let step = Step { number, position, clock, lateness, records, plan: plan.clone(), questions };
             door.give(Command::Step(step));
         }
     }
@@ -140,89 +206,57 @@ impl Drop for Engine {
 const STEPS_OPEN_MAX: usize = 4;
 
 /// One worker's life.
-fn run(worker: &mut Worker, inbox: Receiver<Command>, plan: Arc<Plan>, respond: &(dyn Fn(Response) + Send + Sync)) {
-    let (mut inputs, mut outputs) = assemble::assemble(worker, plan);
-    let mut open: BTreeMap<Time, (u64, Vec<(u64, Question)>)> = BTreeMap::new();
+fn turn(
+    worker: &mut Worker,
+    process: usize,
+    inbox: &Receiver<Command>,
+    inputs: &mut assemble::Inputs,
+    outputs: &mut assemble::Outputs,
+    heard: &(dyn Fn(Response) + Send + Sync),
+) {
+    let mut open: BTreeMap<Time, u64> = BTreeMap::new();
     let mut stopping = false;
     loop {
         while open.len() < STEPS_OPEN_MAX && !stopping {
             match inbox.try_recv() {
                 Ok(Command::Step(step)) => {
                     let time = time_of(&step);
-                    open.insert(time, (step.number, step.questions.clone()));
-                    inputs.give(worker.index(), time, step);
+                    open.insert(time, step.number);
+                    inputs.give(time, step);
                 }
+                Ok(Command::Letter(to, letter)) => inputs.send(process, to, letter),
                 Err(TryRecvError::Empty) => break,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
             }
         }
         if stopping && open.is_empty() {
-            break;
+            return;
         }
         worker.step_or_park(None);
+        outputs.letters().into_iter().for_each(|(from, letter)| heard(Response::Letter(from, letter)));
         while let Some(first) = open.first_entry().filter(|first| outputs.is_closed(*first.key())) {
-            let (time, (number, questions)) = first.remove_entry();
-            close(worker.index(), time, number, questions, &mut outputs, respond);
+            let (time, number) = first.remove_entry();
+            let said = outputs.take(time);
+            // The first worker of a process speaks for it.
+            if !said.is_empty() {
+                heard(Response::Closed(told(number, said)));
+            }
         }
     }
-    drop(inputs);
-    while worker.step() {}
 }
 
-/// A step is closed: tells what it brought, answers what was asked at it, and lets the totals forget its time.
-fn close(
-    worker: usize,
-    time: Time,
-    number: u64,
-    questions: Vec<(u64, Question)>,
-    outputs: &mut Outputs,
-    respond: &(dyn Fn(Response) + Send + Sync),
-) {
-    let said = outputs.take(time);
-    let mut answers: BTreeMap<u64, Answer> = said.answers.into_iter().collect();
-    for (number, question) in questions {
-        let part = match question {
-            Question::Totals => Answer::Totals(totals_at(&mut outputs.totals, time + 1)),
-            Question::Deadlines { .. } => {
-                let deadlines = match answers.remove(&number) {
-                    Some(Answer::Deadlines(deadlines, _)) => deadlines,
-                    _ => Vec::new(),
-                };
-                Answer::Deadlines(deadlines, totals_at(&mut outputs.totals, time + 1))
+/// A closed step, from all that was said of it.
+fn told(number: u64, said: Vec<Saying>) -> Closed {
+    let mut closed = Closed { number, ..Closed::default() };
+    for saying in said {
+        match saying {
+            Saying::Now(Now { position, clock, accepted }) => {
+                (closed.position, closed.clock, closed.accepted) = (position, clock, accepted);
             }
-            Question::Followed => {
-                let followed = match answers.remove(&number) {
-                    Some(Answer::Followed(followed, _)) => followed,
-                    _ => Vec::new(),
-                };
-                Answer::Followed(followed, totals_at(&mut outputs.totals, time + 1))
-            }
-            _ => answers.remove(&number).unwrap_or(Answer::Nothing),
-        };
-        respond(Response::Answer { worker, question: number, part });
-    }
-    let frontier = Antichain::from_elem(time + 1);
-    outputs.totals.set_logical_compaction(frontier.borrow());
-    outputs.totals.set_physical_compaction(frontier.borrow());
-    respond(Response::Closed { worker, number, intents: said.intents, refused: said.refused });
-}
-
-/// The totals that this worker keeps, as of a time.
-fn totals_at(totals: &mut Totals, time: Time) -> Vec<(Total, i128)> {
-    let batches = totals.batches_through(AntichainRef::new(&[])).expect("nothing reads beyond the whole");
-    let (mut cursor, storage) = cursor_list(batches);
-    let mut found = Vec::new();
-    while cursor.key_valid(&storage) {
-        let mut sum = 0;
-        cursor.map_times(&storage, |at, change| {
-            if *at <= time {
-                sum += *change;
-            }
-        });
-        if sum != 0 {
-            found.push((Total::clone(&cursor.key(&storage).total), sum));
+            Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
+            Saying::Intent(intent, change) => closed.intents.push((intent, change)),
+            Saying::Answer(number, part) => closed.answers.push((number, part)),
         }
-        cursor.step_key(&storage);
     }
-    found
+    closed
 }

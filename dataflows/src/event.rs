@@ -261,6 +261,8 @@ pub struct Call<'a> {
     properties: Vec<Member<'a>>,
     traits: Vec<Member<'a>>,
     context: Option<&'a str>,
+    /// `context.traits`
+    traits_in_context: Option<&'a str>,
     surroundings: Context,
     /// `context.userAgent`
     agent: Option<Cow<'a, str>>,
@@ -340,12 +342,13 @@ impl<'a> Call<'a> {
             }
             "context" => {
                 self.surroundings = Context::default();
-                self.agent = None;
+                (self.agent, self.traits_in_context) = (None, None);
                 let start = reader.clone();
                 return match reader.peek()? {
                     Next::Null => reader.null().map(|()| None),
                     Next::Object => {
-                        read_context(reader, &mut self.surroundings, &mut self.agent)?;
+                        let traits = &mut self.traits_in_context;
+                        read_context(reader, &mut self.surroundings, &mut self.agent, traits)?;
                         self.context = Some(reader.since(&start));
                         Ok(None)
                     }
@@ -386,6 +389,10 @@ impl<'a> Call<'a> {
         }
         if self.user.is_none() && self.anonymous.is_none() {
             return Err(Rejection::new(Reason::NoId, "neither `userId` nor `anonymousId` is a non-empty string"));
+        }
+        // RudderStack's browsers tell them there alone.
+        if let (Kind::Identify, true, Some(text)) = (self.kind, self.traits.is_empty(), self.traits_in_context) {
+            self.written[3] = Reader::new(text).members(&mut self.traits)?;
         }
         self.content = self.fingerprint();
         self.timestamp = self.timestamp.or(self.original);
@@ -643,6 +650,7 @@ fn read_context<'a>(
     reader: &mut Reader<'a>,
     context: &mut Context,
     agent: &mut Option<Cow<'a, str>>,
+    traits: &mut Option<&'a str>,
 ) -> Result<(), Fault> {
     let mut campaign: [Option<EcoString>; 3] = [None, None, None];
     reader.object(|reader, key| {
@@ -654,6 +662,10 @@ fn read_context<'a>(
             "os" => members(reader, &["name"], |_, os| context.os = Some(os))?,
             "campaign" => members(reader, &["name", "source", "medium"], |which, part| campaign[which] = Some(part))?,
             "consent" => read_consent(reader, &mut context.consent)?,
+            "traits" => {
+                let is_object = reader.peek()? == Next::Object;
+                *traits = Some(reader.skip()?).filter(|_| is_object);
+            }
             _ => {
                 reader.skip()?;
             }

@@ -27,8 +27,6 @@ pub enum Change {
     Unlink(Id, Id),
     /// An event was taken back: own id, message id.
     Retract(Id, EcoString),
-    /// From now on no component grows beyond so many ids by an edge that is accepted.
-    Limit(usize),
 }
 
 /// A person's ids, where they changed.
@@ -102,6 +100,11 @@ impl Identity {
         }
     }
 
+    /// From now on no component grows beyond so many ids by an edge that is accepted.
+    pub fn limit(&mut self, ids_max: usize) {
+        self.ids_max = ids_max;
+    }
+
     /// Applies changes in log order, up to `clock`.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>, clock: Millis) -> Outcome {
         let mut refused = Vec::new();
@@ -116,7 +119,6 @@ impl Identity {
                     }
                 }
                 Change::Unlink(a, b) => self.unlink(&a, &b),
-                Change::Limit(ids_max) => self.ids_max = ids_max,
                 Change::Retract(own, message_id) => self.retract(own, message_id),
             }
         }

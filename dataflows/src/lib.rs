@@ -10,18 +10,19 @@ pub mod admission; // what becomes of a record
 pub mod agent; // what devices say of themselves
 pub mod condition; // what is asked of it
 pub mod definitions; // what the marketer wrote
-pub mod engine;
+pub mod engine; // who turns the wheel
 pub mod event; // what happened
 pub mod history; // the one mechanism: a history and what it folds to
 pub mod identity; // who is whom
-pub mod intake; // from lines to steps
+pub mod intake; // from lines to records
 pub mod json; // how it is read
 pub mod keyed; // histories by key
 pub mod number; // exact decimals
+pub mod place; // where a record stands
 pub mod plan; // the definitions, ready to run
 pub mod profile; // everything that is true of one person
 pub mod protocol; // what may be asked of the engine, and what it says
 pub mod time; // instants and spans, in ms
 pub mod total; // what is counted over people
 pub mod value; // what events carry
-pub mod vocabulary; // what of an event that makes worth keeping // who turns the wheel
+pub mod vocabulary; // what of an event that makes worth keeping

@@ -8,21 +8,32 @@ use std::sync::Arc;
 use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
-use crate::event::Event;
-use crate::identity;
+use crate::admission::Verdict;
+use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
 use crate::profile::sums::{Credited, Sought, Span, Visits};
 use crate::time::Millis;
 use crate::total::Total;
 
-/// What enters the engine, to every worker alike.
+/// What enters the engine.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// One step; each worker's share of the records is in its own copy.
+    /// A step. In every process it has the same number, and that process's records.
     Step(Step),
-    /// No more steps will come; the workers end.
+    /// Something that one process has to tell another: to which, and what. It belongs to no step.
+    Letter(usize, Vec<u8>),
+    /// No more steps will come.
     Stop,
+}
+
+/// What leaves the engine.
+#[derive(Clone, Debug)]
+pub enum Response {
+    /// A step is closed.
+    Closed(Closed),
+    /// Another process tells something: which, and what.
+    Letter(usize, Vec<u8>),
 }
 
 /// One step of logical time.
@@ -30,29 +41,94 @@ pub enum Command {
 pub struct Step {
     /// Its number: steps are numbered 1, 2, 3, …
     pub number: u64,
-    /// The clock at its end, ms; never lower than that of an earlier step.
+    /// The last log position that it includes.
+    pub position: u64,
+    /// The clock at its end, ms, as far as records do not move it further; never lower than that of an earlier step.
     pub clock: Millis,
-    /// What is recorded, in chunks that travel as they are.
+    /// How late a record of it may be, ms; none: as late as it likes.
+    pub lateness: Option<Millis>,
+    /// What is recorded, in chunks that travel as they are. Positions grow from chunk to chunk, and in each.
     pub records: Vec<Vec<Record>>,
-    /// What changes who is whom, each with its log position.
-    pub links: Vec<(u64, identity::Change)>,
     /// The definitions that hold from this step on, if they change with it.
     pub plan: Option<Arc<Plan>>,
-    /// Questions, each under a number that its answers carry.
+    /// Questions, each under a number that its answer carries.
     pub questions: Vec<(u64, Question)>,
 }
 
-/// Something on the one road: what is recorded, and what each worker adds to a step.
+/// Records in a chunk: of a size that allocators hand out again, and not so few that workers starve.
+const CHUNK: usize = 128;
+
+impl Step {
+    /// The first step, with nothing in it.
+    pub fn first() -> Step {
+        Step {
+            number: 1,
+            position: 0,
+            clock: 0,
+            lateness: None,
+            records: Vec::new(),
+            plan: None,
+            questions: Vec::new(),
+        }
+    }
+
+    /// Something is recorded next.
+    pub fn record(&mut self, record: Record) {
+        match self.records.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(record),
+            _ => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(record);
+                self.records.push(chunk);
+            }
+        }
+    }
+
+    /// How many records and questions it holds.
+    pub fn len(&self) -> usize {
+        self.records.iter().map(Vec::len).sum::<usize>() + self.questions.len()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends this step: gives it, and is the next.
+    pub fn close(&mut self) -> Step {
+        let Step { number, position, clock, lateness, .. } = *self;
+        let next = Step { number: number + 1, position, clock, lateness, ..Step::first() };
+        std::mem::replace(self, next)
+    }
+}
+
+/// Something recorded, with its place in the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // nearly all are events, which a box would only scatter
 pub enum Record {
-    /// An accepted event.
-    Event(Event),
-    /// An event that came before this log position is taken back: own id, message id.
-    Retract(u64, EcoString, EcoString),
-    /// A worker's question, under its number.
-    Ask(usize, u64, Box<Question>),
-    /// The clock goes on, on a worker.
-    Tick(usize),
+    /// A call.
+    Event(Prepared),
+    /// The clock goes on to this instant.
+    Clock(u64, Millis),
+    /// An event is taken back: own id, message id, by what admission knows it.
+    Retract(u64, EcoString, EcoString, u128),
+    /// The edge between two ids is struck.
+    Unlink(u64, EcoString, EcoString),
+    /// What came is no event: a dead letter.
+    Unreadable(u64),
+}
+
+impl Record {
+    /// Its place in the log.
+    pub fn position(&self) -> u64 {
+        match self {
+            Record::Event(prepared) => prepared.event.position,
+            Record::Clock(position, _)
+            | Record::Retract(position, ..)
+            | Record::Unlink(position, ..)
+            | Record::Unreadable(position) => *position,
+        }
+    }
 }
 
 /// A question; it asks for what is true at its step.
@@ -118,38 +194,35 @@ impl Question {
             _ => None,
         }
     }
+
+    /// Whether what is counted over people is the answer, or a part of it.
+    pub fn counts(&self) -> bool {
+        matches!(self, Question::Totals | Question::Deadlines { .. } | Question::Followed)
+    }
 }
 
-/// What leaves the engine.
-#[derive(Clone, Debug)]
-pub enum Response {
-    /// A worker has closed a step: everything of it is true.
-    Closed {
-        /// The worker.
-        worker: usize,
-        /// The step's number.
-        number: u64,
-        /// Intents that came (1) and went (-1) with this step.
-        intents: Vec<(IntentRow, i8)>,
-        /// Log positions of accepted calls whose link was refused.
-        refused: Vec<u64>,
-    },
-    /// A worker's part of an answer; each worker gives exactly one per question.
-    Answer {
-        /// The worker.
-        worker: usize,
-        /// The question's number.
-        question: u64,
-        /// Its part.
-        part: Answer,
-    },
+/// A step is closed, on every worker: everything of it is true.
+#[derive(Clone, Debug, Default)]
+pub struct Closed {
+    /// The step's number.
+    pub number: u64,
+    /// The last log position that it includes.
+    pub position: u64,
+    /// The clock at its end, ms.
+    pub clock: Millis,
+    /// Intents that came (1) and went (-1) with it.
+    pub intents: Vec<(IntentRow, i8)>,
+    /// How many events were accepted in it.
+    pub accepted: u64,
+    /// Log positions of records that were not taken as they are, wherever they came in.
+    pub verdicts: Vec<(u64, Verdict)>,
+    /// Answers, by the numbers of their questions: each in parts that the workers give.
+    pub answers: Vec<(u64, Answer)>,
 }
 
 /// A worker's part of an answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// It has nothing to say to this question.
-    Nothing,
     /// A profile.
     Profile(Box<ProfileRow>),
     /// Rows of every profile, in no order.
@@ -158,16 +231,16 @@ pub enum Answer {
     History(Rows, Option<Key>),
     /// Members: public id, since when.
     Members(Vec<(EcoString, Millis)>),
-    /// Deadlines: when, public id, what is emitted, the state moved to; and the totals of the same time.
-    Deadlines(Vec<Deadline>, Vec<(Total, i128)>),
+    /// Deadlines; totals of the same time come with them.
+    Deadlines(Vec<Deadline>),
     /// Sessions, newest first.
     Sessions(Vec<SessionRow>),
     /// Sums over sessions.
     Visits(Visits),
     /// Credit.
     Credit(Credited),
-    /// Conversions that followed, by the campaign's number; and the totals of the same time.
-    Followed(Vec<u64>, Vec<(Total, i128)>),
+    /// Conversions that followed, by the campaign's number; totals of the same time come with them.
+    Followed(Vec<u64>),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
 }

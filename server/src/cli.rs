@@ -11,9 +11,11 @@ use dataflows::definitions::{Definitions, Problem, written};
 use dataflows::plan::Plan;
 use dataflows::time::{Millis, parse_duration};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::SetOnce;
 
+use crate::cluster::{self, Greeting};
 use crate::demo;
 use crate::http::{App, opening, router};
 use crate::log::Log;
@@ -62,6 +64,19 @@ struct Serve {
     /// What moves the clock.
     #[arg(long, env = "THALWEG_CLOCK", value_enum, default_value_t = ClockMode::Wall)]
     clock: ClockMode,
+    #[command(flatten)]
+    among: Among,
+}
+
+/// Which of several processes this is.
+#[derive(Debug, Args)]
+struct Among {
+    /// The processes that work together: a file with the address of each, one a line.
+    #[arg(long, env = "THALWEG_HOSTS", requires = "process")]
+    hosts: Option<PathBuf>,
+    /// Which line of --hosts this process is, counted from 0.
+    #[arg(long, env = "THALWEG_PROCESS", requires = "hosts")]
+    process: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +117,21 @@ struct ReplayArgs {
     serve: Option<SocketAddr>,
 }
 
+impl Among {
+    /// All hosts, and which is this; none: the process is alone.
+    fn read(&self) -> Result<Option<(Vec<String>, usize)>, String> {
+        let (Some(file), Some(process)) = (&self.hosts, self.process) else { return Ok(None) };
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| format!("cannot read the file of hosts {}: {error}", file.display()))?;
+        let hosts = cluster::hosts(&text).map_err(|wrong| format!("{}: {wrong}", file.display()))?;
+        if process >= hosts.len() {
+            let (file, last) = (file.display(), hosts.len() - 1);
+            return Err(format!("{file} lists processes 0 to {last}, and --process is {process}"));
+        }
+        Ok(Some((hosts, process)).filter(|(hosts, _)| hosts.len() > 1))
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ReportForm {
     /// One JSON object.
@@ -134,6 +164,7 @@ pub fn run() -> Result<(), String> {
                 workers: args.workers,
                 listen: args.listen,
                 clock: args.clock,
+                among: args.among.read()?,
                 demo: false,
             })
         }
@@ -150,6 +181,7 @@ pub fn run() -> Result<(), String> {
                 workers: args.workers,
                 listen: args.listen,
                 clock: ClockMode::Wall,
+                among: None,
                 demo: true,
             })
         }
@@ -227,7 +259,7 @@ async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Pla
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let templates = Templates::new(&plan.definitions);
-    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
     let app = App {
         hub,
         plan,
@@ -256,6 +288,8 @@ struct Serving {
     workers: usize,
     listen: SocketAddr,
     clock: ClockMode,
+    /// All hosts, and which is this.
+    among: Option<(Vec<String>, usize)>,
     demo: bool,
 }
 
@@ -273,7 +307,7 @@ fn serve(serving: Serving) -> Result<(), String> {
 }
 
 async fn serve_async(serving: Serving) -> Result<(), String> {
-    let Serving { text, name, definitions, data, workers, listen, clock, demo } = serving;
+    let Serving { text, name, definitions, data, workers, listen, clock, among, demo } = serving;
     if definitions.write_keys.is_empty() && !listen.ip().is_loopback() {
         return Err(format!(
             "{listen} can be reached from outside, but {name} lists no write_keys: list some, or listen on 127.0.0.1"
@@ -288,7 +322,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         tracing::warn!(bytes = opened.cut_bytes, "cut a torn tail off the log: it was never acknowledged");
     }
     let log = opened.log;
-    let (reader, secret) = (log.handle(), log.id());
+    let reader = log.handle();
     if demo {
         demo::start_clock(log.last_received_at());
     }
@@ -297,22 +331,36 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
-    let start = writer::Start { log, workers, clock, definitions: (text, Arc::clone(&plan)), told, now };
+    let greeting = |(hosts, process): (Vec<String>, usize)| {
+        let program = format!("thalweg {}", env!("CARGO_PKG_VERSION"));
+        let purpose = purpose(&format!("serve --clock {clock:?}"), &text);
+        let (processes, last_time) = (hosts.len(), log.last_time());
+        (hosts, Greeting { program, process, processes, workers, purpose, last_time, secret: log.id() })
+    };
+    let greeting = among.map(greeting);
+    let definitions = (text, Arc::clone(&plan));
+    let start = move || {
+        let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
+        let secret = team.as_ref().map_or(log.id(), |team| team.secret);
+        let start = writer::Start { log, workers, clock, definitions, team, told, now };
+        let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
+        Ok::<_, String>((hub, found, thread, secret))
+    };
     // The port answers from now on, if only that the log is being read.
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let opened = Arc::new(SetOnce::new());
     let serving = axum::serve(listener, opening(Arc::clone(&opened))).with_graceful_shutdown(interrupted(stop));
     let mut serving = tokio::spawn(serving.into_future());
     let started = tokio::select! {
-        started = tokio::task::spawn_blocking(|| writer::start(start)) => started,
+        started = tokio::task::spawn_blocking(start) => started,
         _ = &mut serving => return Ok(()),
     };
     let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
-    let (hub, found, thread) = started.map_err(|error| error.to_string())?;
+    let (hub, found, thread, secret) = started?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
-    let outbox = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
+    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
     outbox.catch_up(&mut closed);
-    tokio::spawn(outbox.clone().run(closed));
+    tokio::spawn(outbox.clone().run(closed, inbox));
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
@@ -333,6 +381,12 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     }
     let _ = hub.give(Work::Stop);
     outcome(failure.await)
+}
+
+/// What must be the same in all processes that work together.
+fn purpose(what: &str, definitions: &str) -> String {
+    let digest: String = Sha256::digest(definitions).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{what}, definitions {digest}")
 }
 
 type Ended = Result<std::thread::Result<Result<(), crate::log::LogError>>, tokio::sync::oneshot::error::RecvError>;

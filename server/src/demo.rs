@@ -119,7 +119,7 @@ pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
             decoder: &mut decoder,
             secret: &secret,
             stamp: Stamp::Wall(now),
-            fresh_id: || unreachable!("each event has an id"),
+            fresh_id: &|_| unreachable!("each event has an id"),
         };
         let Ok(body) = door.batch(body.as_bytes()) else { continue };
         let good = body.calls.into_iter().filter_map(|call| match call {
@@ -128,7 +128,7 @@ pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
         });
         let (reply, _) = oneshot::channel();
         // A full queue only means fewer visitors this round.
-        let _ = hub.give(Work::Events(good.collect(), reply));
+        let _ = hub.give(Work::Events(good.collect(), Instant::now(), reply));
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::io::Read;
 
-use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
+use dataflows::event::{Call, Decoder, ID_BYTES_MAX, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::json::{Next, Reader};
 use dataflows::time::{self, DAY, Millis};
@@ -58,7 +58,7 @@ pub enum Unreadable {
 
 /// What calls came in, and with which key.
 #[derive(Clone, Debug, Default)]
-pub struct Body {
+pub struct Calls {
     /// `writeKey`, if the body has one.
     pub write_key: Option<String>,
     /// The calls.
@@ -72,6 +72,8 @@ pub enum Stamp {
     Wall(Millis),
     /// By events: this is the clock so far, ms; timestamps are taken as they are.
     Events(Millis),
+    /// By the broker that took the message: this is when, ms. Nobody says when it was sent, so nothing is corrected.
+    Broker(Millis),
 }
 
 /// Unpacks a body, if it is packed: known by its first bytes, not by what its header says.
@@ -93,7 +95,6 @@ fn too_large() -> Unreadable {
 }
 
 /// What taking a body apart needs.
-#[derive(Debug)]
 pub struct Door<'d> {
     /// What of an event is kept.
     pub decoder: &'d mut Decoder,
@@ -101,58 +102,101 @@ pub struct Door<'d> {
     pub secret: &'d [u8; 16],
     /// How time is told.
     pub stamp: Stamp,
-    /// Makes message ids for calls that have none.
-    pub fresh_id: fn() -> EcoString,
+    /// Makes message ids for calls that have none, from their place in a body of several.
+    pub fresh_id: &'d dyn Fn(Option<usize>) -> EcoString,
 }
 
 impl Door<'_> {
     /// A body of one call, at the door of its kind.
-    pub fn single(&mut self, body: &[u8], kind: Kind) -> Result<Body, Unreadable> {
+    pub fn single(&mut self, body: &[u8], kind: Kind) -> Result<Calls, Unreadable> {
         if body.len() > EVENT_BYTES_MAX {
             return Err(Unreadable::TooLarge("an event may have 32,768 bytes"));
         }
         let text = text(body)?;
         let envelope = Envelope::read(text)?;
-        let call = self.call(text, Some(kind), &envelope);
-        Ok(Body { write_key: envelope.write_key, calls: vec![call] })
+        let call = self.call(text, Some(kind), &envelope, None);
+        Ok(Calls { write_key: envelope.write_key, calls: vec![call] })
     }
 
     /// A body of several calls.
-    pub fn batch(&mut self, body: &[u8]) -> Result<Body, Unreadable> {
+    pub fn batch(&mut self, body: &[u8]) -> Result<Calls, Unreadable> {
         let text = masked(body);
         let envelope = Envelope::read(&text)?;
         let Some(batch) = &envelope.batch else {
             return Err(Unreadable::Malformed("`batch` is missing: it is a list of calls".into()));
         };
-        let calls = batch.iter().map(|call| {
+        let calls = self.calls(batch, &envelope, (&text, body), Some);
+        Ok(Calls { write_key: envelope.write_key, calls })
+    }
+
+    /// A message of a broker: one call whose `type` says what it is, a batch, or one call a line.
+    pub fn message(&mut self, body: &[u8]) -> Result<Vec<Arrived>, Unreadable> {
+        let text = masked(body);
+        let unreadable = match Envelope::read(&text) {
+            Ok(envelope) => {
+                return Ok(match &envelope.batch {
+                    Some(batch) => self.calls(batch, &envelope, (&text, body), Some),
+                    None => self.calls(&[text.trim()], &Envelope::default(), (&text, body), |_| None),
+                });
+            }
+            Err(unreadable) => unreadable,
+        };
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        // Where no line is a call, the body is one that broke, and is told of as one.
+        if !lines.iter().any(|line| Envelope::read(line).is_ok()) {
+            return Err(unreadable);
+        }
+        Ok(self.calls(&lines, &Envelope::default(), (&text, body), Some))
+    }
+
+    /// Calls that are parts of a text, and bytes of the same length as it was sent.
+    fn calls(
+        &mut self,
+        calls: &[&str],
+        envelope: &Envelope<'_>,
+        (text, body): (&str, &[u8]),
+        place: fn(usize) -> Option<usize>,
+    ) -> Vec<Arrived> {
+        let calls = calls.iter().enumerate().map(|(index, call)| {
             let start = call.as_ptr() as usize - text.as_ptr() as usize;
-            let mut arrived = self.call(call, None, &envelope);
+            let mut arrived = self.call(call, None, envelope, place(index));
             if let Arrived::Bad { body: told, .. } = &mut arrived {
                 *told = body[start..start + call.len()].into();
             }
             arrived
         });
-        let calls = calls.collect();
-        Ok(Body { write_key: envelope.write_key, calls })
+        calls.collect()
     }
 
-    fn call(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Arrived {
+    fn call(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>, place: Option<usize>) -> Arrived {
         if text.len() > EVENT_BYTES_MAX {
             let rejection =
                 Rejection::new(Reason::TooLarge, format!("the event has {} bytes; it may have 32,768", text.len()));
             return Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() };
         }
-        match self.take(text, kind, envelope) {
+        match self.take(text, kind, envelope, place) {
             Ok(incoming) => Arrived::Good(Box::new(incoming)),
             Err(rejection) => Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() },
         }
     }
 
-    fn take(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>) -> Result<Incoming, Rejection> {
+    fn take(
+        &mut self,
+        text: &str,
+        kind: Option<Kind>,
+        envelope: &Envelope<'_>,
+        place: Option<usize>,
+    ) -> Result<Incoming, Rejection> {
         let mut call = Call::parse(text, kind)?;
         self.decoder.check(&call)?;
         let timestamp = settle(&call, call.sent_at.or(envelope.sent_at), self.stamp)?;
-        let message_id = call.message_id.clone().unwrap_or_else(self.fresh_id);
+        let message_id = call.message_id.clone().unwrap_or_else(|| (self.fresh_id)(place));
+        if message_id.len() > ID_BYTES_MAX {
+            return Err(Rejection::new(
+                Reason::Invalid,
+                format!("its message id has {} bytes; it may have {ID_BYTES_MAX}", message_id.len()),
+            ));
+        }
         let undated = call.timestamp.is_none() && matches!(self.stamp, Stamp::Events(_));
         let kind = call.kind;
         let prepared = Prepared::new(&mut call, timestamp, message_id, self.decoder, self.secret)?;
@@ -163,7 +207,7 @@ impl Door<'_> {
 /// When a call happened, by the client's clock and ours.
 fn settle(call: &Call<'_>, sent_at: Option<Millis>, stamp: Stamp) -> Result<Millis, Rejection> {
     let now = match stamp {
-        Stamp::Wall(now) => now,
+        Stamp::Wall(now) | Stamp::Broker(now) => now,
         Stamp::Events(clock) => {
             let timestamp = call.timestamp.or(Some(clock).filter(|clock| time::in_range(*clock)));
             let missing = "`timestamp` is missing, and the clock of events has not begun";
@@ -171,7 +215,8 @@ fn settle(call: &Call<'_>, sent_at: Option<Millis>, stamp: Stamp) -> Result<Mill
         }
     };
     let Some(written) = call.timestamp else { return Ok(now) };
-    let timestamp = match (sent_at, call.original.or(call.timestamp)) {
+    let is_corrected = matches!(stamp, Stamp::Wall(_));
+    let timestamp = match (sent_at.filter(|_| is_corrected), call.original.or(call.timestamp)) {
         (Some(sent_at), Some(original)) if (now - sent_at).abs() > SKEW_MIN => now - (sent_at - original),
         _ => written,
     };
@@ -181,7 +226,7 @@ fn settle(call: &Call<'_>, sent_at: Option<Millis>, stamp: Stamp) -> Result<Mill
     if !time::in_range(timestamp) {
         return Err(Rejection::new(Reason::BadTimestamp, "the event is not in the years 2000 to 2099"));
     }
-    Ok(if timestamp > now && timestamp <= now + SKEW_MIN { now } else { timestamp })
+    Ok(if is_corrected && timestamp > now && timestamp <= now + SKEW_MIN { now } else { timestamp })
 }
 
 /// The body as a text of the same length: what is not UTF-8 becomes a control character, which no string may hold, so
@@ -268,8 +313,7 @@ mod tests {
     fn batch(body: &str, stamp: Stamp) -> Result<Vec<Result<Millis, Reason>>, Unreadable> {
         let plan = Plan::new(Arc::new(Definitions::default()));
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
-        let fresh_id = || "fresh".into();
-        let mut door = Door { decoder: &mut decoder, secret: &[0; 16], stamp, fresh_id };
+        let mut door = Door { decoder: &mut decoder, secret: &[0; 16], stamp, fresh_id: &|_| "fresh".into() };
         let body = door.batch(body.as_bytes())?;
         Ok(body
             .calls

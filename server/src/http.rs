@@ -3,6 +3,8 @@
 //! Handlers take a request apart, ask, and put the answer together; what is true is the engine's to say.
 
 mod answers;
+mod browsers;
+mod channels;
 mod described;
 mod events;
 mod metrics;
@@ -66,6 +68,8 @@ impl App {
 
 /// What goes over the wire of the body, packed or not, at most.
 const WIRE_BYTES_MAX: usize = 1 << 20;
+/// What is said of a body beyond it.
+const TOO_LARGE: &str = "a body may have 512,000 bytes";
 
 /// The doors from the first moment on: the process lives and is not ready; everyone else waits until its log is read.
 pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
@@ -78,7 +82,7 @@ pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
 
 /// All doors. Each is served and described by one line.
 pub fn router(app: App) -> Router {
-    let mut doors = OpenApiRouter::with_openapi(described::nothing_yet())
+    let doors = OpenApiRouter::with_openapi(described::nothing_yet())
         .routes(routes!(front_page))
         .routes(routes!(docs))
         .routes(routes!(healthz))
@@ -103,21 +107,21 @@ pub fn router(app: App) -> Router {
         .routes(routes!(answers::campaigns))
         .routes(routes!(answers::campaign))
         .routes(routes!(answers::campaign_intents))
+        .routes(routes!(channels::channels))
+        .routes(routes!(channels::channel))
+        .routes(routes!(channels::parked))
+        .routes(routes!(channels::resend))
         .routes(routes!(answers::attribution))
         .routes(routes!(answers::dead_letters))
-        .routes(routes!(subscribe::subscribe));
-    for kind in Kind::ALL {
-        for name in [kind.name(), &kind.name()[..1]] {
-            doors = doors.routes(also_at(name, routes!(events::single)));
-        }
-    }
-    for name in ["batch", "b"] {
-        doors = doors.routes(also_at(name, routes!(events::batch)));
-    }
-    let (router, described) = doors.routes(routes!(openapi)).split_for_parts();
+        .routes(routes!(subscribe::subscribe))
+        .routes(routes!(openapi))
+        .merge(tracking(&app));
+    let (router, described) = doors.split_for_parts();
     let description = Description(described::settled(&described).into());
     router
-        .fallback(|| async { Problem::not_found("there is nothing at this path") })
+        .fallback(|| async {
+            Problem::not_found("there is nothing at this path; calls come in at /v1/batch and the like")
+        })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(description))
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
@@ -126,15 +130,39 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// The same door under another name.
-fn also_at(name: &str, (schemas, mut paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+/// The doors that tracking SDKs use, those in browsers too.
+fn tracking(app: &App) -> OpenApiRouter<App> {
+    let mut doors = OpenApiRouter::new();
+    for kind in Kind::ALL {
+        for name in [kind.name(), &kind.name()[..1]] {
+            doors = doors.routes(also_at(&format!("/v1/{name}"), name, routes!(events::single)));
+        }
+    }
+    // The last is where RudderStack's browser SDK sends what is left when its page is left.
+    for (path, name) in [("/v1/batch", "batch"), ("/v1/b", "b"), ("/beacon/v1/batch", "beacon")] {
+        doors = doors.routes(also_at(path, name, routes!(events::batch)));
+    }
+    doors
+        .layer(Extension(events::Room::new()))
+        .routes(shared(routes!(browsers::settings)))
+        .routes(shared(routes!(browsers::source_config)))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), browsers::share))
+}
+
+/// The same door at another path, and described by another name.
+fn also_at(path: &str, name: &str, (schemas, mut paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
     for (_, mut item) in std::mem::take(&mut paths.paths) {
         if let Some(operation) = &mut item.post {
             operation.operation_id = Some(name.to_owned());
         }
-        paths.paths.insert(format!("/v1/{name}"), item);
+        paths.paths.insert(path.to_owned(), item);
     }
-    (schemas, paths, methods)
+    shared((schemas, paths, methods))
+}
+
+/// A door that is shared with pages of other origins: they are to hear what is refused, too.
+fn shared((schemas, paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    (schemas, paths, methods.fallback(method_not_allowed))
 }
 
 /// The page for people.
@@ -185,7 +213,7 @@ async fn told_as_problem(response: Response) -> Response {
     let plain =
         response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE if plain => Problem::too_large("a body may have 512,000 bytes").into_response(),
+        StatusCode::PAYLOAD_TOO_LARGE if plain => Problem::too_large(TOO_LARGE).into_response(),
         status if status.is_client_error() && plain => {
             Problem::bad_request("the path or the body cannot be read: it is not UTF-8, or not whole").into_response()
         }

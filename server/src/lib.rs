@@ -3,8 +3,9 @@
 //! Everything that is true of the events is the engine's to say; here is what must wait, be written or be sent. The
 //! engine is reached by the two enums of its protocol alone.
 
-pub mod cli;
+pub mod cli; // what may be typed
 pub mod clock; // the wall, read in one place
+pub mod cluster; // several processes as one
 pub mod demo; // visitors made up
 pub mod door; // bodies of events taken apart
 pub mod http; // the doors
@@ -16,5 +17,7 @@ pub mod recommend; // what a person may like
 pub mod record; // what stands in it
 pub mod replay; // files through the engine
 pub mod rows; // rows as JSON
+pub mod stream; // a broker as the log
 pub mod templates; // messages
-pub mod writer; // the one thread that puts everything in order // what may be typed
+pub mod triggers; // deliveries
+pub mod writer; // the one thread that puts everything in order

@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
+use dataflows::place;
 use disk::{Disk, DiskFile, RealDisk, SECTOR};
 use format::{Codec, GROUP_HEADER, SEGMENT_HEADER, Segment};
 
@@ -91,6 +92,7 @@ pub struct Log {
     dir: PathBuf,
     shared: Arc<Shared>,
     last_position: u64,
+    last_time: u64,
     last_received_at: i64,
     buffer: Vec<u8>,
     poisoned: bool,
@@ -109,17 +111,24 @@ struct Shared {
 }
 
 struct SegmentFile {
-    first: u64,
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    /// Groups that are durable, and no others: first position, offset.
-    groups: RwLock<Vec<(u64, u64)>>,
+    /// Groups that are durable, and no others.
+    groups: RwLock<Vec<GroupAt>>,
+}
+
+/// Where a group stands in its segment.
+#[derive(Clone, Copy, Debug)]
+struct GroupAt {
+    first: u64,
+    time: u64,
+    offset: u64,
 }
 
 /// A record, with a payload of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnedRecord {
-    /// Its place in the log.
+    /// Its number in the log.
     pub position: u64,
     /// The clock with which the log stamped it, ms.
     pub received_at: i64,
@@ -146,6 +155,9 @@ pub struct Reader {
     next: (usize, usize),
     group: Vec<u8>,
     at: usize,
+    /// The time of the group, and how many of its records were read.
+    time: u64,
+    read: usize,
 }
 
 impl Log {
@@ -165,12 +177,13 @@ impl Log {
         let names = disk.list(dir).map_err(failed("list the files"))?;
         let mut firsts: Vec<u64> = names.iter().filter_map(|name| format::first_of_name(name)).collect();
         firsts.sort_unstable();
-        let mut recovery = Recovery { disk: &*disk, dir, id: None, position: 0, received_at: 0, end: 0, cut_bytes: 0 };
+        let mut recovery =
+            Recovery { disk: &*disk, dir, id: None, position: 0, time: 0, received_at: 0, end: 0, cut_bytes: 0 };
         let mut segments = Vec::new();
         for first in &firsts {
             segments.extend(recovery.segment(*first, Some(first) == firsts.last())?.map(Arc::new));
         }
-        let Recovery { id: found, position, received_at, end, cut_bytes, .. } = recovery;
+        let Recovery { id: found, position, time, received_at, end, cut_bytes, .. } = recovery;
         // A name too may be seen and not be on the disk.
         disk.sync_dir(dir).map_err(failed("make the files durable"))?;
         let id = found.unwrap_or(id);
@@ -181,6 +194,7 @@ impl Log {
             dir: dir.to_owned(),
             shared: Arc::new(shared),
             last_position: position,
+            last_time: time,
             last_received_at: received_at,
             buffer: Vec::new(),
             poisoned: false,
@@ -209,6 +223,11 @@ impl Log {
         self.last_received_at
     }
 
+    /// The time of the last group; 0 before the first.
+    pub fn last_time(&self) -> u64 {
+        self.last_time
+    }
+
     /// A way to single records.
     pub fn handle(&self) -> LogReader {
         LogReader(Arc::clone(&self.shared))
@@ -216,35 +235,38 @@ impl Log {
 
     /// All records, from the first.
     pub fn reader(&self) -> Reader {
-        Reader { shared: Arc::clone(&self.shared), next: (0, 0), group: Vec::new(), at: 0 }
+        Reader { shared: Arc::clone(&self.shared), next: (0, 0), group: Vec::new(), at: 0, time: 0, read: 0 }
     }
 
-    /// Writes a group and makes it durable. After an error nothing more is taken: what the disk holds is not known.
-    pub fn append(&mut self, records: &[(u8, i64, Vec<u8>)]) -> Result<(), LogError> {
+    /// Writes a group of a time later than all before and makes it durable. After an error nothing more is taken: what
+    /// the disk holds is not known.
+    pub fn append(&mut self, time: u64, records: &[(u8, i64, Vec<u8>)]) -> Result<(), LogError> {
         if self.poisoned {
             return Err(LogError::Poisoned);
         }
         if records.is_empty() {
             return Ok(());
         }
+        debug_assert!(time > self.last_time, "{time} comes after {}", self.last_time);
         self.poisoned = true;
-        self.write(records)?;
+        self.write(time, records)?;
         self.poisoned = false;
         Ok(())
     }
 
-    fn write(&mut self, records: &[(u8, i64, Vec<u8>)]) -> Result<(), LogError> {
+    fn write(&mut self, time: u64, records: &[(u8, i64, Vec<u8>)]) -> Result<(), LogError> {
         let first = self.last_position + 1;
-        self.shared.codec.encode_group(first, records, &mut self.buffer);
+        self.shared.codec.encode_group(first, time, records, &mut self.buffer);
         if self.end >= self.segment_bytes {
             self.begin_segment()?;
         }
         let segment = self.last_segment();
         let written = segment.file.write_all_at(&self.buffer, self.end).and_then(|()| segment.file.sync());
         written.map_err(|error| LogError::Disk { what: "write the log", path: segment.path.clone(), error })?;
-        segment.groups.write().expect("unpoisoned").push((first, self.end));
+        segment.groups.write().expect("unpoisoned").push(GroupAt { first, time, offset: self.end });
         self.end += self.buffer.len() as u64;
         self.last_position += records.len() as u64;
+        self.last_time = time;
         self.last_received_at = records.last().map_or(self.last_received_at, |(_, received_at, _)| *received_at);
         Ok(())
     }
@@ -263,7 +285,7 @@ impl Log {
             .and_then(|()| file.sync())
             .and_then(|()| self.disk.sync_dir(&self.dir))
             .map_err(failed)?;
-        let segment = SegmentFile { first, path: path.clone(), file, groups: RwLock::default() };
+        let segment = SegmentFile { path: path.clone(), file, groups: RwLock::default() };
         self.shared.segments.write().expect("unpoisoned").push(Arc::new(segment));
         self.end = SEGMENT_HEADER as u64;
         Ok(())
@@ -276,6 +298,7 @@ struct Recovery<'a> {
     dir: &'a Path,
     id: Option<[u8; 16]>,
     position: u64,
+    time: u64,
     received_at: i64,
     end: u64,
     cut_bytes: u64,
@@ -283,8 +306,8 @@ struct Recovery<'a> {
 
 /// What stands where a group should begin.
 enum Found {
-    /// A whole one: its last position, and that one's stamp.
-    Group(u64, i64),
+    /// A whole one: its last position, its time, its last stamp.
+    Group(u64, u64, i64),
     /// The beginning of one that a crash cut short, if it is the last of all.
     Torn,
     /// Something that was whole once.
@@ -327,11 +350,11 @@ impl Recovery<'_> {
         while end < length {
             let found = self.group(&codec, &*file, end..length, &mut next).map_err(failed("read a segment"))?;
             match found {
-                Found::Group(position, received_at) => {
-                    groups.push((self.position + 1, end));
+                Found::Group(position, time, received_at) => {
+                    groups.push(GroupAt { first: self.position + 1, time, offset: end });
                     end += next.len() as u64;
                     std::mem::swap(&mut last, &mut next);
-                    (self.position, self.received_at) = (position, received_at);
+                    (self.position, self.time, self.received_at) = (position, time, received_at);
                 }
                 Found::Torn if is_last => break,
                 Found::Torn => return Err(damaged(self.position, end, "a part of it is missing")),
@@ -339,13 +362,13 @@ impl Recovery<'_> {
             }
         }
         if is_last {
-            let began = groups.last().map_or(0, |(_, offset)| *offset);
+            let began = groups.last().map_or(0, |group| group.offset);
             let durable = file.truncate(end).and_then(|()| file.write_all_at(&last, began)).and_then(|()| file.sync());
             durable.map_err(failed("make the end of a segment durable"))?;
             self.cut_bytes += length - end;
         }
         self.end = end;
-        Ok(Some(SegmentFile { first, path, file, groups: RwLock::new(groups) }))
+        Ok(Some(SegmentFile { path, file, groups: RwLock::new(groups) }))
     }
 
     /// Reads the group that should begin a part of a file.
@@ -371,7 +394,7 @@ impl Recovery<'_> {
         }
         read(file, start..group_end, bytes)?;
         Ok(match codec.prove(&group, &bytes[GROUP_HEADER..]) {
-            Some(record) => Found::Group(record.position, record.received_at),
+            Some(record) => Found::Group(record.position, group.time, record.received_at),
             None if group_end == end && has_hole(bytes, start) => Found::Torn,
             None => Found::Damage("a group does not match its checksums"),
         })
@@ -406,10 +429,10 @@ fn has_hole(bytes: &[u8], offset: u64) -> bool {
 }
 
 impl SegmentFile {
-    /// Reads the group of a number there, if there is one yet.
-    fn read_group(&self, codec: &Codec, number: usize, into: &mut Vec<u8>) -> Result<bool, LogError> {
+    /// Reads the group of a number there, if there is one yet; gives its time.
+    fn read_group(&self, codec: &Codec, number: usize, into: &mut Vec<u8>) -> Result<Option<u64>, LogError> {
         let groups = self.groups.read().expect("unpoisoned");
-        let Some((first, offset)) = groups.get(number).copied() else { return Ok(false) };
+        let Some(GroupAt { first, time, offset }) = groups.get(number).copied() else { return Ok(None) };
         drop(groups);
         let failed = |error| LogError::Disk { what: "read the log", path: self.path.clone(), error };
         let damaged = || LogError::Damaged {
@@ -423,21 +446,22 @@ impl SegmentFile {
         let group = codec.decode_group(into).filter(|group| group.first == first).ok_or_else(damaged)?;
         read(&*self.file, records..records + u64::from(group.bytes), into).map_err(failed)?;
         codec.prove(&group, into).ok_or_else(damaged)?;
-        Ok(true)
+        Ok(Some(time))
     }
 }
 
 impl Reader {
-    /// The next record, if there is one yet.
+    /// The next record, if there is one yet, with its time and its number in its group.
     #[allow(clippy::should_implement_trait)] // it lends from its buffer, which an iterator cannot
-    pub fn next(&mut self) -> Result<Option<Record<'_>>, LogError> {
+    pub fn next(&mut self) -> Result<Option<(Record<'_>, (u64, usize))>, LogError> {
         if format::decode_record(&self.group[self.at..]).is_none() && !self.fill()? {
             return Ok(None);
         }
         let bytes = &self.group[self.at..];
         Ok(format::decode_record(bytes).map(|(record, after)| {
             self.at += bytes.len() - after.len();
-            record
+            self.read += 1;
+            (record, (self.time, self.read - 1))
         }))
     }
 
@@ -452,8 +476,8 @@ impl Reader {
             // Taken away, so that nothing is told of a group that cannot be proven.
             let mut group = std::mem::take(&mut self.group);
             self.at = 0;
-            if segment.read_group(&self.shared.codec, self.next.1, &mut group)? {
-                self.group = group;
+            if let Some(time) = segment.read_group(&self.shared.codec, self.next.1, &mut group)? {
+                (self.group, self.time, self.read) = (group, time, 0);
                 self.next.1 += 1;
                 return Ok(true);
             }
@@ -473,25 +497,31 @@ impl LogReader {
         (segments.iter().filter_map(|segment| segment.file.size().ok()).sum(), segments.len())
     }
 
-    /// The record at a position, if it is kept.
+    /// The record of a place, if it is kept.
     pub fn get(&self, position: u64) -> Result<Option<OwnedRecord>, LogError> {
+        self.record(place::time_of(position), place::index_of(position))
+    }
+
+    /// The record of a time and a number in its group, if it is kept.
+    fn record(&self, time: u64, index: usize) -> Result<Option<OwnedRecord>, LogError> {
         let segments = self.0.segments.read().expect("unpoisoned");
-        let number = segments.partition_point(|segment| segment.first <= position);
+        let begins = |segment: &SegmentFile| segment.groups.read().expect("unpoisoned").first().map(|group| group.time);
+        let number = segments.partition_point(|segment| begins(segment).is_some_and(|first| first <= time));
         let Some(segment) = number.checked_sub(1).map(|number| Arc::clone(&segments[number])) else {
             return Ok(None);
         };
         drop(segments);
-        let number = segment.groups.read().expect("unpoisoned").partition_point(|(first, _)| *first <= position);
-        let Some(number) = number.checked_sub(1) else { return Ok(None) };
+        let number = segment.groups.read().expect("unpoisoned").binary_search_by_key(&time, |group| group.time);
+        let Ok(number) = number else { return Ok(None) };
         let mut group = Vec::new();
         segment.read_group(&self.0.codec, number, &mut group)?;
-        let mut rest = &group[..];
+        let (mut rest, mut skipped) = (&group[..], 0);
         while let Some((record, after)) = format::decode_record(rest) {
-            if record.position == position {
+            if skipped == index {
                 let Record { position, received_at, kind, payload } = record;
                 return Ok(Some(OwnedRecord { position, received_at, kind, payload: payload.to_vec() }));
             }
-            rest = after;
+            (rest, skipped) = (after, skipped + 1);
         }
         Ok(None)
     }

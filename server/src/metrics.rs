@@ -51,14 +51,19 @@ impl Exposition {
 
     /// One histogram of a family.
     pub fn times(&mut self, labels: &[(&str, &str)], times: &Histogram) -> &mut Self {
+        let counts = times.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+        self.buckets(labels, &BOUNDS.map(seconds), &counts, seconds(times.micros.load(Ordering::Relaxed)))
+    }
+
+    /// One histogram of a family: up to where each bucket goes, how many are in each and beyond the last, their sum.
+    pub fn buckets(&mut self, labels: &[(&str, &str)], bounds: &[f64], counts: &[u64], sum: f64) -> &mut Self {
         let mut count = 0;
-        let bounds = BOUNDS.iter().map(|bound| seconds(*bound).to_string()).chain(["+Inf".into()]);
-        for (bound, of_bucket) in bounds.zip(&times.counts) {
-            count += of_bucket.load(Ordering::Relaxed);
+        let bounds = bounds.iter().map(f64::to_string).chain(["+Inf".into()]);
+        for (bound, of_bucket) in bounds.zip(counts) {
+            count += of_bucket;
             self.sample("_bucket", &[labels, &[("le", &bound)]].concat(), count);
         }
-        self.sample("_sum", labels, seconds(times.micros.load(Ordering::Relaxed)));
-        self.sample("_count", labels, count)
+        self.sample("_sum", labels, sum).sample("_count", labels, count)
     }
 
     /// The text.

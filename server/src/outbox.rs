@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use dataflows::definitions::{Deliver, Recommend};
+use dataflows::definitions::{Definitions, Deliver, Recommend};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::profile::campaigns::Status;
@@ -18,10 +19,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::record::Dispatch;
+use crate::record::{Dispatch, Trigger};
 use crate::rows::{Intent, recommending};
 use crate::templates::Templates;
-use crate::writer::{AsOf, Closed, Found, Hub, Work};
+use crate::triggers::{self, Now, Orders, Outlet, Parcel, Report};
+use crate::writer::{AsOf, Closed, Found, Hub, NotTaken, Told, Work};
 
 /// What became of an intent that the law lets pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,11 +39,13 @@ pub enum Fate {
     ConsentWithdrawn,
     /// No longer stands; it was not sent.
     Cancelled,
-    /// Sent.
+    /// Sent: told to subscribers, or given to its channel.
     Sent,
-    /// No longer stands; it had been sent.
+    /// Sent, and an attempt to deliver it failed; another follows.
+    Failed,
+    /// No longer stands; it had been sent or parked.
     Revoked,
-    /// Its channel cannot deliver.
+    /// Its channel could not deliver it; it can be sent again.
     Parked,
 }
 
@@ -55,6 +59,7 @@ impl Fate {
             Fate::ConsentWithdrawn => "consent_withdrawn",
             Fate::Cancelled => "cancelled",
             Fate::Sent => "sent",
+            Fate::Failed => "failed",
             Fate::Revoked => "revoked",
             Fate::Parked => "parked",
         }
@@ -93,15 +98,67 @@ const EXPIRES_REALTIME: Millis = MINUTE;
 /// The latest events of a person that a recommendation looks at: a message cannot wait for all of a long life.
 const EVENTS_READ_MAX: usize = 1_000;
 
+/// Reports of deliveries that are written down together, at most.
+const NOTICES_MAX: usize = 256;
+/// How soon a writer that is busy is asked again.
+const BUSY: Duration = Duration::from_millis(10);
+
 /// The outbox, shared by its task and those who ask.
 #[derive(Clone, Debug)]
 pub struct Outbox {
     state: Arc<Mutex<State>>,
     changes: broadcast::Sender<Arc<Change>>,
+    outlets: Arc<BTreeMap<String, Outlet>>,
+    notices: mpsc::UnboundedSender<Notice>,
     plan: Arc<Plan>,
     hub: Hub,
     templates: Arc<Templates>,
     active_since: Millis,
+    /// Whether messages leave by this process.
+    leads: bool,
+}
+
+/// What its task has to look at, besides the steps that close.
+#[derive(Debug)]
+pub struct Inbox {
+    notices: mpsc::UnboundedReceiver<Notice>,
+    orders: BTreeMap<String, Orders>,
+}
+
+#[derive(Debug)]
+enum Notice {
+    /// A message got somewhere.
+    Report(Report),
+    /// What is parked is to be sent again.
+    Resend(Resend),
+}
+
+#[derive(Debug)]
+struct Resend {
+    channel: String,
+    /// Of one intent, else all.
+    id: Option<String>,
+    reply: oneshot::Sender<(usize, AsOf)>,
+}
+
+/// How many messages of a channel have not got there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Still to be delivered.
+    pub pending: usize,
+    /// Of these, intents with an attempt that failed.
+    pub failed: usize,
+    /// Given up, unless they are sent again.
+    pub parked: usize,
+}
+
+/// A message that is parked.
+#[derive(Clone, Debug)]
+pub struct Parked {
+    /// The intent, and what became of it.
+    pub entry: Entry,
+    /// Why it is parked.
+    pub why: String,
 }
 
 #[derive(Debug, Default)]
@@ -114,8 +171,8 @@ struct State {
 }
 
 impl Outbox {
-    /// An outbox that knows what the log's ledger says.
-    pub fn new(plan: Arc<Plan>, hub: Hub, templates: Templates, found: Found) -> Self {
+    /// An outbox that knows what the log's ledger says, and what its task needs.
+    pub fn new(plan: Arc<Plan>, hub: Hub, templates: Templates, found: Found) -> (Self, Inbox) {
         let mut state = State::default();
         for dispatch in found.dispatched {
             // What was told stays told, whether or not the law still says it.
@@ -123,21 +180,39 @@ impl Outbox {
             state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body, data });
             state.ledger.insert(row.id, dispatch);
         }
-        Outbox {
+        let (mut outlets, mut orders) = (BTreeMap::new(), BTreeMap::new());
+        for (name, channel) in &plan.definitions.channels {
+            let (outlet, waiting) = Outlet::new(&channel.deliver);
+            outlets.insert(name.clone(), outlet);
+            orders.extend(waiting.map(|waiting| (name.clone(), waiting)));
+        }
+        let (notices, noticed) = mpsc::unbounded_channel();
+        let outbox = Outbox {
             state: Arc::new(Mutex::new(state)),
             changes: broadcast::channel(CHANGES_MAX).0,
+            outlets: Arc::new(outlets),
+            notices,
             plan,
             hub,
             templates: Arc::new(templates),
             active_since: found.active_since,
-        }
+            leads: found.leads,
+        };
+        (outbox, Inbox { notices: noticed, orders })
     }
 
     /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not
     /// stand any more. Its revocation may have been cut off by the end of the process before.
-    pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Closed>) {
+    pub fn catch_up(&self, told: &mut mpsc::UnboundedReceiver<Told>) {
         let mut standing = BTreeSet::new();
-        while let Ok(closed) = told.try_recv() {
+        while let Ok(told) = told.try_recv() {
+            let closed = match told {
+                Told::Closed(closed) => closed,
+                Told::Dispatched(dispatched) => {
+                    self.mirror(dispatched);
+                    continue;
+                }
+            };
             let due = |change: i8| {
                 let rows = closed.intents.iter().filter(move |(row, of)| row.status == Status::Due && *of == change);
                 rows.map(|(row, _)| row.id.clone())
@@ -155,60 +230,276 @@ impl Outbox {
             }
         }
         let mut state = self.lock();
-        let sent = state.ledger.values().filter(|dispatch| dispatch.status == Fate::Sent);
+        let sent = state.ledger.values().filter(|dispatch| dispatch.stands());
         let lost: Vec<String> = sent.map(|of| of.row.id.clone()).filter(|id| !standing.contains(id)).collect();
         for id in lost {
             state.withdraw(&id);
         }
     }
 
-    /// Follows the steps as they close, for as long as they do.
-    pub async fn run(self, mut told: mpsc::UnboundedReceiver<Closed>) {
-        let (as_of, lost) = self.not_written_down();
-        for entry in lost {
-            self.write_down(&entry, as_of).await;
+    /// Follows the steps as they close, for as long as they do, and hears what becomes of messages. Where several
+    /// processes work together, messages leave by the leader, and the others note what it says of them.
+    pub async fn run(self, mut told: mpsc::UnboundedReceiver<Told>, inbox: Inbox) {
+        let Inbox { mut notices, orders } = inbox;
+        if self.leads {
+            self.start(orders).await;
         }
-        while let Some(closed) = told.recv().await {
-            let (mut changed, due) = self.note(closed.as_of, closed.intents);
-            let revoked = changed.iter().filter(|(diff, entry)| *diff > 0 && entry.fate == Fate::Revoked);
-            let revoked: Vec<Entry> = revoked.map(|(_, entry)| entry.clone()).collect();
-            for entry in revoked {
-                // If the process ends before this is durable, the law says it again at the next start.
-                self.write_down(&entry, closed.as_of).await;
-            }
-            for id in due {
-                changed.extend(self.send(&id, closed.as_of).await);
-            }
+        loop {
+            let (as_of, changed) = tokio::select! {
+                told = told.recv() => match told {
+                    Some(Told::Closed(closed)) if self.leads => (closed.as_of, self.follow(closed).await),
+                    Some(Told::Closed(closed)) => (closed.as_of, self.note(closed.as_of, closed.intents).0),
+                    Some(Told::Dispatched(dispatched)) => self.mirror(dispatched),
+                    None => return,
+                },
+                Some(first) = notices.recv() => {
+                    let more = std::iter::from_fn(|| notices.try_recv().ok()).take(NOTICES_MAX - 1);
+                    let noticed = std::iter::once(first).chain(more).collect();
+                    self.heed(noticed).await
+                }
+            };
             let entries = consolidate(changed);
             if !entries.is_empty() {
                 let mut state = self.lock();
                 state.changes += 1;
                 // Nobody may be listening.
                 let number = state.changes;
-                let _ = self.changes.send(Arc::new(Change { as_of: closed.as_of, number, entries }));
+                let _ = self.changes.send(Arc::new(Change { as_of, number, entries }));
             }
         }
     }
 
-    /// What is revoked, though the ledger still says that it was sent; and as of when.
+    /// Brings what the process before this one left undone on its way.
+    async fn start(&self, orders: BTreeMap<String, Orders>) {
+        let (as_of, lost) = self.not_written_down();
+        self.revoke(lost, as_of).await;
+        triggers::start(self, orders);
+        let known: Vec<String> = self.lock().ledger.keys().cloned().collect();
+        for id in known.iter().filter(|id| self.parcel(id).is_some()) {
+            self.order(id);
+        }
+    }
+
+    /// Notes what the leader has written down; gives as of when, and what changed of intents.
+    fn mirror(&self, dispatched: Vec<Dispatch>) -> (AsOf, Vec<(i8, Entry)>) {
+        let (mut state, mut changed) = (self.lock(), Vec::new());
+        for dispatch in dispatched {
+            let Dispatch { row, status, body, data, .. } = dispatch.clone();
+            state.ledger.insert(row.id.clone(), dispatch);
+            // What this process has yet to hear of is judged when it does.
+            let Some(entry) = state.entries.get_mut(&row.id) else { continue };
+            let old = entry.clone();
+            // What fell away while it was sent has been sent.
+            let fell = matches!(old.fate, Fate::Cancelled | Fate::Revoked) && status != Fate::ConsentWithdrawn;
+            *entry = Entry { row: old.row.clone(), fate: if fell { Fate::Revoked } else { status }, body, data };
+            changed.extend([(-1, old), (1, entry.clone())]);
+        }
+        (state.as_of, changed)
+    }
+
+    /// Does what a step that closed asks for.
+    async fn follow(&self, closed: Closed) -> Vec<(i8, Entry)> {
+        let (mut changed, due) = self.note(closed.as_of, closed.intents);
+        let news = || changed.iter().filter(|(diff, _)| *diff > 0).map(|(_, entry)| entry);
+        let revoked: Vec<Entry> = news().filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
+        for entry in news().filter(|entry| entry.fate == Fate::Sent && self.was_revoked(&entry.row.id)) {
+            // It stands again, and may never have been delivered.
+            self.order(&entry.row.id);
+        }
+        // If the process ends before this is durable, the law says it again at the next start.
+        self.revoke(revoked, closed.as_of).await;
+        for id in due {
+            changed.extend(self.send(&id, closed.as_of).await);
+        }
+        changed
+    }
+
+    /// Writes down that intents do not stand any more, with the messages that say so.
+    async fn revoke(&self, entries: Vec<Entry>, as_of: AsOf) {
+        let dispatch = |entry: &Entry| {
+            let known = self.lock().ledger.get(&entry.row.id).cloned();
+            let (trigger, revocation) = known.map_or((None, None), |known| (known.trigger, known.revocation));
+            let tells = self.channel(&entry.row).is_some_and(|(outlet, revocations)| outlet.carries() && revocations);
+            let fresh = || tells.then(|| Trigger::Pending(message(self, entry).to_string()));
+            let revocation = revocation.or_else(fresh);
+            Dispatch { trigger, revocation, ..Dispatch::new(entry.clone(), as_of) }
+        };
+        let dispatches: Vec<Dispatch> = entries.iter().map(dispatch).collect();
+        if self.write_down(dispatches).await.is_some() {
+            entries.iter().for_each(|entry| self.order(&entry.row.id));
+        }
+    }
+
+    /// Whether the ledger's last word on an intent is that it is revoked.
+    fn was_revoked(&self, id: &str) -> bool {
+        self.lock().ledger.get(id).is_some_and(|dispatch| dispatch.status == Fate::Revoked)
+    }
+
+    /// Keeps what became of messages; gives as of when, and what changed of intents.
+    async fn heed(&self, notices: Vec<Notice>) -> (AsOf, Vec<(i8, Entry)>) {
+        let (mut changed, mut written, mut again) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let at = self.hub.clock();
+        let as_of = {
+            let mut state = self.lock();
+            for notice in notices {
+                match notice {
+                    Notice::Report(Report { id, revokes, now }) => {
+                        let delivered = matches!(now, Now::Delivered) && !revokes;
+                        let Some((entries, dispatch)) = state.settle(&id, revokes, now, at) else { continue };
+                        if let Some((outlet, _)) = self.channel(&entries.1.row).filter(|_| delivered) {
+                            outlet.delivered(at - entries.1.row.not_before);
+                        }
+                        if entries.0.fate != entries.1.fate {
+                            changed.extend([(-1, entries.0), (1, entries.1)]);
+                        }
+                        written.extend(dispatch.map(|dispatch| (id, dispatch)));
+                    }
+                    Notice::Resend(Resend { channel, id, reply }) => {
+                        let ids: Vec<String> = state.parked().map(|parked| parked.entry.row.id.clone()).collect();
+                        let of_channel = |id: &String| self.is_of(&state.entries[id].row, &channel);
+                        let wanted = |parked: &String| id.as_ref().is_none_or(|id| id == parked);
+                        let ids: Vec<String> = ids.into_iter().filter(|id| of_channel(id) && wanted(id)).collect();
+                        for id in &ids {
+                            let Some((entries, dispatch)) = state.unpark(id, at) else { continue };
+                            changed.extend([(-1, entries.0), (1, entries.1)]);
+                            written.insert(id.clone(), dispatch);
+                        }
+                        again.push((channel, ids, reply));
+                    }
+                }
+            }
+            state.as_of
+        };
+        let durable = self.write_down(written.into_values().collect()).await;
+        for (channel, ids, reply) in again {
+            if let Some(outlet) = self.outlets.get(&channel).filter(|_| !ids.is_empty()) {
+                outlet.enable();
+                ids.iter().for_each(|id| outlet.order(id));
+            }
+            if let Some(durable) = durable {
+                // Whoever asked may have gone.
+                let _ = reply.send((ids.len(), durable));
+            }
+        }
+        (as_of, changed)
+    }
+
+    /// What is revoked, though the ledger still says otherwise; and as of when.
     fn not_written_down(&self) -> (AsOf, Vec<Entry>) {
         let state = self.lock();
-        let sent = state.ledger.values().filter(|dispatch| dispatch.status == Fate::Sent);
+        let sent = state.ledger.values().filter(|dispatch| dispatch.stands());
         let entries = sent.filter_map(|dispatch| state.entries.get(&dispatch.row.id));
         let lost = entries.filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
         (state.as_of, lost)
     }
 
-    /// Writes down what became of an intent; whether it is durable.
-    async fn write_down(&self, entry: &Entry, as_of: AsOf) -> bool {
-        let Entry { row, fate, body, data } = entry.clone();
-        let dispatch = Dispatch { row, status: fate, body, data, at: as_of.clock };
-        let (reply, durable) = oneshot::channel();
-        if self.hub.give(Work::Dispatch(vec![dispatch.clone()], reply)).is_err() || durable.await.is_err() {
-            return false;
+    /// Writes entries of the ledger down and waits until they are durable; none if the process ends before.
+    async fn write_down(&self, dispatches: Vec<Dispatch>) -> Option<AsOf> {
+        if dispatches.is_empty() {
+            return Some(self.lock().as_of);
         }
-        self.lock().ledger.insert(entry.row.id.clone(), dispatch);
-        true
+        let durable = loop {
+            let (reply, durable) = oneshot::channel();
+            match self.hub.give(Work::Dispatch(dispatches.clone(), reply)) {
+                Ok(()) => break durable.await.ok()?,
+                Err(NotTaken::Busy) => tokio::time::sleep(BUSY).await,
+                Err(NotTaken::Stopping) => return None,
+            }
+        };
+        let by_id = dispatches.into_iter().map(|dispatch| (dispatch.row.id.clone(), dispatch));
+        self.lock().ledger.extend(by_id);
+        Some(durable)
+    }
+
+    /// Has what is pending of an intent carried.
+    fn order(&self, id: &str) {
+        let row = self.entry(id).map(|entry| entry.row);
+        if let Some((outlet, _)) = row.as_ref().and_then(|row| self.channel(row)) {
+            outlet.order(id);
+        }
+    }
+
+    /// What is pending of an intent, if anything is.
+    pub(crate) fn parcel(&self, id: &str) -> Option<Parcel> {
+        let clock = self.hub.clock();
+        let state = self.lock();
+        let (dispatch, entry) = (state.ledger.get(id)?, state.entries.get(id)?);
+        let revokes = entry.fate == Fate::Revoked;
+        let Some(Trigger::Pending(body)) = dispatch.of(revokes) else { return None };
+        let stale = !revokes && clock > dispatch.at + self.expires(&entry.row);
+        Some(Parcel { id: id.to_owned(), revokes, body: body.clone(), stale })
+    }
+
+    /// Whether the person consents, at the latest that is known, to what an intent is for.
+    pub(crate) async fn consents(&self, id: &str) -> bool {
+        let Some(Entry { row, .. }) = self.entry(id) else { return false };
+        let campaign = self.plan.definitions.campaigns.get(row.campaign.as_str());
+        let Some(purpose) = campaign.and_then(|campaign| campaign.consent.as_ref()) else { return true };
+        loop {
+            let Ok(answered) = self.hub.ask(Question::Profile(row.profile.clone())).await else {
+                tokio::time::sleep(BUSY).await;
+                continue;
+            };
+            let yes = |part: &Answer| matches!(part, Answer::Profile(profile) if profile.consents(purpose));
+            return answered.parts.iter().any(yes);
+        }
+    }
+
+    /// Hears what became of a message.
+    pub(crate) fn report(&self, report: Report) {
+        // The task is gone only when the process ends.
+        let _ = self.notices.send(Notice::Report(report));
+    }
+
+    /// Has what is parked of a channel sent again: of one intent, else all. Gives how many and where that stands in the
+    /// log; none if the process ends.
+    pub async fn resend(&self, channel: String, id: Option<String>) -> Option<(usize, AsOf)> {
+        let (reply, resent) = oneshot::channel();
+        self.notices.send(Notice::Resend(Resend { channel, id, reply })).ok()?;
+        resent.await.ok()
+    }
+
+    /// What is parked of a channel.
+    pub fn parked(&self, channel: &str) -> Vec<Parked> {
+        self.lock().parked().filter(|parked| self.is_of(&parked.entry.row, channel)).collect()
+    }
+
+    /// What has not got there, by channel.
+    pub fn counts(&self) -> BTreeMap<&str, Counts> {
+        let mut by_channel: BTreeMap<&str, Counts> = BTreeMap::new();
+        let state = self.lock();
+        for dispatch in state.ledger.values() {
+            let Some(entry) = state.entries.get(&dispatch.row.id) else { continue };
+            let Some(campaign) = self.plan.definitions.campaigns.get(entry.row.campaign.as_str()) else { continue };
+            let counts = by_channel.entry(&campaign.channel).or_default();
+            match dispatch.of(entry.fate == Fate::Revoked) {
+                Some(Trigger::Pending(_)) => counts.pending += 1,
+                Some(Trigger::Parked(..)) => counts.parked += 1,
+                Some(Trigger::Delivered) | None => {}
+            }
+            counts.failed += usize::from(entry.fate == Fate::Failed);
+        }
+        by_channel
+    }
+
+    /// A channel as messages leave by it.
+    pub fn outlet(&self, channel: &str) -> &Outlet {
+        &self.outlets[channel]
+    }
+
+    /// The definitions in force.
+    pub fn definitions(&self) -> &Definitions {
+        &self.plan.definitions
+    }
+
+    /// By what an intent leaves, and whether it is told there that one is taken back; none if its campaign is gone.
+    fn channel(&self, row: &IntentRow) -> Option<(&Outlet, bool)> {
+        let name = &self.plan.definitions.campaigns.get(row.campaign.as_str())?.channel;
+        Some((self.outlets.get(name)?, self.plan.definitions.channels.get(name)?.revocations))
+    }
+
+    fn is_of(&self, row: &IntentRow, channel: &str) -> bool {
+        self.plan.definitions.campaigns.get(row.campaign.as_str()).is_some_and(|campaign| campaign.channel == channel)
     }
 
     /// All entries now, as of when and after how many changes; and all changes after that.
@@ -309,31 +600,38 @@ impl Outbox {
 
     /// What becomes of an intent that stands.
     fn judge(&self, state: &State, row: IntentRow, clock: Millis) -> Entry {
-        let campaign = &self.plan.definitions.campaigns[row.campaign.as_str()];
-        let channel = &self.plan.definitions.channels[&campaign.channel];
-        let expires = campaign.expires.unwrap_or(if channel.realtime && channel.deliver == Deliver::Sse {
-            EXPIRES_REALTIME
-        } else {
-            EXPIRES
-        });
         if let Some(dispatch) = state.ledger.get(&row.id) {
-            // It stands again: what was sent counts as sent.
-            let fate = if dispatch.status == Fate::Revoked { Fate::Sent } else { dispatch.status };
+            let fate = match (dispatch.status, &dispatch.trigger) {
+                // It stands again: what was sent counts as sent.
+                (Fate::Revoked, Some(Trigger::Parked(..))) => Fate::Parked,
+                (Fate::Revoked, _) => Fate::Sent,
+                (Fate::Sent, _) if state.entries.get(&row.id).is_some_and(|old| old.fate == Fate::Failed) => {
+                    Fate::Failed
+                }
+                (status, _) => status,
+            };
             return Entry { row, fate, body: dispatch.body.clone(), data: dispatch.data.clone() };
         }
         let fate = if row.at <= self.active_since {
             Fate::History
-        } else if clock > row.not_before.max(row.at) + expires {
+        } else if clock > row.not_before.max(row.at) + self.expires(&row) {
             Fate::Expired
-        } else if channel.deliver != Deliver::Sse {
-            Fate::Parked
         } else {
             Fate::Waiting
         };
         Entry { row, fate, body: None, data: None }
     }
 
-    /// Sends an intent that is due: asks for consent again, fixes the message, writes it down, then tells it.
+    /// How old an intent may be when it is sent.
+    fn expires(&self, row: &IntentRow) -> Millis {
+        let Some(campaign) = self.plan.definitions.campaigns.get(row.campaign.as_str()) else { return EXPIRES };
+        let channel = &self.plan.definitions.channels[&campaign.channel];
+        let pops_up = channel.realtime && channel.deliver == Deliver::Sse;
+        campaign.expires.unwrap_or(if pops_up { EXPIRES_REALTIME } else { EXPIRES })
+    }
+
+    /// Sends an intent that is due: asks for consent again, fixes the message, writes it down, then tells it, or has it
+    /// carried.
     async fn send(&self, id: &str, as_of: AsOf) -> Vec<(i8, Entry)> {
         let Some(old) = self.entry(id).filter(|entry| entry.fate == Fate::Waiting) else { return Vec::new() };
         let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
@@ -351,12 +649,18 @@ impl Outbox {
             new.body = self.templates.render(&old.row, &profile, recommended);
             new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
         }
-        if !self.write_down(&new, as_of).await {
-            // Not written down, so not sent: its turn comes again.
-            self.lock().waiting.insert((old.row.not_before, id.to_owned()));
-            return Vec::new();
-        }
+        let outlet = self.outlet(&campaign.channel);
+        let carried = new.fate == Fate::Sent && outlet.carries();
+        let trigger = carried.then(|| Trigger::Pending(message(self, &new).to_string()));
+        let dispatch = Dispatch { trigger, ..Dispatch::new(new.clone(), as_of) };
+        // Not written down, so not sent: its turn comes again at the next start.
+        let Some(durable) = self.write_down(vec![dispatch]).await else { return Vec::new() };
         self.lock().entries.insert(id.to_owned(), new.clone());
+        if carried {
+            outlet.order(id);
+        } else if new.fate == Fate::Sent {
+            outlet.delivered(durable.clock - new.row.not_before);
+        }
         vec![(-1, old), (1, new)]
     }
 
@@ -399,6 +703,24 @@ fn consolidate(changed: Vec<(i8, Entry)>) -> Vec<(i8, Entry)> {
     went.chain(came.into_iter().flatten().map(|entry| (1, entry))).collect()
 }
 
+impl Dispatch {
+    /// What is written down of an entry that nobody has to carry.
+    fn new(entry: Entry, as_of: AsOf) -> Dispatch {
+        let Entry { row, fate, body, data } = entry;
+        Dispatch { row, status: fate, body, data, trigger: None, revocation: None, at: as_of.clock }
+    }
+
+    /// Whether it says that an intent went out, and nothing else since.
+    fn stands(&self) -> bool {
+        matches!(self.status, Fate::Sent | Fate::Parked)
+    }
+
+    /// The message that brings the intent, or the one that takes it back.
+    fn of(&self, revokes: bool) -> Option<&Trigger> {
+        if revokes { self.revocation.as_ref() } else { self.trigger.as_ref() }
+    }
+}
+
 impl State {
     /// An intent no longer stands.
     fn withdraw(&mut self, id: &str) -> Vec<(i8, Entry)> {
@@ -406,8 +728,59 @@ impl State {
             return Vec::new();
         };
         let old = entry.clone();
-        entry.fate = if entry.fate == Fate::Sent { Fate::Revoked } else { Fate::Cancelled };
+        let went_out = matches!(entry.fate, Fate::Sent | Fate::Failed | Fate::Parked);
+        entry.fate = if went_out { Fate::Revoked } else { Fate::Cancelled };
         vec![(-1, old), (1, entry.clone())]
+    }
+
+    /// What became of a message: the intent before and now, and what the ledger is to say, if it is news for it.
+    fn settle(&mut self, id: &str, revokes: bool, now: Now, at: Millis) -> Option<((Entry, Entry), Option<Dispatch>)> {
+        let (dispatch, entry) = (self.ledger.get_mut(id)?, self.entries.get_mut(id)?);
+        let trigger = if revokes { &mut dispatch.revocation } else { &mut dispatch.trigger };
+        let Some(Trigger::Pending(body)) = trigger else { return None };
+        let body = std::mem::take(body);
+        let old = entry.clone();
+        let (now, fate) = match now {
+            Now::Delivered => (Some(Trigger::Delivered), Fate::Sent),
+            Now::Failed => (Some(Trigger::Pending(body)), Fate::Failed),
+            Now::Parked(why) => (Some(Trigger::Parked(body, why)), Fate::Parked),
+            Now::Unwanted => (None, Fate::ConsentWithdrawn),
+        };
+        *trigger = now;
+        // What does not stand any more stays so, wherever its message is.
+        if !revokes && entry.fate != Fate::Revoked {
+            entry.fate = fate;
+        }
+        let written = (fate != Fate::Failed).then(|| {
+            dispatch.status = if entry.fate == Fate::Failed { Fate::Sent } else { entry.fate };
+            dispatch.at = at;
+            dispatch.clone()
+        });
+        Some(((old, entry.clone()), written))
+    }
+
+    /// A parked message is pending again: the intent before and now, and what the ledger is to say.
+    fn unpark(&mut self, id: &str, at: Millis) -> Option<((Entry, Entry), Dispatch)> {
+        let (dispatch, entry) = (self.ledger.get_mut(id)?, self.entries.get_mut(id)?);
+        let old = entry.clone();
+        let revokes = entry.fate == Fate::Revoked;
+        let trigger = if revokes { &mut dispatch.revocation } else { &mut dispatch.trigger };
+        let Some(Trigger::Parked(body, _)) = trigger else { return None };
+        *trigger = Some(Trigger::Pending(std::mem::take(body)));
+        if !revokes {
+            (entry.fate, dispatch.status) = (Fate::Sent, Fate::Sent);
+        }
+        dispatch.at = at;
+        Some(((old, entry.clone()), dispatch.clone()))
+    }
+
+    /// The messages that are parked.
+    fn parked(&self) -> impl Iterator<Item = Parked> {
+        self.ledger.values().filter_map(|dispatch| {
+            let entry = self.entries.get(&dispatch.row.id)?;
+            let Some(Trigger::Parked(_, why)) = dispatch.of(entry.fate == Fate::Revoked) else { return None };
+            Some(Parked { entry: entry.clone(), why: why.clone() })
+        })
     }
 
     /// An intent stands, but not its gates: where nothing of it is written down, the law's word is all there is to say.

@@ -42,14 +42,9 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, "bad_request", "The request makes no sense", detail)
     }
 
-    /// The key is not one that may write.
-    pub fn unauthorized() -> Self {
-        Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "Unknown write key",
-            "send a write key that the definitions file lists",
-        )
+    /// The key is not one that may write, or not from there.
+    pub fn unauthorized(title: &'static str, detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", title, detail)
     }
 
     /// There is no such thing.
@@ -81,6 +76,11 @@ impl Problem {
     pub fn not_yet(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_yet", "Not yet", detail)
     }
+
+    /// It cannot be taken now.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail)
+    }
 }
 
 impl From<NotTaken> for Problem {
@@ -89,7 +89,7 @@ impl From<NotTaken> for Problem {
             NotTaken::Busy => "more is coming in than can be taken; try again in a second",
             NotTaken::Stopping => "the process is stopping; try again when it is back",
         };
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail)
+        Problem::busy(detail)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::outbox::Fate;
 pub const EVENT: u8 = 1;
 /// The clock was moved.
 pub const CLOCK: u8 = 2;
-/// The definitions file, as it was read.
+/// Definitions that hold from here on.
 pub const DEFINITIONS: u8 = 3;
 /// A call that was not taken.
 pub const DEAD_LETTER: u8 = 4;
@@ -30,6 +30,16 @@ pub const DISPATCH: u8 = 5;
 pub struct Clock {
     /// Where to, ms.
     pub to: Millis,
+}
+
+/// Definitions, as their file was read, and what acceptance asks of them: what was accepted under them stays accepted,
+/// also where a later version reads the text differently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defined {
+    /// How late an event may be, ms; none: as late as it likes.
+    pub lateness: Option<Millis>,
+    /// The file.
+    pub text: String,
 }
 
 /// A call that was not taken, with its body.
@@ -62,15 +72,33 @@ impl DeadLetter {
 pub struct Dispatch {
     /// The intent, by the law as it was.
     pub row: IntentRow,
-    /// `sent`, `revoked`, `cancelled`, `consent_withdrawn`.
+    /// `sent`, `parked`, `revoked`, `consent_withdrawn`.
     pub status: Fate,
     /// The message, fixed at its first attempt.
     pub body: Option<String>,
     /// The data with what was recommended, if its campaign recommends: fixed likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<RawValue>>,
+    /// What carries it to its channel, where somebody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Trigger>,
+    /// What takes it back there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<Trigger>,
     /// When, ms.
     pub at: Millis,
+}
+
+/// A message that has to be carried, and where it is. Its text is fixed once; when it is delivered nobody needs it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// On its way.
+    Pending(String),
+    /// No attempt follows, unless it is sent again; the text, and why.
+    Parked(String, String),
+    /// There.
+    Delivered,
 }
 
 /// An event's payload: kind, time, message id, body.
@@ -95,7 +123,7 @@ pub fn decode_event(payload: &[u8]) -> Option<(Kind, Millis, &str, &str)> {
     Some((*Kind::ALL.get(usize::from(*kind))?, Millis::from_le_bytes(*timestamp), texts.0, texts.1))
 }
 
-/// An event of the log, ready for the sequencer.
+/// An event of the log, ready for the engine.
 pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Result<Prepared, Rejection> {
     let (kind, timestamp, message_id, body) =
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;

@@ -1,25 +1,25 @@
 //! Replay: files of events through the engine as fast as it goes, and a report of what is then true.
 //!
-//! Lines are read in blocks, blocks are decoded on several threads, and put in order again for the one thread that
-//! decides on each line. The clock is that of the events; nothing is sent to anyone.
+//! Lines are read in blocks, and blocks are decoded on several threads: what comes out of them goes to the engine as it
+//! is, since each record bears its place. The clock is that of the events; nothing is sent to anyone.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use dataflows::admission::Verdict;
-use dataflows::engine::{Config, Engine};
-use dataflows::event::{Decoder, Rejection};
-use dataflows::intake::{Line, Sequencer, prepare};
+use dataflows::engine::{Acceptance, Config, Engine};
+use dataflows::event::Decoder;
+use dataflows::intake::prepare;
 use dataflows::number::print_billionths;
+use dataflows::place::place;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
-use dataflows::protocol::{Answer, Question, Response};
+use dataflows::protocol::{Answer, Question, Record, Response, Step};
 use dataflows::time::Millis;
 use dataflows::total::Total;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -96,23 +96,33 @@ const STEPS_OPEN_MAX: u64 = 8;
 /// Keys the hashes of ids; a replay keeps nothing, so any will do.
 const SECRET: [u8; 16] = *b"replay of a file";
 
-/// Lines of one block, or what is wrong with the file.
-type Decoded = Result<Vec<Result<Line, Rejection>>, String>;
+/// What the lines of one block are.
+#[derive(Default)]
+struct Block {
+    /// Records, in chunks as steps have them.
+    records: Vec<Vec<Record>>,
+    /// The place of the last line.
+    position: u64,
+    /// Lines that are events, or ought to be.
+    events: u64,
+    /// Lines that are neither events nor anything else.
+    invalid: u64,
+}
 
 /// Replays; gives the report and the state, or a sentence on what is wrong.
 pub fn replay(replay: &Replay) -> Result<(Report, Run), String> {
     let started = Instant::now();
     let answers = Arc::new(Answers::default());
     let heard = Arc::clone(&answers);
-    let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan) };
+    let acceptance = if replay.lateness.is_some() { Acceptance::InOrder } else { Acceptance::AnyTime };
+    let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan), acceptance };
     let mut run = Run {
         engine: Engine::start(config, move |response| heard.hear(response)),
-        sequencer: Sequencer::new(SECRET, replay.lateness),
+        step: Step { lateness: replay.lateness, ..Step::first() },
+        records: 0,
         answers,
-        counts: BTreeMap::new(),
         read: 0,
-        position: 0,
-        steps: 0,
+        invalid: 0,
     };
     let decoders = decoders(replay);
     let bar = ProgressBar::new_spinner()
@@ -120,11 +130,8 @@ pub fn replay(replay: &Replay) -> Result<(Report, Run), String> {
     bar.enable_steady_tick(Duration::from_millis(200));
     'blocks: loop {
         for decoder in &decoders {
-            let Ok(block) = decoder.blocks.recv() else { break 'blocks };
-            let mut block = block?;
-            block.drain(..).for_each(|line| run.line(line));
-            // A decoder that is done needs no vector any more.
-            let _ = decoder.emptied.send(block);
+            let Ok(block) = decoder.recv() else { break 'blocks };
+            run.take(block?);
             bar.set_position(run.read);
         }
     }
@@ -138,20 +145,13 @@ pub fn replay(replay: &Replay) -> Result<(Report, Run), String> {
     Ok((run.report(&replay.plan, &totals, seconds), run))
 }
 
-/// A thread that decodes: blocks come out of it, and their emptied vectors go back to be filled again.
-struct Decoding {
-    blocks: Receiver<Decoded>,
-    emptied: Sender<Vec<Result<Line, Rejection>>>,
-}
-
 /// Starts the threads that read and decode. They take turns at the files, each with one buffer of its own that stays in
 /// its cache, so the next block is always the next thread's.
-fn decoders(replay: &Replay) -> Vec<Decoding> {
+fn decoders(replay: &Replay) -> Vec<Receiver<Result<Block, String>>> {
     let count = replay.workers.max(2);
     let source = Arc::new((Mutex::new(Source::new(replay.files.clone())), Condvar::new()));
     let start = |number: usize| {
         let (decoded, blocks) = sync_channel(BLOCKS_WAITING);
-        let (emptied, again) = channel::<Vec<_>>();
         let (source, mut decoder) = (Arc::clone(&source), Decoder::new(Arc::clone(&replay.plan.vocabulary)));
         let work = move || {
             let mut buffer = Vec::with_capacity(BLOCK_BYTES + 4_096);
@@ -171,9 +171,8 @@ fn decoders(replay: &Replay) -> Vec<Decoding> {
                         let text = std::str::from_utf8(&buffer).map(Cow::Borrowed);
                         let text = text.unwrap_or_else(|_| String::from_utf8_lossy(&buffer));
                         let lines = text.lines().filter(|line| !line.trim_start().is_empty());
-                        let mut block = again.try_recv().unwrap_or_default();
-                        block.extend(lines.map(|line| prepare(line, &mut decoder, &SECRET)));
-                        Ok(block)
+                        // Places are counted from one: nothing stands before the first line.
+                        Ok(Block::new(turn as u64 + 1, lines, &mut decoder))
                     }
                     Ok(false) => return,
                     Err(error) => Err(error),
@@ -184,9 +183,26 @@ fn decoders(replay: &Replay) -> Vec<Decoding> {
             }
         };
         std::thread::Builder::new().name("decoder".into()).spawn(work).expect("the system gives a thread");
-        Decoding { blocks, emptied }
+        blocks
     };
     (0..count).map(start).collect()
+}
+
+impl Block {
+    fn new<'l>(number: u64, lines: impl Iterator<Item = &'l str>, decoder: &mut Decoder) -> Block {
+        let (mut block, mut step) = (Block::default(), Step::first());
+        for (index, line) in lines.enumerate() {
+            block.position = place(number, 0, index);
+            let record = prepare(line, block.position, decoder, &SECRET);
+            block.events += u64::from(matches!(record, Ok(Record::Event(_)) | Err(_)));
+            match record {
+                Ok(record) => step.record(record),
+                Err(_) => block.invalid += 1,
+            }
+        }
+        block.records = step.records;
+        block
+    }
 }
 
 /// The files, read in blocks of whole lines.
@@ -247,20 +263,20 @@ struct Answers {
 #[derive(Default)]
 struct Said {
     closed: u64,
+    clock: Millis,
     parts: Vec<Answer>,
-    refused: u64,
+    verdicts: BTreeMap<&'static str, u64>,
 }
 
 impl Answers {
     fn hear(&self, response: Response) {
+        let Response::Closed(closed) = response else { return };
         let mut said = self.said.lock().expect("nobody panics while holding it");
-        match response {
-            Response::Closed { refused, .. } => {
-                said.closed += 1;
-                said.refused += refused.len() as u64;
-            }
-            Response::Answer { part, .. } => said.parts.push(part),
+        (said.closed, said.clock) = (closed.number, closed.clock);
+        for (_, verdict) in closed.verdicts {
+            *said.verdicts.entry(verdict.name()).or_default() += 1;
         }
+        said.parts.extend(closed.answers.into_iter().map(|(_, part)| part));
         self.changed.notify_all();
     }
 }
@@ -268,60 +284,51 @@ impl Answers {
 /// A replay under way or done.
 pub struct Run {
     engine: Engine,
-    sequencer: Sequencer,
+    step: Step,
+    records: usize,
     answers: Arc<Answers>,
-    counts: BTreeMap<&'static str, u64>,
     read: u64,
-    position: u64,
-    steps: u64,
+    invalid: u64,
 }
 
 impl Run {
     /// Keeps what is true at the end, for those who ask.
     pub fn stay(mut self) -> Hub {
-        let as_of = writer::AsOf { position: self.position, clock: self.sequencer.clock() };
+        let as_of = self.as_of();
         Hub::still(as_of, move |question| self.ask(question))
     }
 
-    fn line(&mut self, line: Result<Line, Rejection>) {
-        self.position += 1;
-        match line {
-            Ok(Line::Event(prepared)) => {
-                self.read += 1;
-                let verdict = match self.sequencer.admit_by_its_time(self.position, prepared) {
-                    Verdict::Accepted => "accepted",
-                    Verdict::Duplicate => "duplicate",
-                    Verdict::Conflict => "conflict",
-                    Verdict::TooLate => "too_late",
-                };
-                *self.counts.entry(verdict).or_default() += 1;
-            }
-            Err(_) => {
-                self.read += 1;
-                *self.counts.entry("invalid").or_default() += 1;
-            }
-            Ok(Line::Clock(to)) => self.sequencer.tick(to),
-            Ok(Line::Retract(id, message_id)) => self.sequencer.retract(self.position, id, message_id),
-            Ok(Line::Unlink(a, b)) => self.sequencer.unlink(self.position, a, b),
-        }
-        if self.sequencer.len() >= STEP_EVENTS {
+    fn as_of(&self) -> writer::AsOf {
+        let clock = self.answers.said.lock().expect("nobody panics while holding it").clock;
+        writer::AsOf { position: self.step.position, clock }
+    }
+
+    fn take(&mut self, block: Block) {
+        let Block { mut records, position, events, invalid } = block;
+        self.read += events;
+        self.invalid += invalid;
+        self.records += records.iter().map(Vec::len).sum::<usize>();
+        self.step.records.append(&mut records);
+        self.step.position = position.max(self.step.position);
+        if self.records >= STEP_EVENTS {
             self.close(STEPS_OPEN_MAX);
         }
     }
 
     /// Closes the step; waits until at most so many are open.
     fn close(&mut self, open_max: u64) {
-        self.engine.step(self.sequencer.close());
-        self.steps += 1;
-        let workers = self.engine.workers() as u64;
+        let step = self.step.close();
+        let number = step.number;
+        self.records = 0;
+        self.engine.step(step);
         let mut said = self.answers.said.lock().expect("nobody panics while holding it");
-        while said.closed + open_max * workers < self.steps * workers {
+        while said.closed + open_max < number {
             said = self.answers.changed.wait(said).expect("nobody panics while holding it");
         }
     }
 
     fn ask(&mut self, question: Question) -> Vec<Answer> {
-        self.sequencer.ask(0, question);
+        self.step.questions.push((0, question));
         self.close(0);
         std::mem::take(&mut self.answers.said.lock().expect("nobody panics while holding it").parts)
     }
@@ -362,9 +369,11 @@ impl Run {
 
     fn report(&self, plan: &Plan, totals: &BTreeMap<Total, i128>, seconds: f64) -> Report {
         let count = |total: &Total| totals.get(total).copied().unwrap_or(0) as i64;
-        let verdict = |verdict: &str| self.counts.get(verdict).copied().unwrap_or(0);
-        let refused = self.answers.said.lock().expect("nobody panics while holding it").refused;
-        let rejected = ["too_late", "conflict", "invalid", "erased"].map(|reason| (reason, verdict(reason)));
+        let verdicts = self.answers.said.lock().expect("nobody panics while holding it").verdicts.clone();
+        let verdict = |verdict: &str| verdicts.get(verdict).copied().unwrap_or(0);
+        let rejected = ["too_late", "conflict", "erased", "refused_edge"].map(|reason| (reason, verdict(reason)));
+        let rejected: BTreeMap<_, _> = rejected.into_iter().chain([("invalid", self.invalid)]).collect();
+        let taken_not = verdict("duplicate") + rejected.values().sum::<u64>() - verdict("refused_edge");
         let segments = plan
             .segments
             .iter()
@@ -385,11 +394,11 @@ impl Run {
             }
         }
         Report {
-            as_of: AsOf { position: self.position.to_string(), clock: self.sequencer.clock() },
+            as_of: AsOf { position: self.step.position.to_string(), clock: self.as_of().clock },
             read: self.read,
-            accepted: verdict("accepted"),
+            accepted: self.read - taken_not,
             duplicates: verdict("duplicate"),
-            rejected: rejected.into_iter().chain([("refused_edge", refused)]).collect(),
+            rejected,
             profiles: count(&Total::Profiles),
             sessions: Sessions {
                 count: count(&Total::Sessions),

@@ -1,29 +1,31 @@
 //! The writer: the one thread that puts everything in order.
 //!
-//! Calls, clocks, questions and the ledger's entries come in by one queue. The writer decides on each, stamps it,
+//! Calls, clocks, questions and the ledger's entries come in by one queue. The writer gives each its place, stamps it,
 //! writes the group to the log with one sync, answers those who wait, and hands the group to the engine as a step: so
 //! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
+//! What a place means, that an event was seen before or comes too late, is the engine's to find.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
-use dataflows::engine::{Config, Engine};
-use dataflows::event::{Decoder, Reason, Rejection};
-use dataflows::intake::Sequencer;
+use dataflows::engine::{Acceptance, Config, Engine, Peers};
+use dataflows::event::{Decoder, Reason};
+use dataflows::place::place;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::IntentRow;
-use dataflows::protocol::{Answer, Question, Response};
+use dataflows::protocol::{self, Answer, Question, Record, Response, Step};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cluster::{LEADER, Letter, Others, Round, Team};
 use crate::door::Incoming;
 use crate::log::{Log, LogError};
 use crate::metrics::Histogram;
-use crate::record::{self, Clock, DeadLetter, Dispatch};
+use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
 
 /// How the clock moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -36,8 +38,8 @@ pub enum ClockMode {
 
 /// Something for the writer to do.
 pub enum Work {
-    /// Calls, to be decided on and kept.
-    Events(Vec<Incoming>, oneshot::Sender<Receipt>),
+    /// Calls, to be decided on and kept; and when they came.
+    Events(Vec<Incoming>, Instant, oneshot::Sender<Receipt>),
     /// Calls that the door has refused, to be kept as dead letters.
     DeadLetters(Vec<DeadLetter>),
     /// The clock is to go on.
@@ -46,6 +48,8 @@ pub enum Work {
     Ask(Question, oneshot::Sender<Answered>),
     /// What became of intents, to be kept before it is told.
     Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    /// Another process writes.
+    Letter(usize, Letter),
     /// The process ends.
     Stop,
 }
@@ -86,6 +90,15 @@ pub struct Closed {
     pub intents: Vec<(IntentRow, i8)>,
 }
 
+/// What those who act on what changed are told, in order.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A step is closed.
+    Closed(Closed),
+    /// The leading process has written down what became of intents.
+    Dispatched(Vec<Dispatch>),
+}
+
 /// Why work was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
@@ -98,8 +111,7 @@ pub enum NotTaken {
 /// The way to the writer, for everyone else.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    /// Work, each with when it came.
-    work: SyncSender<(Instant, Work)>,
+    work: Sender<Work>,
     shared: Arc<Shared>,
 }
 
@@ -108,6 +120,7 @@ pub struct Hub {
 struct Shared {
     open: Mutex<Open>,
     closed: Condvar,
+    /// Work that waits for the writer.
     queued: AtomicUsize,
     step_times: Histogram,
     receipt_times: Histogram,
@@ -115,30 +128,25 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Open {
-    workers: usize,
-    log_is_read: bool,
-    questions: HashMap<u64, Waiting>,
-    steps: HashMap<u64, OpenStep>,
+    /// Steps, each with when it was handed to the engine.
+    steps: BTreeMap<u64, (Instant, Waiting)>,
     /// The last step that closed.
     last: AsOf,
-    /// The clock of the last group that was acknowledged.
-    clock: Millis,
-    dead_letters: Vec<(u64, DeadLetterAt)>,
+    log_is_read: bool,
+    dead_letters: BTreeMap<u64, Verdict>,
     verdicts: BTreeMap<&'static str, u64>,
     reasons: BTreeMap<&'static str, u64>,
 }
 
-/// A step that some worker has not closed yet.
-#[derive(Debug)]
-struct OpenStep {
-    as_of: AsOf,
-    /// Workers that have closed it.
-    closed: usize,
-    intents: Vec<(IntentRow, i8)>,
-    /// When it was handed to the engine.
-    handed: Instant,
-    /// When its bodies of calls came.
-    received: Vec<Instant>,
+impl Open {
+    /// A call was not taken as it is, and why. What it says may be personal: that is for who may read dead letters.
+    fn refused(&mut self, reason: &'static str, position: u64) {
+        *self.reasons.entry(reason).or_default() += 1;
+        // What the log held is no news.
+        if self.log_is_read {
+            tracing::info!(reason, position, "a call was not taken as it is");
+        }
+    }
 }
 
 /// How far the writer and the engine are.
@@ -152,45 +160,26 @@ pub struct Progress {
     pub closed: AsOf,
 }
 
-impl Open {
-    fn count(&mut self, verdict: Verdict) {
-        let word = match verdict {
-            Verdict::Accepted => "accepted",
-            Verdict::Duplicate => "duplicate",
-            Verdict::Conflict => "conflict",
-            Verdict::TooLate => "too_late",
-        };
-        *self.verdicts.entry(word).or_default() += 1;
-    }
-
-    fn keep(&mut self, position: u64, reason: Reason, at: DeadLetterAt) {
-        self.dead_letters.push((position, at));
-        *self.reasons.entry(reason.name()).or_default() += 1;
-    }
-}
-
-/// Where a dead letter stands.
-#[derive(Clone, Debug)]
-pub enum DeadLetterAt {
-    /// In the log, as a dead letter.
-    Own,
-    /// In the log, as an event that was accepted without its link.
-    RefusedEdge,
-}
-
-#[derive(Debug)]
+/// Who waits until a step is closed.
+#[derive(Debug, Default)]
 struct Waiting {
-    as_of: AsOf,
-    parts: Vec<Answer>,
-    reply: oneshot::Sender<Answered>,
+    questions: HashMap<u64, oneshot::Sender<Answered>>,
+    /// Calls whose verdicts the engine has to give: the first's place, and how many.
+    receipts: Vec<(oneshot::Sender<Receipt>, u64, usize)>,
+    clocks: Vec<oneshot::Sender<AsOf>>,
+    /// When its bodies of calls came.
+    received: Vec<Instant>,
 }
 
 impl Hub {
     /// The way to a state that no longer changes: what is asked is answered, and nothing else is done.
     pub fn still(as_of: AsOf, mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static) -> Hub {
-        let (work, queue) = sync_channel::<(Instant, Work)>(QUEUE_MAX);
+        let (work, queue) = channel();
+        let hub = Hub { work, shared: Arc::default() };
+        let shared = Arc::clone(&hub.shared);
         let answers = move || {
-            for (_, work) in queue {
+            for work in queue {
+                shared.queued.fetch_sub(1, Ordering::Relaxed);
                 if let Work::Ask(question, reply) = work {
                     // Whoever asked may have gone.
                     let _ = reply.send(Answered { as_of, parts: answer(question) });
@@ -198,19 +187,16 @@ impl Hub {
             }
         };
         std::thread::Builder::new().name("answers".into()).spawn(answers).expect("the system gives a thread");
-        Hub { work, shared: Arc::default() }
+        hub
     }
 
     /// Gives work to the writer, unless its queue is full.
     pub fn give(&self, work: Work) -> Result<(), NotTaken> {
-        self.shared.queued.fetch_add(1, Ordering::Relaxed);
-        self.work.try_send((Instant::now(), work)).map_err(|error| {
+        if self.shared.queued.fetch_add(1, Ordering::Relaxed) >= QUEUE_MAX {
             self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-            match error {
-                TrySendError::Full(_) => NotTaken::Busy,
-                TrySendError::Disconnected(_) => NotTaken::Stopping,
-            }
-        })
+            return Err(NotTaken::Busy);
+        }
+        self.work.send(work).map_err(|_| NotTaken::Stopping)
     }
 
     /// Asks, and waits for the answer of every worker.
@@ -220,29 +206,24 @@ impl Hub {
         answered.await.map_err(|_| NotTaken::Stopping)
     }
 
-    /// The clock of the last group that was acknowledged, ms; 0 before the first.
+    /// The clock of the last step that closed, ms; 0 before the first.
     pub fn clock(&self) -> Millis {
-        self.lock().clock
+        self.lock().last.clock
     }
 
-    /// How many records were decided on so since the process started; refused edges are accepted besides.
+    /// How many events of the log were decided on so; refused edges are accepted besides.
     pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
-        let open = self.lock();
-        let refused = open.dead_letters.iter().filter(|(_, at)| matches!(at, DeadLetterAt::RefusedEdge)).count();
-        let mut verdicts = open.verdicts.clone();
-        verdicts.insert("refused_edge", refused as u64);
-        verdicts
+        self.lock().verdicts.clone()
     }
 
-    /// How many dead letters the log has, by reason.
+    /// How many calls of the log were not taken as they are, by reason.
     pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
         self.lock().reasons.clone()
     }
 
     /// How far the writer and the engine are.
     pub fn progress(&self) -> Progress {
-        let open = self.lock();
-        let queued = self.shared.queued.load(Ordering::Relaxed);
+        let (open, queued) = (self.lock(), self.shared.queued.load(Ordering::Relaxed));
         Progress { queued, steps_open: open.steps.len(), closed: open.last }
     }
 
@@ -256,12 +237,11 @@ impl Hub {
         &self.shared.receipt_times
     }
 
-    /// Dead letters, newest first: log positions.
-    pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, DeadLetterAt)> {
+    /// Dead letters, newest first: where they stand in the log, and how they were decided on.
+    pub fn dead_letters(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Verdict)> {
         let open = self.lock();
-        let older =
-            open.dead_letters.iter().rev().filter(|(position, _)| before.is_none_or(|before| *position < before));
-        older.take(limit).cloned().collect()
+        let older = open.dead_letters.range(..before.unwrap_or(u64::MAX)).rev();
+        older.take(limit).map(|(position, verdict)| (*position, *verdict)).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
@@ -288,8 +268,10 @@ pub struct Start {
     pub clock: ClockMode,
     /// The definitions file's text, and what it says.
     pub definitions: (String, Arc<Plan>),
+    /// The other processes, if there are any.
+    pub team: Option<Team>,
     /// Told of every step that closes.
-    pub told: mpsc::UnboundedSender<Closed>,
+    pub told: mpsc::UnboundedSender<Told>,
     /// How wall time is told, ms; the clock's seam.
     pub now: fn() -> Millis,
 }
@@ -297,6 +279,8 @@ pub struct Start {
 /// What the log held at the start.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
+    /// Whether messages leave by this process.
+    pub leads: bool,
     /// Since when the definitions have been as they are, ms.
     pub active_since: Millis,
     /// The ledger's entries, in order.
@@ -307,230 +291,325 @@ pub struct Found {
 
 /// Reads the log again, then starts the writer's thread. Gives the way to it and what the log held.
 pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result<(), LogError>>), LogError> {
-    let (work, queue) = sync_channel(QUEUE_MAX);
+    let Start { log, workers, clock, definitions: (text, plan), team, told, now } = start;
+    let (work, queue) = channel();
     let shared = Arc::new(Shared::default());
-    let hub = Hub { work, shared: Arc::clone(&shared) };
-    shared.open.lock().expect("nobody holds it yet").workers = start.workers;
-    let (text, plan) = start.definitions;
-    let told = start.told;
-    let responds = Arc::clone(&shared);
-    let engine = Engine::start(Config { workers: start.workers, plan: Arc::clone(&plan) }, move |response| {
-        responds.respond(response, &told);
-    });
-    let sequencer = Sequencer::new(start.log.id(), plan.definitions.lateness);
-    let mut writer = Writer {
-        log: start.log,
-        engine,
-        sequencer,
-        shared,
-        clock: start.clock,
-        now: start.now,
-        question: 0,
-        group: Vec::new(),
-        replies: Vec::new(),
-        received: Vec::new(),
+    let hub = Hub { work: work.clone(), shared: Arc::clone(&shared) };
+    let closes = Arc::clone(&shared);
+    let acceptance = match clock {
+        ClockMode::Wall => Acceptance::Stamped,
+        ClockMode::Events => Acceptance::InOrder,
     };
-    let found = writer.read_again(&text, &plan)?;
-    let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run(&queue));
+    let config = Config { workers, plan: Arc::clone(&plan), acceptance };
+    let tells = told.clone();
+    // Alone it hears from nobody, and ends when all are gone who may give it work.
+    let letters = team.as_ref().map(|_| work);
+    let heard = move |response| match response {
+        Response::Closed(closed) => closes.close(closed, &tells),
+        Response::Letter(from, letter) => match serde_json::from_slice(&letter) {
+            Ok(letter) => drop(letters.as_ref().map(|writer| writer.send(Work::Letter(from, letter)))),
+            Err(error) => tracing::error!(from, %error, "a letter cannot be read"),
+        },
+    };
+    let (secret, last_time) = (log.id(), log.last_time());
+    let (engine, others, secret, last_time) = match team {
+        None => (Engine::start(config, heard), None, secret, last_time),
+        Some(Team { process, connections, secret, last_time, hosts }) => {
+            let processes = connections.len();
+            let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
+            let engine = Engine::start_among(config, Peers { process, connections, lost }, heard);
+            let others = Others::new(process, processes, engine.post());
+            (engine, Some(others), secret, last_time)
+        }
+    };
+    let mut writer = Writer {
+        log,
+        engine,
+        others,
+        secret,
+        shared,
+        told,
+        queue,
+        held: VecDeque::new(),
+        mode: clock,
+        now,
+        clock: 0,
+        question: 0,
+        step: Step::first(),
+        group: Vec::new(),
+        waiting: Waiting::default(),
+        durable: Vec::new(),
+    };
+    let found = writer.read_again(text, &plan, last_time)?;
+    let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
     Ok((hub, found, thread.expect("the system gives a thread")))
 }
 
+/// The connection to another process is lost: no step will close any more, so this one ends too. What was acknowledged
+/// is in the logs.
+fn lost(peer: usize, host: &str) {
+    eprintln!("thalweg: process {peer} at {host} is gone, so this one ends too; start all of them again");
+    std::process::exit(1);
+}
+
 impl Shared {
-    /// What the engine says, from its threads.
-    fn respond(&self, response: Response, told: &mpsc::UnboundedSender<Closed>) {
-        let mut open = self.open.lock().expect("nobody panics while holding it");
-        match response {
-            Response::Answer { question, part, .. } => {
-                let workers = open.workers;
-                let Some(waiting) = open.questions.get_mut(&question) else { return };
-                waiting.parts.push(part);
-                if waiting.parts.len() == workers
-                    && let Some(Waiting { as_of, parts, reply }) = open.questions.remove(&question)
-                {
-                    // Whoever asked may have gone.
-                    let _ = reply.send(Answered { as_of, parts });
-                }
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().expect("nobody panics while holding it")
+    }
+
+    /// A step is closed: answers those who wait for that. Those who asked may have gone.
+    fn close(&self, closed: protocol::Closed, told: &mpsc::UnboundedSender<Told>) {
+        let mut open = self.lock();
+        let Some((handed, waiting)) = open.steps.remove(&closed.number) else { return };
+        let as_of = AsOf { position: closed.position, clock: closed.clock };
+        open.last = as_of;
+        let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
+        for (position, verdict) in &decided {
+            *open.verdicts.entry(verdict.name()).or_default() += 1;
+            if *verdict != Verdict::Duplicate {
+                open.dead_letters.insert(*position, *verdict);
             }
-            Response::Closed { number, mut intents, refused, .. } => {
-                for position in refused {
-                    // What the log held is no news.
-                    if open.log_is_read {
-                        let reason = Reason::RefusedEdge.name();
-                        tracing::info!(reason, position, "a call was taken without its link");
-                    }
-                    open.keep(position, Reason::RefusedEdge, DeadLetterAt::RefusedEdge);
-                }
-                let workers = open.workers;
-                let Some(step) = open.steps.get_mut(&number) else { return };
-                step.closed += 1;
-                step.intents.append(&mut intents);
-                if step.closed == workers
-                    && let Some(OpenStep { as_of, intents, handed, received, .. }) = open.steps.remove(&number)
-                {
-                    open.last = as_of;
-                    self.step_times.observe(handed.elapsed());
-                    received.iter().for_each(|received| self.receipt_times.observe(received.elapsed()));
-                    let _ = told.send(Closed { as_of, intents });
-                    self.closed.notify_all();
-                }
+            // Why a call is no event is known where it is written down.
+            if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid) {
+                open.refused(verdict.name(), *position);
             }
         }
+        *open.verdicts.entry(Verdict::Accepted.name()).or_default() += closed.accepted;
+        drop(open);
+        self.closed.notify_all();
+        self.step_times.observe(handed.elapsed());
+        waiting.received.iter().for_each(|received| self.receipt_times.observe(received.elapsed()));
+        let mut answers: HashMap<u64, Vec<Answer>> = HashMap::new();
+        for (question, part) in closed.answers {
+            answers.entry(question).or_default().push(part);
+        }
+        for (question, reply) in waiting.questions {
+            let _ = reply.send(Answered { as_of, parts: answers.remove(&question).unwrap_or_default() });
+        }
+        for (reply, first, count) in waiting.receipts {
+            let verdict = |position| decided.get(&position).copied().unwrap_or(Verdict::Accepted);
+            let _ = reply.send(Receipt { as_of, verdicts: (first..).take(count).map(verdict).collect() });
+        }
+        for reply in waiting.clocks {
+            let _ = reply.send(as_of);
+        }
+        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents }));
     }
 }
 
 /// A reply that waits until its group is durable.
-enum Reply {
-    Receipt(oneshot::Sender<Receipt>, Vec<Verdict>),
-    AsOf(oneshot::Sender<AsOf>),
+enum Durable {
+    Receipt(oneshot::Sender<Receipt>, usize),
+    Dispatched(Vec<Dispatch>, oneshot::Sender<AsOf>),
 }
 
 struct Writer {
     log: Log,
     engine: Engine,
-    sequencer: Sequencer,
+    others: Option<Others>,
+    /// The key of hashes.
+    secret: [u8; 16],
     shared: Arc<Shared>,
-    clock: ClockMode,
+    told: mpsc::UnboundedSender<Told>,
+    queue: Receiver<Work>,
+    /// Work that waits until the leader closes a step.
+    held: VecDeque<Work>,
+    mode: ClockMode,
     now: fn() -> Millis,
+    /// The clock as far as the writer knows it, ms: where events move it, at least that of the last step, and at most
+    /// too far on by what turns out not to count.
+    clock: Millis,
     question: u64,
+    step: Step,
     group: Vec<(u8, Millis, Vec<u8>)>,
-    replies: Vec<Reply>,
-    /// When the step's bodies of calls came.
-    received: Vec<Instant>,
+    waiting: Waiting,
+    durable: Vec<Durable>,
 }
 
 impl Writer {
     /// The writer's life: a group at a time, until it is told to stop.
-    fn run(mut self, queue: &Receiver<(Instant, Work)>) -> Result<(), LogError> {
+    fn run(mut self) -> Result<(), LogError> {
         loop {
-            let mut next = match queue.recv_timeout(TICK) {
-                Ok(work) => Some(work),
-                Err(RecvTimeoutError::Timeout) if self.clock == ClockMode::Wall => None,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            };
-            if self.clock == ClockMode::Wall {
-                self.sequencer.tick((self.now)());
+            let leads = self.others.as_ref().is_none_or(Others::leads);
+            if !leads && !self.follow() {
+                return Ok(());
             }
-            let mut stopping = false;
-            while let Some((came, work)) = next {
-                self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-                match work {
-                    Work::Stop => stopping = true,
-                    work => self.take(came, work),
-                }
-                next = if self.sequencer.len() < STEP_EVENTS { queue.try_recv().ok() } else { None };
-            }
+            let goes_on = !leads || self.lead();
             self.commit()?;
             self.close();
-            if stopping {
+            if !goes_on {
                 return Ok(());
             }
         }
     }
 
-    fn take(&mut self, came: Instant, work: Work) {
-        match work {
-            Work::Events(events, reply) => {
-                let verdicts = events.into_iter().map(|incoming| self.admit(incoming)).collect();
-                self.replies.push(Reply::Receipt(reply, verdicts));
-                self.received.push(came);
+    /// Gathers what comes until a step is worth closing, and says so to the other processes. False: it was the last.
+    fn lead(&mut self) -> bool {
+        let mut goes_on = true;
+        let mut next = loop {
+            match self.queue.recv_timeout(TICK) {
+                Ok(work) => break Some(work),
+                Err(RecvTimeoutError::Timeout) if self.mode == ClockMode::Wall => break None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
-            Work::DeadLetters(letters) => letters.iter().for_each(|letter| self.dead_letter(letter)),
-            Work::Clock(to, reply) => {
-                if to > self.sequencer.clock() {
-                    self.sequencer.tick(to);
-                    self.write_json(record::CLOCK, &Clock { to });
+        };
+        if self.mode == ClockMode::Wall {
+            self.clock = self.clock.max((self.now)());
+        }
+        while let Some(work) = next {
+            match work {
+                Work::Stop | Work::Letter(_, Letter::Stop) => goes_on = false,
+                // That a step is wanted is all it says.
+                Work::Letter(..) => {}
+                work => self.take(work),
+            }
+            next = if self.step.len() < STEP_EVENTS { self.queue.try_recv().ok() } else { None };
+        }
+        self.announce(None);
+        if !goes_on && let Some(others) = &self.others {
+            others.tell_all(&Letter::Stop);
+        }
+        goes_on
+    }
+
+    /// Waits until the leader closes a step, and gives it what has come until then. False: there is none any more.
+    fn follow(&mut self) -> bool {
+        loop {
+            let Ok(work) = self.queue.recv() else { return false };
+            match work {
+                Work::Letter(_, Letter::Round(round)) => {
+                    self.step.number = round.number;
+                    self.clock = self.clock.max(round.clock);
+                    while self.step.len() < STEP_EVENTS
+                        && let Some(work) = self.held.pop_front()
+                    {
+                        self.take(work);
+                    }
+                    if !self.held.is_empty() {
+                        self.want();
+                    }
+                    return true;
                 }
-                self.replies.push(Reply::AsOf(reply));
+                Work::Letter(_, Letter::Stop) => return false,
+                Work::Letter(_, Letter::Ledger(_, dispatched)) => drop(self.told.send(Told::Dispatched(dispatched))),
+                Work::Letter(..) => {}
+                Work::Stop => {
+                    // The leader closes what is under way, and then tells everyone.
+                    self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Stop));
+                }
+                work => {
+                    if self.held.is_empty() {
+                        self.want();
+                    }
+                    self.held.push_back(work);
+                }
+            }
+        }
+    }
+
+    fn want(&self) {
+        self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Want));
+    }
+
+    fn take(&mut self, work: Work) {
+        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+        match work {
+            Work::Events(events, received, reply) => {
+                self.waiting.received.push(received);
+                self.events(events, reply);
+            }
+            Work::DeadLetters(letters) => {
+                for letter in letters {
+                    let position = self.write_json(record::DEAD_LETTER, &letter);
+                    self.step.record(Record::Unreadable(position));
+                    self.shared.lock().refused(letter.reason.name(), position);
+                }
+            }
+            Work::Clock(to, reply) => {
+                if to > self.clock {
+                    self.clock = to;
+                    let position = self.write_json(record::CLOCK, &Clock { to });
+                    self.step.record(Record::Clock(position, to));
+                }
+                self.waiting.clocks.push(reply);
             }
             Work::Ask(question, reply) => {
                 self.question += 1;
-                let waiting = Waiting { as_of: self.as_of(), parts: Vec::new(), reply };
-                self.shared
-                    .open
-                    .lock()
-                    .expect("nobody panics while holding it")
-                    .questions
-                    .insert(self.question, waiting);
-                self.sequencer.ask(self.question, question);
+                self.waiting.questions.insert(self.question, reply);
+                self.step.questions.push((self.question, question));
             }
             Work::Dispatch(entries, reply) => {
                 for entry in &entries {
                     self.write_json(record::DISPATCH, entry);
                 }
-                self.replies.push(Reply::AsOf(reply));
+                self.durable.push(Durable::Dispatched(entries, reply));
             }
-            Work::Stop => {}
+            Work::Stop | Work::Letter(..) => {}
         }
     }
 
-    fn admit(&mut self, incoming: Incoming) -> Verdict {
-        let Incoming { kind, mut prepared, undated, body } = incoming;
-        if undated {
-            prepared.date(self.sequencer.clock());
-        }
-        let (timestamp, message_id) = (prepared.event.timestamp, prepared.event.message_id.clone());
-        let received_at = match self.clock {
-            ClockMode::Wall => self.sequencer.clock(),
-            ClockMode::Events => self.sequencer.clock().max(timestamp),
-        };
-        let verdict = self.sequencer.admit(self.position() + 1, received_at, prepared);
-        self.shared.open.lock().expect("nobody panics while holding it").count(verdict);
-        let rejected = match verdict {
-            Verdict::Accepted => {
-                self.group.push((
-                    record::EVENT,
-                    received_at,
-                    record::encode_event(kind, timestamp, &message_id, &body),
-                ));
-                return verdict;
+    fn events(&mut self, events: Vec<Incoming>, reply: oneshot::Sender<Receipt>) {
+        let (first, count) = (self.next_position(), events.len());
+        // Where events move the clock, the engine alone knows it.
+        let mut may_be_late = self.mode == ClockMode::Events;
+        for Incoming { kind, mut prepared, undated, body } in events {
+            if undated {
+                prepared.date(self.clock);
             }
-            Verdict::Duplicate => return verdict,
-            Verdict::Conflict => Rejection::new(
-                Reason::Conflict,
-                format!("message id {message_id:?} was taken before, with other content"),
-            ),
-            Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
-        };
-        self.dead_letter(&DeadLetter::new(&rejected, body.as_bytes()));
-        verdict
+            let timestamp = prepared.event.timestamp;
+            if self.mode == ClockMode::Events {
+                self.clock = self.clock.max(timestamp);
+            }
+            prepared.is_late = self.step.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            may_be_late |= prepared.is_late;
+            let payload = record::encode_event(kind, timestamp, &prepared.event.message_id, &body);
+            prepared.place(self.next_position());
+            self.group.push((record::EVENT, self.clock, payload));
+            self.step.record(Record::Event(prepared));
+        }
+        if may_be_late {
+            self.waiting.receipts.push((reply, first, count));
+        } else {
+            self.durable.push(Durable::Receipt(reply, count));
+        }
     }
 
-    fn dead_letter(&mut self, letter: &DeadLetter) {
-        self.write_json(record::DEAD_LETTER, letter);
-        let position = self.position();
-        // What it says may be personal: that is for who may read dead letters.
-        tracing::info!(reason = letter.reason.name(), position, "a call was not taken");
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        open.keep(position, letter.reason, DeadLetterAt::Own);
-    }
-
-    fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) {
+    /// Adds a record to the group; gives its position.
+    fn write_json(&mut self, kind: u8, payload: &impl serde::Serialize) -> u64 {
+        let position = self.next_position();
         let payload = serde_json::to_vec(payload).expect("records have string keys");
-        self.group.push((kind, self.sequencer.clock(), payload));
+        self.group.push((kind, self.clock, payload));
+        position
     }
 
-    /// The last position, with the group under way.
-    fn position(&self) -> u64 {
-        self.log.last_position() + self.group.len() as u64
+    fn process(&self) -> usize {
+        self.others.as_ref().map_or(LEADER, |others| others.process)
     }
 
-    fn as_of(&self) -> AsOf {
-        AsOf { position: self.position(), clock: self.sequencer.clock() }
+    fn next_position(&self) -> u64 {
+        place(self.step.number, self.process(), self.group.len())
     }
 
-    /// Makes the group durable, then answers those who wait for that.
+    /// Makes the group durable, then answers those who wait for that alone.
     fn commit(&mut self) -> Result<(), LogError> {
-        let as_of = self.as_of();
         if !self.group.is_empty() {
-            self.log.append(&self.group)?;
+            self.step.position = self.next_position() - 1;
+            self.log.append(self.step.number, &self.group)?;
             self.group.clear();
         }
-        self.shared.open.lock().expect("nobody panics while holding it").clock = as_of.clock;
-        for reply in self.replies.drain(..) {
+        let as_of = AsOf { position: self.step.position, clock: self.clock };
+        for reply in self.durable.drain(..) {
             match reply {
-                Reply::Receipt(reply, verdicts) => drop(reply.send(Receipt { as_of, verdicts })),
-                Reply::AsOf(reply) => drop(reply.send(as_of)),
+                Durable::Receipt(reply, count) => {
+                    let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
+                }
+                Durable::Dispatched(entries, reply) => {
+                    let _ = reply.send(as_of);
+                    if let Some(others) = &self.others {
+                        others.tell_all(&Letter::Ledger(0, entries));
+                    }
+                }
             }
         }
         Ok(())
@@ -538,77 +617,158 @@ impl Writer {
 
     /// Hands the step to the engine; waits while the engine is too far behind.
     fn close(&mut self) {
-        let as_of = self.as_of();
-        let step = self.sequencer.close();
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        // A question of this step is true with all of it.
-        for (number, _) in &step.questions {
-            if let Some(waiting) = open.questions.get_mut(number) {
-                waiting.as_of = as_of;
-            }
+        if self.mode == ClockMode::Wall {
+            self.step.clock = self.clock;
         }
-        let received = std::mem::take(&mut self.received);
-        let open_step = OpenStep { as_of, closed: 0, intents: Vec::new(), handed: Instant::now(), received };
-        open.steps.insert(step.number, open_step);
-        drop(open);
+        let step = self.step.close();
+        let waiting = std::mem::take(&mut self.waiting);
+        self.shared.lock().steps.insert(step.number, (Instant::now(), waiting));
         self.engine.step(step);
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        while open.steps.len() > STEPS_OPEN_MAX {
-            open = self.shared.closed.wait(open).expect("nobody panics while holding it");
+        match self.mode {
+            ClockMode::Wall => drop(self.wait(STEPS_OPEN_MAX)),
+            ClockMode::Events => {
+                let clock = self.wait(0).last.clock;
+                self.clock = clock;
+            }
         }
     }
 
+    /// Waits until so many steps are open at most.
+    fn wait(&self, open_max: usize) -> std::sync::MutexGuard<'_, Open> {
+        let open = self.shared.lock();
+        let behind = |open: &mut Open| open.steps.len() > open_max;
+        self.shared.closed.wait_while(open, behind).expect("nobody panics while holding it")
+    }
+
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
-    fn read_again(&mut self, text: &str, plan: &Arc<Plan>) -> Result<Found, LogError> {
-        let mut found = Found::default();
+    /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
+    /// in the order of their places.
+    fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, LogError> {
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let mut found = Found { leads, ..Found::default() };
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
-        let secret = self.log.id();
-        let mut last_text = None;
-        // What stands in the log was accepted; what is too late by now is no matter.
-        self.sequencer.set_lateness(None);
+        let mut last = None;
+        let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };
         let mut reader = self.log.reader();
-        while let Some(record) = reader.next()? {
-            found.position = record.position;
-            self.sequencer.tick(record.received_at);
+        let mut at = 0;
+        while let Some((record, (time, index))) = reader.next()? {
+            // Steps end where groups do.
+            if leads && time > at && self.step.len() >= STEP_EVENTS {
+                self.slice(at);
+            }
+            while !leads && time > until {
+                self.close();
+                until = self.next_slice(&mut found);
+            }
+            at = time;
+            let position = place(time, self.process(), index);
+            self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
-                    if let Ok(prepared) = record::prepare(record.payload, &mut decoder, &secret) {
-                        self.sequencer.admit(record.position, record.received_at, prepared);
+                    if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &self.secret) {
+                        let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
+                        let earliest = earliest.map(|lateness| record.received_at - lateness);
+                        prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
+                        prepared.place(position);
+                        self.step.record(Record::Event(prepared));
                     }
                 }
+                record::CLOCK => {
+                    let clock = serde_json::from_slice::<Clock>(record.payload).ok();
+                    clock.into_iter().for_each(|clock| self.step.record(Record::Clock(position, clock.to)));
+                }
                 record::DEFINITIONS => {
-                    last_text = Some(record.payload.to_vec());
                     found.active_since = record.received_at;
+                    if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
+                        // What came before was accepted by what held then. It is the first of its group.
+                        if leads {
+                            self.slice(time - 1);
+                        }
+                        self.step.lateness = defined.lateness;
+                        last = Some(defined);
+                    }
                 }
                 record::DEAD_LETTER => {
+                    self.step.record(Record::Unreadable(position));
                     let letter = serde_json::from_slice::<DeadLetter>(record.payload);
                     let reason = letter.map_or(Reason::Invalid, |letter| letter.reason);
-                    let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-                    open.keep(record.position, reason, DeadLetterAt::Own);
+                    self.shared.lock().refused(reason.name(), position);
                 }
                 record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
                 _ => {}
             }
-            if self.sequencer.len() >= STEP_EVENTS {
-                self.close();
-            }
+            self.step.position = position;
         }
-        drop(reader);
-        self.sequencer.set_lateness(plan.definitions.lateness);
-        if last_text.as_deref() != Some(text.as_bytes()) {
-            if self.clock == ClockMode::Wall {
-                self.sequencer.tick((self.now)());
+        if leads {
+            if let Some(others) = &self.others {
+                others.tell_all(&Letter::Ledger(found.active_since, found.dispatched.clone()));
             }
-            found.active_since = self.sequencer.clock();
-            self.group.push((record::DEFINITIONS, self.sequencer.clock(), text.as_bytes().to_vec()));
+            self.slice(u64::MAX);
+        } else {
+            while until < u64::MAX {
+                self.close();
+                until = self.next_slice(&mut found);
+            }
+            self.close();
+        }
+        // What is recorded from now on comes after all that is in any log.
+        self.step.number = self.step.number.max(last_time + 1);
+        let defined = Defined { lateness: plan.definitions.lateness, text };
+        if last.as_ref() != Some(&defined) {
+            if self.mode == ClockMode::Wall {
+                self.clock = self.clock.max((self.now)());
+            }
+            if leads {
+                found.active_since = self.clock;
+            }
+            self.write_json(record::DEFINITIONS, &defined);
+        }
+        self.step.lateness = defined.lateness;
+        if leads {
+            if let Some(others) = &self.others {
+                others.tell_all(&Letter::Ledger(found.active_since, Vec::new()));
+            }
+            self.announce(None);
+        } else {
+            self.next_slice(&mut found);
         }
         self.commit()?;
         self.close();
-        let mut open = self.shared.open.lock().expect("nobody panics while holding it");
-        while !open.steps.is_empty() {
-            open = self.shared.closed.wait(open).expect("nobody panics while holding it");
-        }
-        open.log_is_read = true;
+        found.position = self.step.position;
+        self.wait(0).log_is_read = true;
         Ok(found)
+    }
+
+    /// The leader closes a step of what stands in the logs up to a time.
+    fn slice(&mut self, until: u64) {
+        self.announce(Some(until));
+        self.close();
+    }
+
+    /// The leader tells the others which step is to be closed.
+    fn announce(&self, until: Option<u64>) {
+        if let Some(others) = &self.others {
+            let clock = if self.mode == ClockMode::Wall { self.clock } else { 0 };
+            others.tell_all(&Letter::Round(Round { number: self.step.number, clock, until }));
+        }
+    }
+
+    /// Another process waits until the leader says how far the next step goes.
+    fn next_slice(&mut self, found: &mut Found) -> u64 {
+        loop {
+            match self.queue.recv() {
+                Ok(Work::Letter(_, Letter::Round(round))) => {
+                    self.step.number = round.number;
+                    self.clock = self.clock.max(round.clock);
+                    return round.until.unwrap_or(u64::MAX);
+                }
+                Ok(Work::Letter(_, Letter::Ledger(active_since, mut dispatched))) => {
+                    found.active_since = active_since;
+                    found.dispatched.append(&mut dispatched);
+                }
+                // Nobody else has the way to the writer yet.
+                _ => {}
+            }
+        }
     }
 }

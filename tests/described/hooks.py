@@ -2,7 +2,14 @@
 
 import schemathesis
 
-EXAMPLES = {"profiles": "ada", "segments": "vip", "journeys": "cart", "campaigns": "vip_checkout"}
+EXAMPLES = {
+    "profiles": "ada",
+    "segments": "vip",
+    "journeys": "cart",
+    "campaigns": "vip_checkout",
+    "channels": "crm",
+    "projects": "SHOP",
+}
 ONLY_FROM_ANSWERS = {"after", "wait", "cursor"}
 
 
@@ -19,3 +26,5 @@ def before_load_schema(context, raw_schema):
                     parameter["schema"] = {"enum": ["purchase"]}
                 if parameter["name"] == "model":
                     parameter["schema"] = {"enum": ["first_touch", "linear", "position_based"]}
+    resend = raw_schema["paths"]["/v1/channels:resend"]["post"]["requestBody"]
+    resend["content"]["application/json"]["schema"]["properties"]["channel"]["enum"] = ["crm"]

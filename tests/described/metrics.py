@@ -1,5 +1,6 @@
 """Reads a page of numbers as Prometheus does, and says which families it holds."""
 
+import re
 import sys
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as strict
@@ -16,6 +17,6 @@ for family in text_string_to_metric_families(text):
         assert buckets == sorted(buckets) and buckets[-1] == counts[0], family
 assert len(names) == len(set(names)), names
 # The later format is the stricter one: it wants the same with counters by their bare names, and an end.
-openmetrics = text.replace("thalweg_records_total ", "thalweg_records ", 2) + "# EOF\n"
+openmetrics = re.sub(r"^(# \w+ \w+)_total ", r"\1 ", text, flags=re.M) + "# EOF\n"
 assert [family.name for family in strict(openmetrics)] == names
 print("\n".join(names))

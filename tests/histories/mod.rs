@@ -136,7 +136,11 @@ impl Call {
         let Call { kind, message, timestamp, rest, .. } = self;
         let ids = [("userId", self.user), ("anonymousId", self.anonymous), ("previousId", self.previous)];
         let ids = ids.map(|(key, id)| id.map_or(String::new(), |id| format!(r#","{key}":"{id}""#))).concat();
-        let context = context(*message);
+        // A client may tell traits in the context alone.
+        let moves = *kind == "identify" && message.is_multiple_of(3);
+        let (rest, told) = if moves { ("", rest.trim_start_matches(',')) } else { (rest.as_str(), "") };
+        let context =
+            [told, &context(*message)].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(",");
         format!(
             r#"{{"type":"{kind}","messageId":"m{message}","timestamp":{timestamp}{ids}{rest},"context":{{{context}}}}}"#
         )

@@ -37,7 +37,8 @@
 //! 17. Comparisons are between scalars; lists and objects equal nothing. `traits.` is what the profile was told as of
 //!     the event. A computed trait hides a told one of its name even when it is null.
 //! 18. `unique: day` counts UTC days of session starts.
-//! 19. Told traits and `data` print canonically: keys by bytes, numbers exact and plain.
+//! 19. An identify call whose `traits` are absent or empty has those of `context.traits`, also in the comparison of
+//!     duplicates. Told traits and `data` print canonically: keys by bytes, numbers exact and plain.
 //!
 //! Windows and sequences
 //! 20. For the root of a window item these leave a window: the events that count in a `performed`; the events that

@@ -50,6 +50,9 @@ impl Record {
         if [properties, traits, context].iter().any(|v| !v.is_null() && v.map().is_none()) {
             return None;
         }
+        let told = context.get("traits");
+        let elsewhere = kind == "identify" && traits.map().is_none_or(|traits| traits.is_empty());
+        let traits = if elsewhere && told.map().is_some() { told } else { traits };
         if !fits(event.as_deref().and_then(|name| definitions.schemas.get(name)), properties) {
             return None;
         }

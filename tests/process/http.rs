@@ -85,19 +85,27 @@ pub(crate) fn begin(
 
 /// The status and the headers of an answer.
 pub(crate) fn head(reader: &mut impl BufRead) -> io::Result<(u16, Vec<(String, String)>)> {
-    let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let first = line(reader)?;
+    let (first, headers) = request(reader)?;
     let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let status = status.ok_or_else(|| wrong(format!("{first:?} is no status line")))?;
+    Ok((status.ok_or_else(|| wrong(format!("{first:?} is no status line")))?, headers))
+}
+
+/// The first line and the headers of what comes: a request has them as an answer has.
+pub(crate) fn request(reader: &mut impl BufRead) -> io::Result<(String, Vec<(String, String)>)> {
+    let first = line(reader)?;
     let mut headers = Vec::new();
     loop {
         let text = line(reader)?;
         if text.is_empty() {
-            return Ok((status, headers));
+            return Ok((first, headers));
         }
         let (name, value) = text.split_once(':').ok_or_else(|| wrong(format!("{text:?} is no header")))?;
         headers.push((name.trim().to_owned(), value.trim().to_owned()));
     }
+}
+
+fn wrong(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn line(reader: &mut impl BufRead) -> io::Result<String> {

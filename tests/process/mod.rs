@@ -39,6 +39,12 @@ fn build() -> Result<PathBuf, String> {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
+    // Build scripts would take what cargo tells this test of its own package for a change, and build all anew.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
     command.args(["build", "--quiet", "-p", "server", "--bin", "thalweg", "--profile", profile, "--target-dir"]);
     let output = command.arg(target).current_dir(env!("CARGO_MANIFEST_DIR")).output();
     let output = output.map_err(|error| format!("cannot run cargo to build the binary: {error}"))?;
@@ -88,6 +94,7 @@ pub(crate) fn until<T>(within: Duration, what: &str, mut ask: impl FnMut() -> Op
 /// A folder of one test: definitions, a data directory, whatever else it writes.
 pub(crate) struct Home {
     dir: TempDir,
+    environment: Vec<(String, String)>,
 }
 
 /// A command that has ended.
@@ -101,9 +108,16 @@ pub(crate) struct Ended {
 impl Home {
     /// A new folder with these definitions in it.
     pub(crate) fn new(definitions: &str) -> Home {
-        let home = Home { dir: TempDir::new().expect("a temporary directory can be made") };
+        let dir = TempDir::new().expect("a temporary directory can be made");
+        let home = Home { dir, environment: Vec::new() };
         home.write("thalweg.yaml", definitions);
         home
+    }
+
+    /// The same, its processes started with an environment variable.
+    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Home {
+        self.environment.push((name.to_owned(), value.into()));
+        self
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -129,6 +143,7 @@ impl Home {
     fn serve(&self, port: u16, flags: &[&str]) -> Command {
         let mut command = command();
         command.current_dir(self.dir.path()).arg("serve").args(flags);
+        command.envs(self.environment.iter().cloned());
         let listen = format!("127.0.0.1:{port}");
         for (flag, value) in [("--definitions", "thalweg.yaml"), ("--data", "data"), ("--listen", &listen)] {
             if !flags.contains(&flag) {
@@ -235,6 +250,13 @@ impl Server {
     /// What it has written to its stderr.
     pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    /// The most memory that it has held so far, as Linux counts it.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("this is Linux");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.parse::<u64>().ok()).expect("a peak in kB") << 10
     }
 
     pub(crate) fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {

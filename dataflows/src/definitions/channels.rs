@@ -72,6 +72,8 @@ fn url(reader: &mut Reader, at: &At<'_>) -> Option<String> {
     let host = url.strip_prefix("https://").or(url.strip_prefix("http://")).unwrap_or_default();
     if host.is_empty() || host.starts_with('/') || url.contains(|c: char| c.is_whitespace() || c.is_control()) {
         reader.problem(&at.place, "expected a URL that begins with http:// or https://");
+    } else if host.split(['/', '?', '#']).next().is_some_and(|host| host.contains('@')) {
+        reader.problem(&at.place, "a name and a password in a URL are not sent; calls are signed with `secret_env`");
     }
     Some(url)
 }

@@ -130,7 +130,7 @@ pub(super) fn write_keys(reader: &mut Reader, at: &At<'_>) -> Option<Vec<WriteKe
     let mut seen = BTreeSet::new();
     for at in reader.items(at) {
         let Some(fields) = reader.fields(&at, &["key", "origins"]) else { continue };
-        let origins = fields.list(reader, "origins", Reader::name);
+        let origins = fields.list(reader, "origins", origin);
         let Some(key) = fields.required(reader, "key", Reader::name) else { continue };
         if !seen.insert(key.clone()) {
             reader.problem(&at.place, format!("the key `{key}` is there already"));
@@ -138,6 +138,16 @@ pub(super) fn write_keys(reader: &mut Reader, at: &At<'_>) -> Option<Vec<WriteKe
         keys.push(WriteKey { key, origins });
     }
     Some(keys)
+}
+
+/// An origin as browsers write it: one written otherwise would admit nobody.
+fn origin(reader: &mut Reader, at: &At<'_>) -> Option<String> {
+    let origin = reader.name(at)?;
+    let host = origin.split_once("://").map_or("", |(_, host)| host);
+    if origin != "*" && (host.is_empty() || host.contains('/') || origin != origin.to_ascii_lowercase()) {
+        reader.problem(&at.place, format!("`{origin}` is no origin, like `https://shop.example`, or `*` for all"));
+    }
+    Some(origin)
 }
 
 pub(super) fn schema(reader: &mut Reader, at: &At<'_>) -> Option<Schema> {

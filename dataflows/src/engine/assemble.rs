@@ -1,13 +1,15 @@
 //! The dataflow, built once and alike by every worker.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::hashable::Hashable;
-use differential_dataflow::operators::arrange::TraceAgent;
+use differential_dataflow::operators::arrange::{Arranged, TraceAgent};
+use differential_dataflow::trace::cursor::cursor_list;
 use differential_dataflow::trace::implementations::KeySpine;
+use differential_dataflow::trace::{Cursor, TraceReader};
 use differential_dataflow::{AsCollection, VecCollection};
 use ecow::EcoString;
 use serde::{Deserialize, Serialize};
@@ -17,48 +19,111 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::vec::Input;
-use timely::dataflow::operators::{Capability, ConnectLoop, Feedback, Probe};
-use timely::dataflow::{InputHandle, ProbeHandle, StreamVec};
-use timely::progress::Antichain;
-use timely::progress::frontier::MutableAntichain;
+use timely::dataflow::operators::{Capability, Concatenate, ConnectLoop, Exchange as _, Feedback, InputCapability};
+use timely::dataflow::{InputHandle, StreamVec};
+use timely::progress::frontier::{AntichainRef, MutableAntichain};
+use timely::progress::{Antichain, Timestamp};
 use timely::worker::Worker;
 
-use super::profiles::Profiles;
-use super::{Time, clock_of};
+use super::acceptance::{Accepting, Admitted, Turn, in_order};
+use super::profiles::{Profiles, Settled};
+use super::{Acceptance, Time};
+use crate::admission::Verdict;
 use crate::event::Event;
 use crate::identity::{Change, Component, Id, Identity, Move};
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
 use crate::protocol::{Answer, Question, Record, Step};
-use crate::total::Counted;
+use crate::time::Millis;
+use crate::total::{Counted, Total};
 
 /// The arrangement of everything that is counted.
-pub(super) type Totals = TraceAgent<KeySpine<Counted, Time, i128>>;
+type Totals = TraceAgent<KeySpine<Counted, Time, i128>>;
+
+/// A letter between processes: from which, to which, what it says.
+type Letter = (usize, usize, Vec<u8>);
 
 /// What a worker puts in.
 pub(super) struct Inputs {
+    letters: InputHandle<Time, CapacityContainerBuilder<Vec<Letter>>>,
     records: InputHandle<Time, CapacityContainerBuilder<Vec<Record>>>,
-    links: InputHandle<Time, CapacityContainerBuilder<Vec<(u64, Option<Change>)>>>,
-    plans: InputHandle<Time, CapacityContainerBuilder<Vec<Arc<Plan>>>>,
+    turns: InputHandle<Time, CapacityContainerBuilder<Vec<Turn>>>,
 }
 
 /// What a worker takes out.
 pub(super) struct Outputs {
-    probe: ProbeHandle<Time>,
-    said: Rc<RefCell<BTreeMap<Time, Said>>>,
-    /// Everything that is counted; this worker's part.
-    pub(super) totals: Totals,
+    letters: Rc<RefCell<Vec<Letter>>>,
+    said: Rc<RefCell<BTreeMap<Time, Vec<Saying>>>>,
+    /// All before this is said.
+    through: Rc<Cell<Time>>,
 }
 
-/// What operators say to the outside, by the first beat of the step it belongs to.
-#[derive(Debug, Default)]
-pub(super) struct Said {
-    /// Intents that came and went.
-    pub(super) intents: Vec<(IntentRow, i8)>,
-    /// Log positions of calls whose link was refused.
-    pub(super) refused: Vec<u64>,
-    /// Parts of answers, by question.
-    pub(super) answers: Vec<(u64, Answer)>,
+/// Something told to a worker, and to which.
+type Told = (usize, Saying);
+
+/// What operators say to the outside.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Saying {
+    /// What a step includes.
+    Now(Now),
+    /// How a record was decided, if it was not simply taken.
+    Verdict(u64, Verdict),
+    /// An intent came or went.
+    Intent(IntentRow, i8),
+    /// A part of an answer.
+    Answer(u64, #[serde(with = "as_json")] Answer),
+}
+
+/// Answers hold JSON as it is, which goes through JSON alone.
+mod as_json {
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+
+    use crate::protocol::Answer;
+
+    pub(super) fn serialize<S: Serializer>(answer: &Answer, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&serde_json::to_string(answer).map_err(ser::Error::custom)?)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Answer, D::Error> {
+        serde_json::from_str(&String::deserialize(from)?).map_err(de::Error::custom)
+    }
+}
+
+/// What every worker hears of a step, from every other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Signal {
+    /// What the step includes, as far as the sender knows.
+    Now(Now),
+    /// Something is asked.
+    Ask(Ask),
+}
+
+/// What a step includes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Now {
+    /// Its last log position.
+    pub(super) position: u64,
+    /// Its clock, ms.
+    pub(super) clock: Millis,
+    /// Events accepted in it.
+    pub(super) accepted: u64,
+}
+
+/// A question under way: which worker asks it, under which number.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Ask {
+    pub(super) to: usize,
+    pub(super) number: u64,
+    pub(super) question: Question,
+}
+
+/// What the identity of ids is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Linked {
+    /// A change, with its place in the log.
+    Change(u64, Change),
+    /// The clock goes on.
+    Clock(Millis),
 }
 
 /// What links change, told to the worker that it concerns.
@@ -77,193 +142,439 @@ pub(super) enum Assignment {
 pub(super) enum Forward {
     /// An event.
     Event(Event),
-    /// An event before a log position is taken back: position, own id, message id.
-    Retract(u64, Id, EcoString),
-    /// A question about the person, under its number.
-    Ask(u64, Box<Question>),
+    /// An event is taken back: own id, message id.
+    Retract(Id, EcoString),
+    /// A question about the person.
+    Ask(Ask),
 }
 
 impl Inputs {
     /// Puts a step in, and promises that nothing more of it will come from this worker.
-    pub(super) fn give(&mut self, worker: usize, time: Time, step: Step) {
+    pub(super) fn give(&mut self, time: Time, step: Step) {
+        let Step { position, clock, lateness, records, plan, questions, .. } = step;
         self.records.advance_to(time);
-        self.links.advance_to(time);
-        self.plans.advance_to(time);
-        for mut chunk in step.records {
+        self.turns.advance_to(time);
+        for mut chunk in records {
             self.records.send_batch(&mut chunk);
         }
-        for (number, question) in step.questions {
-            let of_one = matches!(question, Question::Profile(_) | Question::History { .. });
-            if !of_one || worker == 0 {
-                self.records.send(Record::Ask(worker, number, Box::new(question)));
-            }
-        }
-        self.records.send(Record::Tick(worker));
-        for (position, change) in step.links {
-            self.links.send((position, Some(change)));
-        }
-        if worker == 0 {
-            self.links.send((0, None));
-        }
-        if let Some(plan) = step.plan {
-            self.plans.send(plan);
-        }
+        self.turns.send(Turn { position, clock, lateness, plan, questions });
         self.records.advance_to(time + 2);
-        self.links.advance_to(time + 2);
-        self.plans.advance_to(time + 2);
+        self.turns.advance_to(time + 2);
+    }
+
+    /// Sends a letter from one process to another.
+    pub(super) fn send(&mut self, from: usize, to: usize, letter: Vec<u8>) {
+        self.letters.send((from, to, letter));
+        // Only a time that ends takes what was sent along; these times mean nothing else.
+        let sent = self.letters.time() + 1;
+        self.letters.advance_to(sent);
     }
 }
 
 impl Outputs {
     /// Whether everything of a step has come out.
     pub(super) fn is_closed(&self, time: Time) -> bool {
-        !self.probe.less_equal(&(time + 1))
+        self.through.get() > time + 1
+    }
+
+    /// Letters that came, and from where.
+    pub(super) fn letters(&mut self) -> Vec<(usize, Vec<u8>)> {
+        self.letters.take().into_iter().map(|(from, _, letter)| (from, letter)).collect()
     }
 
     /// What was said at a step.
-    pub(super) fn take(&mut self, time: Time) -> Said {
+    pub(super) fn take(&mut self, time: Time) -> Vec<Saying> {
         self.said.borrow_mut().remove(&time).unwrap_or_default()
     }
 }
 
-/// Builds the dataflow.
-pub(super) fn assemble(worker: &mut Worker, plan: Arc<Plan>) -> (Inputs, Outputs) {
-    let said = Rc::new(RefCell::new(BTreeMap::new()));
-    let mut inputs = Inputs { records: InputHandle::new(), links: InputHandle::new(), plans: InputHandle::new() };
-    let probe = ProbeHandle::new();
-    let totals = worker.dataflow_named("Thalweg", |scope| {
-        let records = scope.input_from(&mut inputs.records);
-        let links = scope.input_from(&mut inputs.links);
-        let plans = scope.input_from(&mut inputs.plans);
-        let assigned = identity(links, plan.definitions.identity.max_ids as usize, Rc::clone(&said));
-        let (loops, forwarded) = scope.feedback::<Vec<(Id, Forward)>>(1);
-        let (forward, changes) = profiles(records, assigned, forwarded, plans, plan, said.clone());
-        forward.connect_loop(loops);
-        let arranged = changes.arrange_by_self_named("Totals");
-        arranged.stream.probe_with(&probe);
-        arranged.trace
+/// Builds the dataflow. Workers of one process follow each other, so many in each; the first of them speaks for it.
+pub(super) fn assemble(
+    worker: &mut Worker,
+    plan: Arc<Plan>,
+    acceptance: Acceptance,
+    workers: usize,
+) -> (Inputs, Outputs) {
+    let mut inputs = Inputs { letters: InputHandle::new(), records: InputHandle::new(), turns: InputHandle::new() };
+    let outputs = Outputs { letters: Rc::default(), said: Rc::default(), through: Rc::default() };
+    let arrived = Rc::clone(&outputs.letters);
+    // Letters wait for nothing: they are handed over as they come.
+    worker.dataflow_named("Letters", |scope| {
+        let to_first = Exchange::new(move |(_, to, _): &Letter| (to * workers) as u64);
+        let letters = scope.input_from(&mut inputs.letters);
+        letters.sink(to_first, "Letters", move |(input, _)| {
+            input.for_each(|_, data| arrived.borrow_mut().append(data));
+        });
     });
-    (inputs, Outputs { probe, said, totals })
+    worker.dataflow_named("Thalweg", |scope| {
+        let records = scope.input_from(&mut inputs.records);
+        let turns = scope.input_from(&mut inputs.turns);
+        let accepted = accept(records, turns.clone(), acceptance, workers);
+        let ids_max = plan.definitions.identity.max_ids as usize;
+        let (assigned, refused) = identity(accepted.links, turns.clone(), ids_max, workers);
+        let (loops, forwarded) = scope.feedback::<Vec<(Id, Forward)>>(1);
+        // Where one worker decides on all records, they have yet to be brought home.
+        let admitted = match acceptance {
+            Acceptance::InOrder => accepted.admitted.exchange(|admitted| match admitted {
+                Admitted::Event(event) => event.own.hashed(),
+                Admitted::Retract(own, _) => own.hashed(),
+            }),
+            Acceptance::Stamped | Acceptance::AnyTime => accepted.admitted,
+        };
+        let signals = accepted.signals;
+        let (forward, changes, told) = profiles(admitted, signals.clone(), assigned, forwarded, turns, plan, workers);
+        forward.connect_loop(loops);
+        let counted = totals(changes.arrange_by_self_named("Totals"), signals);
+        let told = scope.concatenate([accepted.told, refused, told, counted]);
+        collect(told, Rc::clone(&outputs.said), Rc::clone(&outputs.through));
+    });
+    (inputs, outputs)
+}
+
+/// What comes out of acceptance.
+struct Accepted<'s> {
+    admitted: StreamVec<'s, Time, Admitted>,
+    links: StreamVec<'s, Time, Linked>,
+    signals: StreamVec<'s, Time, (u64, Signal)>,
+    told: StreamVec<'s, Time, Told>,
+}
+
+/// Records, decided on in their order by the worker of their own id, or all by one.
+fn accept<'s>(
+    records: StreamVec<'s, Time, Record>,
+    turns: StreamVec<'s, Time, Turn>,
+    acceptance: Acceptance,
+    workers: usize,
+) -> Accepted<'s> {
+    /// A step between its arrival and its end.
+    struct Under {
+        capabilities: [Capability<Time>; 4],
+        turn: Turn,
+    }
+    let scope = records.scope();
+    let (peers, index) = (scope.peers(), scope.index());
+    let by_id = Exchange::new(move |record: &Record| match record {
+        _ if acceptance == Acceptance::InOrder => 0,
+        Record::Event(prepared) => prepared.event.own.hashed(),
+        Record::Retract(_, own, ..) => own.hashed(),
+        Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) => 0,
+    });
+    let mut builder = OperatorBuilder::new("Acceptance".to_owned(), scope);
+    let mut records = builder.new_input(records, by_id);
+    let mut turns = builder.new_input(turns, Pipeline);
+    let (admitted, admitted_stream) = builder.new_output::<Vec<Admitted>>();
+    let (links, links_stream) = builder.new_output::<Vec<Linked>>();
+    let (signals, signals_stream) = builder.new_output::<Vec<(u64, Signal)>>();
+    let (told, told_stream) = builder.new_output::<Vec<Told>>();
+    let mut admitted = OutputBuilder::<_, CapacityContainerBuilder<Vec<Admitted>>>::from(admitted);
+    let mut links = OutputBuilder::<_, CapacityContainerBuilder<Vec<Linked>>>::from(links);
+    let mut signals = OutputBuilder::<_, CapacityContainerBuilder<Vec<(u64, Signal)>>>::from(signals);
+    let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let mut accepting = Accepting::new(acceptance);
+        let mut arrived: BTreeMap<Time, Vec<Vec<Record>>> = BTreeMap::new();
+        let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
+        move |frontiers: &[MutableAntichain<Time>]| {
+            records.for_each(|capability, data| {
+                let Some(time) = capability.least() else { return };
+                arrived.entry(*time).or_default().push(std::mem::take(data));
+            });
+            turns.for_each(|capability, data| {
+                let retain = |port| capability.retain_least(port);
+                let (Some(a), Some(b), Some(c), Some(d)) = (retain(0), retain(1), retain(2), retain(3)) else { return };
+                let (time, turn) = (*a.time(), data.pop());
+                // Each worker has one turn in each step.
+                stash.extend(turn.map(|turn| (time, Under { capabilities: [a, b, c, d], turn })));
+            });
+            let passed = |time: &Time| !frontiers[0].less_equal(time) && !frontiers[1].less_equal(time);
+            let mut admitted = admitted.activate();
+            let mut links = links.activate();
+            let mut signals = signals.activate();
+            let mut told = told.activate();
+            while let Some(first) = stash.first_entry().filter(|first| passed(first.key())) {
+                let (time, Under { capabilities: [on_admitted, on_links, on_signals, on_told], turn }) =
+                    first.remove_entry();
+                let mut admitted = admitted.session(&on_admitted);
+                let mut links = links.session(&on_links);
+                let mut signals = signals.session(&on_signals);
+                let mut told = told.session(&on_told);
+                accepting.tick(turn.clock);
+                let mut admit = |admitting| admitted.give(admitting);
+                let mut link = |position, change| links.give(Linked::Change(position, change));
+                for record in in_order(arrived.remove(&time).unwrap_or_default()).into_iter().flatten() {
+                    let verdict = accepting.decide(record, turn.lateness, &mut admit, &mut link);
+                    if let Some((position, verdict)) = verdict {
+                        // Each process keeps an account of what is wrong anywhere.
+                        let to = (0..peers).step_by(workers);
+                        told.give_iterator(to.map(|to| (to, Saying::Verdict(position, verdict))));
+                    }
+                }
+                let (clock, accepted) = (accepting.tick(turn.clock), accepting.accepted());
+                links.give(Linked::Clock(clock));
+                for peer in 0..peers {
+                    let now = Now { position: turn.position, clock, accepted };
+                    signals.give((peer as u64, Signal::Now(now)));
+                }
+                for (number, question) in turn.questions {
+                    let to_all = if question.about().is_some() { 0 } else { peers };
+                    let to_one = question.about().map(Id::hashed);
+                    for peer in to_one.into_iter().chain(0..to_all as u64) {
+                        signals.give((peer, Signal::Ask(Ask { to: index, number, question: question.clone() })));
+                    }
+                }
+            }
+        }
+    });
+    Accepted { admitted: admitted_stream, links: links_stream, signals: signals_stream, told: told_stream }
 }
 
 /// Links to persons: on one worker, since a refusal depends on all links before it in the log.
 fn identity<'s>(
-    links: StreamVec<'s, Time, (u64, Option<Change>)>,
+    links: StreamVec<'s, Time, Linked>,
+    turns: StreamVec<'s, Time, Turn>,
     ids_max: usize,
-    said: Rc<RefCell<BTreeMap<Time, Said>>>,
-) -> StreamVec<'s, Time, Assignment> {
-    let mut identity = Identity::new(ids_max);
-    let mut stash: BTreeMap<Time, (Capability<Time>, Vec<(u64, Option<Change>)>)> = BTreeMap::new();
-    links.unary_frontier(Exchange::new(|_| 0), "Identity", move |_, _| {
-        move |(input, frontier), output| {
-            input.for_each(|capability, links| {
-                if let Some(capability) = capability.retain_least(0) {
-                    stash.entry(*capability.time()).or_insert((capability, Vec::new())).1.append(links);
-                }
+    workers: usize,
+) -> (StreamVec<'s, Time, Assignment>, StreamVec<'s, Time, Told>) {
+    let peers = links.scope().peers();
+    let mut builder = OperatorBuilder::new("Identity".to_owned(), links.scope());
+    let mut links = builder.new_input(links, Exchange::new(|_: &Linked| 0));
+    let mut turns = builder.new_input(turns, Pipeline);
+    let (assigned, assigned_stream) = builder.new_output::<Vec<Assignment>>();
+    let (told, told_stream) = builder.new_output::<Vec<Told>>();
+    let mut assigned = OutputBuilder::<_, CapacityContainerBuilder<Vec<Assignment>>>::from(assigned);
+    let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let mut identity = Identity::new(ids_max);
+        let mut plans: BTreeMap<Time, Arc<Plan>> = BTreeMap::new();
+        let mut stash: BTreeMap<Time, ([Capability<Time>; 2], Vec<Linked>)> = BTreeMap::new();
+        move |frontiers: &[MutableAntichain<Time>]| {
+            links.for_each(|capability, data| {
+                let (Some(a), Some(b)) = (capability.retain_least(0), capability.retain_least(1)) else { return };
+                stash.entry(*a.time()).or_insert(([a, b], Vec::new())).1.append(data);
             });
-            while let Some(first) = stash.first_entry().filter(|first| !frontier.less_equal(first.key())) {
-                let (time, (capability, mut links)) = first.remove_entry();
-                links.sort_by_key(|(position, _)| *position);
-                let outcome = identity.apply(links.into_iter().filter_map(|(_, change)| change), clock_of(time));
-                let mut session = output.session(&capability);
-                for moved in outcome.moves {
-                    session.give(Assignment::Home(moved.id.clone(), moved.to.clone()));
-                    session.give(Assignment::Leave(moved));
+            turns.for_each(|capability, data| {
+                let plan = data.pop().and_then(|turn| turn.plan);
+                plans.extend(capability.least().copied().zip(plan));
+            });
+            let passed = |time: &Time| !frontiers[0].less_equal(time) && !frontiers[1].less_equal(time);
+            let mut assigned = assigned.activate();
+            let mut told = told.activate();
+            while let Some(first) = stash.first_entry().filter(|first| passed(first.key())) {
+                let (time, ([on_assigned, on_told], linked)) = first.remove_entry();
+                if let Some(plan) = plans.remove(&time) {
+                    identity.limit(plan.definitions.identity.max_ids as usize);
                 }
-                session.give_iterator(outcome.components.into_iter().map(Assignment::Share));
-                if !outcome.refused.is_empty() {
-                    said.borrow_mut().entry(time).or_default().refused = outcome.refused;
+                let (mut changes, mut clock) = (Vec::new(), 0);
+                for linked in linked {
+                    match linked {
+                        Linked::Change(position, change) => changes.push((position, change)),
+                        Linked::Clock(to) => clock = clock.max(to),
+                    }
+                }
+                changes.sort_by_key(|(position, _)| *position);
+                let outcome = identity.apply(changes.into_iter().map(|(_, change)| change), clock);
+                let mut assigned = assigned.session(&on_assigned);
+                for moved in outcome.moves {
+                    assigned.give(Assignment::Home(moved.id.clone(), moved.to.clone()));
+                    assigned.give(Assignment::Leave(moved));
+                }
+                assigned.give_iterator(outcome.components.into_iter().map(Assignment::Share));
+                let mut told = told.session(&on_told);
+                for position in outcome.refused {
+                    let refused = Saying::Verdict(position, Verdict::RefusedEdge);
+                    told.give_iterator((0..peers).step_by(workers).map(|to| (to, refused.clone())));
                 }
             }
+            // Only the worker that keeps the identity of ids needs to know.
+            plans.retain(|time, _| frontiers[0].less_equal(time));
+        }
+    });
+    (assigned_stream, told_stream)
+}
+
+/// Everything that is counted, and what is asked of it.
+fn totals<'s>(
+    arranged: Arranged<'s, Totals>,
+    signals: StreamVec<'s, Time, (u64, Signal)>,
+) -> StreamVec<'s, Time, Told> {
+    let Arranged { stream, mut trace } = arranged;
+    let to_one = Exchange::new(|(peer, _): &(u64, Signal)| *peer);
+    let mut asked: BTreeMap<Time, (Capability<Time>, Vec<Ask>)> = BTreeMap::new();
+    stream.binary_frontier(signals, Pipeline, to_one, "Counts", move |_, _| {
+        move |(batches, sealed), (signals, _), told| {
+            // The trace has them.
+            batches.for_each(|_, _| {});
+            signals.for_each(|capability, data| {
+                let asks = data.drain(..).filter_map(|(_, signal)| match signal {
+                    Signal::Ask(ask) => Some(ask).filter(|ask| ask.question.counts()),
+                    Signal::Now(_) => None,
+                });
+                let asks: Vec<Ask> = asks.collect();
+                if let Some(time) = capability.least().copied().filter(|_| !asks.is_empty()) {
+                    let second = || (capability.delayed(&(time + 1), 0), Vec::new());
+                    asked.entry(time + 1).or_insert_with(second).1.extend(asks);
+                }
+            });
+            let sealed = sealed.frontier();
+            while let Some(first) = asked.first_entry().filter(|first| !sealed.less_equal(first.key())) {
+                let (time, (capability, asks)) = first.remove_entry();
+                let sums = totals_at(&mut trace, time);
+                let answer = |ask: &Ask| (ask.to, Saying::Answer(ask.number, Answer::Totals(sums.clone())));
+                told.session(&capability).give_iterator(asks.iter().map(answer));
+            }
+            // Nobody asks for the past.
+            let since = asked.keys().next().map_or(sealed.to_owned(), |time| Antichain::from_elem(*time));
+            trace.set_logical_compaction(since.borrow());
+            trace.set_physical_compaction(sealed);
         }
     })
+}
+
+/// The totals that this worker keeps, as of a time.
+fn totals_at(totals: &mut Totals, time: Time) -> Vec<(Total, i128)> {
+    let batches = totals.batches_through(AntichainRef::new(&[])).expect("nothing reads beyond the whole");
+    let (mut cursor, storage) = cursor_list(batches);
+    let mut found = Vec::new();
+    while cursor.key_valid(&storage) {
+        let mut sum = 0;
+        cursor.map_times(&storage, |at, change| {
+            if *at <= time {
+                sum += *change;
+            }
+        });
+        if sum != 0 {
+            found.push((Total::clone(&cursor.key(&storage).total), sum));
+        }
+        cursor.step_key(&storage);
+    }
+    found
+}
+
+/// Gathers what is said to this worker, by the first beat of its step.
+fn collect<'s>(
+    told: StreamVec<'s, Time, Told>,
+    said: Rc<RefCell<BTreeMap<Time, Vec<Saying>>>>,
+    through: Rc<Cell<Time>>,
+) {
+    told.sink(Exchange::new(|(to, _): &Told| *to as u64), "Said", move |(input, frontier)| {
+        input.for_each(|capability, data| {
+            let Some(time) = capability.least() else { return };
+            // The first beat of a step is even.
+            said.borrow_mut().entry(time & !1).or_default().extend(data.drain(..).map(|(_, saying)| saying));
+        });
+        through.set(frontier.frontier().first().copied().unwrap_or(Time::MAX));
+    });
+}
+
+/// A step between its arrival at the profiles and its end.
+struct Under {
+    first: Option<Capability<Time>>,
+    second: [Capability<Time>; 2],
+    now: Now,
+    asks: Vec<Ask>,
+    admitted: Vec<Vec<Admitted>>,
+    assigned: Vec<Assignment>,
+    forwarded: Vec<(Id, Forward)>,
+    plan: Option<Arc<Plan>>,
+}
+
+/// The step that something belongs to.
+fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<Time>) -> Option<&'u mut Under> {
+    let first = capability.retain_least(0)?;
+    let second = first.time() + 1;
+    Some(stash.entry(*first.time()).or_insert_with(|| Under {
+        second: [1, 2].map(|port| capability.delayed(&second, port)),
+        first: Some(first),
+        now: Now::default(),
+        asks: Vec::new(),
+        admitted: Vec::new(),
+        assigned: Vec::new(),
+        forwarded: Vec::new(),
+        plan: None,
+    }))
 }
 
 /// The keyed histories of persons, in two beats: an id's worker knows whose it is, and keeps the person's history if it
 /// bears the person's key; what belongs elsewhere goes on to the second beat.
 fn profiles<'s>(
-    records: StreamVec<'s, Time, Record>,
+    admitted: StreamVec<'s, Time, Admitted>,
+    signals: StreamVec<'s, Time, (u64, Signal)>,
     assigned: StreamVec<'s, Time, Assignment>,
     forwarded: StreamVec<'s, Time, (Id, Forward)>,
-    plans: StreamVec<'s, Time, Arc<Plan>>,
+    turns: StreamVec<'s, Time, Turn>,
     plan: Arc<Plan>,
-    said: Rc<RefCell<BTreeMap<Time, Said>>>,
-) -> (StreamVec<'s, Time, (Id, Forward)>, VecCollection<'s, Time, Counted, i128>) {
-    /// A step between its arrival and its end.
-    struct Under {
-        first: Option<Capability<Time>>,
-        second: Capability<Time>,
-        records: Vec<Vec<Record>>,
-        assigned: Vec<Assignment>,
-        forwarded: Vec<(Id, Forward)>,
-        plan: Option<Arc<Plan>>,
-    }
-    let by_id = Exchange::new(|record: &Record| match record {
-        Record::Event(event) => event.own.hashed(),
-        Record::Retract(_, own, _) => own.hashed(),
-        Record::Ask(worker, _, question) => question.about().map_or(*worker as u64, Id::hashed),
-        Record::Tick(worker) => *worker as u64,
-    });
+    workers: usize,
+) -> (StreamVec<'s, Time, (Id, Forward)>, VecCollection<'s, Time, Counted, i128>, StreamVec<'s, Time, Told>) {
+    let scope = signals.scope();
+    let (peers, index) = (scope.peers(), scope.index());
+    let to_one = Exchange::new(|(peer, _): &(u64, Signal)| *peer);
     let by_concern = Exchange::new(|assignment: &Assignment| match assignment {
         Assignment::Home(id, _) => id.hashed(),
         Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => key.hashed(),
     });
     let by_key = Exchange::new(|(key, _): &(Id, Forward)| key.hashed());
-    let mut builder = OperatorBuilder::new("Profiles".to_owned(), records.scope());
-    let mut records = builder.new_input(records, by_id);
+    let mut builder = OperatorBuilder::new("Profiles".to_owned(), scope);
+    // What is admitted is where it belongs already.
+    let mut admitted = builder.new_input(admitted, Pipeline);
+    let mut signals = builder.new_input(signals, to_one);
     let mut assigned = builder.new_input(assigned, by_concern);
+    let mut turns = builder.new_input(turns, Pipeline);
     let mut forwarded = builder.new_input(forwarded, by_key);
-    let mut plans = builder.new_input(plans, Pipeline);
     // Only the first beat sends anything on, so what arrives in the second cannot cause more of it.
-    let sends_on = [(0, Antichain::from_elem(0)), (1, Antichain::from_elem(0))];
+    let sends_on = (0..4).map(|input| (input, Antichain::from_elem(Time::minimum())));
     let (forward, forward_stream) = builder.new_output_connection(sends_on);
     let (changes, changes_stream) = builder.new_output::<Vec<(Counted, Time, i128)>>();
+    let (told, told_stream) = builder.new_output::<Vec<Told>>();
     let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Id, Forward)>>>::from(forward);
     let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Counted, Time, i128)>>>::from(changes);
+    let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut profiles = Profiles::new(plan);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
         move |frontiers: &[MutableAntichain<Time>]| {
-            let under = |second| Under {
-                first: None,
-                second,
-                records: Vec::new(),
-                assigned: Vec::new(),
-                forwarded: Vec::new(),
-                plan: None,
-            };
-            records.for_each(|capability, data| {
-                let Some(first) = capability.retain_least(0) else { return };
-                let time = *first.time();
-                let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
-                step.first.get_or_insert(first);
-                step.records.push(std::mem::take(data));
+            signals.for_each(|capability, data| {
+                let Some(under) = under(&mut stash, &capability) else { return };
+                for (_, signal) in data.drain(..) {
+                    match signal {
+                        Signal::Now(heard) => {
+                            let Now { position, clock, accepted } = under.now;
+                            under.now = Now {
+                                position: position.max(heard.position),
+                                clock: clock.max(heard.clock),
+                                accepted: accepted + heard.accepted,
+                            };
+                        }
+                        Signal::Ask(ask) => under.asks.push(ask),
+                    }
+                }
+            });
+            turns.for_each(|capability, data| {
+                let Some(under) = under(&mut stash, &capability) else { return };
+                under.plan = data.pop().and_then(|turn| turn.plan);
+            });
+            admitted.for_each(|capability, data| {
+                let Some(under) = under(&mut stash, &capability) else { return };
+                under.admitted.push(std::mem::take(data));
             });
             assigned.for_each(|capability, data| {
-                let Some(first) = capability.retain_least(0) else { return };
-                let time = *first.time();
-                let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
-                step.first.get_or_insert(first);
-                step.assigned.append(data);
+                let Some(under) = under(&mut stash, &capability) else { return };
+                under.assigned.append(data);
             });
             forwarded.for_each(|capability, data| {
-                // Every worker ticks at every step, so the step that this belongs to is under way here.
+                // Every worker hears of every step, so the one that this belongs to is under way here.
                 let under = capability.least().and_then(|time| stash.get_mut(&(time - 1)));
                 under.expect("what goes on belongs to a step under way").forwarded.append(data);
             });
-            plans.for_each(|capability, data| {
-                let Some(time) = capability.least().copied() else { return };
-                let step = stash.entry(time).or_insert_with(|| under(capability.delayed(&(time + 1), 1)));
-                step.plan = data.pop();
-            });
             let mut forward = forward.activate();
             let mut changes = changes.activate();
+            let mut told = told.activate();
             // One step after the other: a later step must not reach histories that an earlier one has yet to judge.
             while let Some(mut step) = stash.first_entry() {
                 let time = *step.key();
-                let passed = |input: usize, time: Time| !frontiers[input].less_equal(&time);
-                if !passed(0, time) || !passed(1, time) || !passed(3, time) {
+                if frontiers[..4].iter().any(|frontier| frontier.less_equal(&time)) {
                     break;
                 }
                 let under = step.get_mut();
@@ -271,36 +582,29 @@ fn profiles<'s>(
                     let mut session = forward.session(&first);
                     let mut send = |key, forward| session.give((key, forward));
                     under.assigned.drain(..).for_each(|assignment| profiles.assign(assignment, &mut send));
-                    under.records.drain(..).flatten().for_each(|record| profiles.record(record, &mut send));
+                    under.admitted.drain(..).flatten().for_each(|admitted| profiles.record(admitted, &mut send));
+                    under.asks.drain(..).for_each(|ask| profiles.ask(ask, &mut send));
                 }
-                if !passed(2, time + 1) {
+                if frontiers[4].less_equal(&(time + 1)) {
                     break;
                 }
-                let under = step.remove();
-                let mut said_now = Said::default();
-                let totals = profiles.settle(clock_of(time), under.forwarded, under.plan, &mut said_now);
-                let mut session = changes.session(&under.second);
-                session.give_iterator(totals.into_iter().map(|(total, change)| (total, time + 1, change)));
-                let mut said = said.borrow_mut();
-                let all = said.entry(time).or_default();
-                all.intents.append(&mut said_now.intents);
-                all.answers.append(&mut said_now.answers);
+                let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
+                let Settled { totals, intents, answers } = profiles.settle(now.clock, forwarded, plan);
+                let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
+                changes.session(&on_changes).give_iterator(totals);
+                let mut told = told.session(&on_told);
+                if index % workers == 0 {
+                    told.give((index, Saying::Now(now)));
+                }
+                for (intent, change) in intents {
+                    // Each process tells them to those who listen there.
+                    for first in (0..peers).step_by(workers) {
+                        told.give((first, Saying::Intent(intent.clone(), change)));
+                    }
+                }
+                told.give_iterator(answers.into_iter().map(|(to, number, part)| (to, Saying::Answer(number, part))));
             }
         }
     });
-    (forward_stream, changes_stream.as_collection())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::time_of;
-
-    #[test]
-    fn times_carry_the_clock() {
-        let step =
-            Step { number: 7, clock: 1_767_225_600_000, records: vec![], links: vec![], plan: None, questions: vec![] };
-        assert_eq!(clock_of(time_of(&step)), step.clock);
-        assert_eq!(clock_of(time_of(&step) + 1), step.clock);
-    }
+    (forward_stream, changes_stream.as_collection(), told_stream)
 }

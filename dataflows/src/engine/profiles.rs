@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ecow::EcoString;
 use hashbrown::HashMap;
 
-use super::assemble::{Assignment, Forward, Said};
+use super::acceptance::Admitted;
+use super::assemble::{Ask, Assignment, Forward};
 use crate::event::Event;
 use crate::identity::{Id, Move};
 use crate::keyed::{Keyed, Slot};
@@ -15,7 +16,7 @@ use crate::profile::Effects;
 use crate::profile::answers::{Asked, IntentRow, Rows, SessionRow, intent_row, public_id};
 use crate::profile::campaigns::Meant;
 use crate::profile::sums::{Credited, Span, Visits};
-use crate::protocol::{Answer, Deadline, Question, Record};
+use crate::protocol::{Answer, Deadline, Question};
 use crate::time::Millis;
 use crate::total::Counted;
 
@@ -27,8 +28,19 @@ pub(super) struct Profiles {
     away: HashMap<Id, Id>,
     effects: Effects,
     intents: Vec<(IntentRow, i8)>,
-    retracts: Vec<(Id, u64, Id, EcoString)>,
-    asked: Vec<(u64, Box<Question>, Option<Id>)>,
+    retracts: Vec<(Id, Id, EcoString)>,
+    asked: Vec<(Ask, Option<Id>)>,
+}
+
+/// What is told of a step.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Changes of totals.
+    pub(super) totals: Vec<(Counted, i128)>,
+    /// Intents that came and went.
+    pub(super) intents: Vec<(IntentRow, i8)>,
+    /// Parts of answers: to which worker, to which question.
+    pub(super) answers: Vec<(usize, u64, Answer)>,
 }
 
 impl Profiles {
@@ -60,24 +72,27 @@ impl Profiles {
         }
     }
 
-    /// The first beat: something is recorded.
-    pub(super) fn record(&mut self, record: Record, send: &mut impl FnMut(Id, Forward)) {
-        match record {
-            Record::Event(event) => match self.home(&event.own) {
+    /// The first beat: something was admitted.
+    pub(super) fn record(&mut self, admitted: Admitted, send: &mut impl FnMut(Id, Forward)) {
+        match admitted {
+            Admitted::Event(event) => match self.home(&event.own) {
                 Some(key) => send(key, Forward::Event(event)),
                 None => {
                     let slot = self.keyed.touch(&event.own, &self.plan);
                     self.insert(slot, event);
                 }
             },
-            Record::Retract(position, own, message_id) => {
-                send(self.home(&own).unwrap_or_else(|| own.clone()), Forward::Retract(position, own, message_id));
+            Admitted::Retract(own, message_id) => {
+                send(self.home(&own).unwrap_or_else(|| own.clone()), Forward::Retract(own, message_id));
             }
-            Record::Ask(_, number, question) => match question.about() {
-                Some(id) => send(self.home(id).unwrap_or_else(|| id.clone()), Forward::Ask(number, question)),
-                None => self.asked.push((number, question, None)),
-            },
-            Record::Tick(_) => {}
+        }
+    }
+
+    /// The first beat: something is asked.
+    pub(super) fn ask(&mut self, ask: Ask, send: &mut impl FnMut(Id, Forward)) {
+        match ask.question.about().cloned() {
+            Some(id) => send(self.home(&id).unwrap_or(id), Forward::Ask(ask)),
+            None => self.asked.push((ask, None)),
         }
     }
 
@@ -86,14 +101,8 @@ impl Profiles {
         if self.away.is_empty() { None } else { self.away.get(id).cloned() }
     }
 
-    /// The second beat: all has arrived. Gives the changes of totals; the rest is said.
-    pub(super) fn settle(
-        &mut self,
-        clock: Millis,
-        forwarded: Vec<(Id, Forward)>,
-        plan: Option<Arc<Plan>>,
-        said: &mut Said,
-    ) -> Vec<(Counted, i128)> {
+    /// The second beat: all has arrived.
+    pub(super) fn settle(&mut self, clock: Millis, forwarded: Vec<(Id, Forward)>, plan: Option<Arc<Plan>>) -> Settled {
         for (key, forward) in forwarded {
             match forward {
                 Forward::Event(event) => {
@@ -101,31 +110,29 @@ impl Profiles {
                     self.insert(slot, event);
                 }
                 // The event may be on its way from another person, so it is looked for when all have arrived.
-                Forward::Retract(position, own, message_id) => self.retracts.push((key, position, own, message_id)),
-                Forward::Ask(number, question) => self.asked.push((number, question, Some(key))),
+                Forward::Retract(own, message_id) => self.retracts.push((key, own, message_id)),
+                Forward::Ask(ask) => self.asked.push((ask, Some(key))),
             }
         }
-        for (key, position, own, message_id) in std::mem::take(&mut self.retracts) {
-            self.extract(&key, |event| event.position < position && event.own == own && event.message_id == message_id);
+        for (key, own, message_id) in std::mem::take(&mut self.retracts) {
+            self.extract(&key, |event| event.own == own && event.message_id == message_id);
         }
-        let mut totals = Vec::new();
+        let mut settled = Settled::default();
         if let Some(plan) = plan {
             let old = std::mem::replace(&mut self.plan, Arc::clone(&plan));
             let intents = &mut self.intents;
             self.keyed.refold(&old, &plan, &mut self.effects, |slot, effects| took_back(&old, slot, effects, intents));
-            totals = self.take_totals(&old);
+            settled.totals = self.take_totals(&old);
             self.effects.prepare(&plan);
         }
         let (plan, intents) = (Arc::clone(&self.plan), &mut self.intents);
         self.keyed.advance(clock, &plan, &mut self.effects, |slot, effects| tell(&plan, slot, effects, intents));
-        totals.extend(self.take_totals(&plan));
-        said.intents = consolidated(std::mem::take(&mut self.intents));
-        for (number, question, of) in std::mem::take(&mut self.asked) {
-            if let Some(part) = self.answer(*question, of, clock) {
-                said.answers.push((number, part));
-            }
+        settled.totals.extend(self.take_totals(&plan));
+        settled.intents = consolidated(std::mem::take(&mut self.intents));
+        for (Ask { to, number, question }, of) in std::mem::take(&mut self.asked) {
+            settled.answers.extend(self.answer(question, of, clock).map(|part| (to, number, part)));
         }
-        totals
+        settled
     }
 
     fn insert(&mut self, slot: u32, event: Event) {
@@ -147,7 +154,7 @@ impl Profiles {
     }
 
     fn answer(&self, question: Question, of: Option<Id>, clock: Millis) -> Option<Answer> {
-        let one = of.and_then(|key| self.keyed.get(&key)).and_then(|slot| self.ask(slot, clock));
+        let one = of.and_then(|key| self.keyed.get(&key)).and_then(|slot| self.person(slot, clock));
         match question {
             Question::Profile(_) => Some(Answer::Profile(Box::new(one?.profile()))),
             Question::History { view, page, .. } => {
@@ -170,7 +177,7 @@ impl Profiles {
                 }
                 all.sort();
                 all.truncate(limit);
-                Some(Answer::Deadlines(all, Vec::new()))
+                Some(Answer::Deadlines(all))
             }
             Question::Sessions { span, before, limit } => {
                 Some(Answer::Sessions(self.sessions(clock, span, before.as_ref(), limit)))
@@ -188,17 +195,16 @@ impl Profiles {
             Question::Followed => {
                 let mut sum = vec![0; self.plan.campaigns.len()];
                 self.everyone(clock).for_each(|asked| asked.add_followed(&mut sum));
-                Some(Answer::Followed(sum, Vec::new()))
+                Some(Answer::Followed(sum))
             }
             Question::Totals => None,
             Question::Dump(view) => {
-                let rows = self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and);
-                Some(rows.map_or(Answer::Nothing, Answer::Rows))
+                self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)
             }
         }
     }
 
-    fn ask<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
+    fn person<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
         let state = slot.history.state();
         let credit = &self.effects.credit;
         let asked = Asked { plan: &self.plan, state, past: slot.history.past(), credit, ids: slot.ids(), clock };
@@ -206,7 +212,7 @@ impl Profiles {
     }
 
     fn everyone(&self, clock: Millis) -> impl Iterator<Item = Asked<'_>> {
-        self.keyed.slots().iter().filter_map(move |slot| self.ask(slot, clock))
+        self.keyed.slots().iter().filter_map(move |slot| self.person(slot, clock))
     }
 
     /// The newest sessions, of all profiles; no more than the limit are ever held.

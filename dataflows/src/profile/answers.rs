@@ -2,6 +2,7 @@
 //!
 //! Everything here is read off a state and its history; nothing is kept for the sake of being asked.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -67,7 +68,7 @@ pub struct Key {
 }
 
 /// Rows of one view.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Rows {
     /// Profiles.
     Profiles(Vec<ProfileRow>),
@@ -154,7 +155,7 @@ pub struct RootRow {
 }
 
 /// An event by its ids, and when it was.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventRef {
     id: EcoString,
     #[serde(rename = "messageId")]
@@ -163,56 +164,56 @@ pub struct EventRef {
 }
 
 /// A profile.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ProfileRow {
     /// Its public id.
     pub id: EcoString,
     ids: Vec<IdRow>,
-    visitor: Vec<&'static str>,
+    visitor: Vec<Cow<'static, str>>,
     first_seen: Millis,
     last_seen: Millis,
     traits: BTreeMap<EcoString, Box<RawValue>>,
-    computed: BTreeMap<EcoString, Printed>,
+    computed: BTreeMap<EcoString, Box<RawValue>>,
     segments: Vec<MemberRow>,
     journeys: BTreeMap<EcoString, StandingRow>,
     consent: BTreeMap<EcoString, ConsentRow>,
     session: Option<SessionRow>,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct IdRow {
     id: EcoString,
     known: bool,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct MemberRow {
     name: EcoString,
     since: Millis,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct StandingRow {
     state: EcoString,
     since: Millis,
     deadlines: Vec<DeadlineRow>,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct DeadlineRow {
     at: Millis,
     emit: Option<EcoString>,
     to: Option<EcoString>,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct ConsentRow {
     granted: bool,
     since: Millis,
 }
 
 /// A session.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SessionRow {
     profile: EcoString,
     id: Millis,
@@ -226,11 +227,11 @@ pub struct SessionRow {
     campaign: Option<EcoString>,
     conversions: u64,
     value: String,
-    purpose: &'static str,
+    purpose: Cow<'static, str>,
     closed: bool,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct DeviceRow {
     r#type: Option<EcoString>,
     os: Option<EcoString>,
@@ -238,7 +239,7 @@ struct DeviceRow {
 }
 
 /// A touch.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TouchRow {
     profile: EcoString,
     at: Millis,
@@ -248,11 +249,11 @@ pub struct TouchRow {
 }
 
 /// A conversion, with what refunds leave of it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConversionRow {
     profile: EcoString,
     name: EcoString,
-    id: Printed,
+    id: Box<RawValue>,
     at: Millis,
     value: String,
     net: String,
@@ -261,11 +262,11 @@ pub struct ConversionRow {
 }
 
 /// An entry to or an exit from a segment.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangeRow {
     profile: EcoString,
     segment: EcoString,
-    change: &'static str,
+    change: Cow<'static, str>,
     at: Millis,
     root: RootRow,
 }
@@ -294,9 +295,9 @@ pub struct IntentRow {
 }
 
 /// One touch's part of a conversion in one model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreditRow {
-    model: &'static str,
+    model: Cow<'static, str>,
     profile: EcoString,
     conversion: NamedRef,
     touch: Option<EventRef>,
@@ -306,7 +307,7 @@ pub struct CreditRow {
     value: String,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct NamedRef {
     name: EcoString,
     id: EcoString,
@@ -316,8 +317,11 @@ struct NamedRef {
 }
 
 /// A value as JSON: numbers are printed as exact decimals.
-#[derive(Clone, Debug)]
-pub struct Printed(Figure);
+fn printed(figure: Figure) -> Box<RawValue> {
+    serde_json::value::to_raw_value(&Printed(figure)).expect("it has no keys")
+}
+
+struct Printed(Figure);
 
 impl Serialize for Printed {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -482,7 +486,11 @@ impl Asked<'_> {
         ProfileRow {
             id: self.public(),
             ids: self.ids.iter().map(|id| IdRow { id: id.clone(), known: state.is_known(id, self.past) }).collect(),
-            visitor: Visitor::ALL.iter().filter(|(_, class)| self.state.is(*class)).map(|(name, _)| *name).collect(),
+            visitor: Visitor::ALL
+                .iter()
+                .filter(|(_, class)| self.state.is(*class))
+                .map(|(name, _)| Cow::Borrowed(*name))
+                .collect(),
             first_seen: core.first_seen,
             last_seen: core.last_seen,
             traits: state.all_told().map(|(key, json)| (key.clone(), raw(json.to_owned()))).collect(),
@@ -490,7 +498,7 @@ impl Asked<'_> {
                 .traits
                 .iter()
                 .enumerate()
-                .map(|(number, of)| (of.name.clone(), Printed(self.state.figure(plan, number))))
+                .map(|(number, of)| (of.name.clone(), printed(self.state.figure(plan, number))))
                 .collect(),
             segments: members.map(|(segment, since)| MemberRow { name: segment.name.clone(), since }).collect(),
             journeys: plan
@@ -562,7 +570,7 @@ impl Asked<'_> {
             campaign: touch.map(|touch| self.credit.key(touch.key).1.clone()),
             conversions,
             value: print_millionths(value),
-            purpose: if self.is_buying(session) { "buying" } else { "browsing" },
+            purpose: Cow::Borrowed(if self.is_buying(session) { "buying" } else { "browsing" }),
             closed: self.is_closed(session),
         }
     }
@@ -588,7 +596,7 @@ impl Asked<'_> {
         ConversionRow {
             profile: self.public(),
             name: self.plan.conversions[conversion.rule].name.clone(),
-            id: Printed(Figure::Value(conversion.id.clone().unwrap_or(Value::Null))),
+            id: printed(Figure::Value(conversion.id.clone().unwrap_or(Value::Null))),
             at: conversion.at,
             value: print_millionths(i128::from(conversion.value)),
             net: print_millionths(i128::from(net.unwrap_or(0))),
@@ -601,7 +609,7 @@ impl Asked<'_> {
         ChangeRow {
             profile: self.public(),
             segment: self.plan.segments[change.segment].name.clone(),
-            change: if change.entered { "entered" } else { "exited" },
+            change: Cow::Borrowed(if change.entered { "entered" } else { "exited" }),
             at: change.at,
             root: self.root(change.root),
         }
@@ -623,7 +631,7 @@ impl Asked<'_> {
                     let event = touch.map(|touch| &self.past[touch.root.0 as usize]);
                     let (channel, campaign) = self.credit.key(touch.map_or(DIRECT_KEY, |touch| touch.key)).clone();
                     rows.push(CreditRow {
-                        model: model.name(),
+                        model: Cow::Borrowed(model.name()),
                         profile: public.clone(),
                         conversion: NamedRef {
                             name: self.plan.conversions[conversion.rule].name.clone(),

@@ -42,9 +42,10 @@ pub struct Sought {
 }
 
 /// Credit, and what it rests on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credited {
     /// Conversions and value, 10^-9, by channel and campaign.
+    #[serde(with = "pairs")]
     pub keys: BTreeMap<(EcoString, EcoString), (i128, i128)>,
     /// Conversions that stand.
     pub conversions: u64,
@@ -57,7 +58,7 @@ pub struct Credited {
 }
 
 /// Sums over sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Visits {
     /// How many.
     pub sessions: u64,
@@ -69,6 +70,26 @@ pub struct Visits {
     pub bounces: u64,
     /// Those whose purpose was to buy.
     pub buying: u64,
+}
+
+/// A map whose keys are no texts, as a list of pairs.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<K, V>, D::Error> {
+        Vec::deserialize(from).map(|pairs: Vec<(K, V)>| pairs.into_iter().collect())
+    }
 }
 
 impl Credited {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::{Path, State};
 use axum::response::Response;
+use dataflows::admission::Verdict;
+use dataflows::event::{Reason, Rejection};
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{ChangeRow, ConversionRow, Page, ProfileRow, Rows, SessionRow, TouchRow, View};
 use dataflows::profile::sums::{Credited, Sought, Visits};
@@ -23,26 +25,26 @@ use crate::outbox::Entry;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
-use crate::writer::{Answered, AsOf, DeadLetterAt};
+use crate::writer::{Answered, AsOf};
 
 /// A part of a list.
 #[derive(Serialize, ToSchema)]
-struct List<T> {
-    as_of: AsOfRow,
-    items: Vec<T>,
-    next: Option<String>,
+pub(super) struct List<T> {
+    pub(super) as_of: AsOfRow,
+    pub(super) items: Vec<T>,
+    pub(super) next: Option<String>,
 }
 
 /// A row with the time at which it is true in front.
 #[derive(Serialize, ToSchema)]
-struct At<T> {
-    as_of: AsOfRow,
+pub(super) struct At<T> {
+    pub(super) as_of: AsOfRow,
     #[serde(flatten)]
-    row: T,
+    pub(super) row: T,
 }
 
 /// Asks, once everything up to the position asked for is included.
-async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
+pub(super) async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
     let deadline = query.deadline();
     loop {
         let answered = app.hub.ask(question.clone()).await?;
@@ -462,9 +464,10 @@ async fn deadlines(
     let Answered { as_of, parts } = ask(app, query, question).await?;
     let (mut all, mut counted) = (Vec::new(), BTreeMap::new());
     for part in parts {
-        if let Answer::Deadlines(part, totals) = part {
-            all.extend(part);
-            counted.extend(totals);
+        match part {
+            Answer::Deadlines(part) => all.extend(part),
+            Answer::Totals(part) => counted.extend(part),
+            _ => {}
         }
     }
     all.sort();
@@ -508,9 +511,10 @@ async fn campaigns_asked(app: &App, query: &Query) -> Result<(AsOf, Vec<u64>, BT
     let Answered { as_of, parts } = ask(app, query, Question::Followed).await?;
     let (mut conversions, mut totals) = (vec![0; app.plan.campaigns.len()], BTreeMap::new());
     for part in parts {
-        if let Answer::Followed(part, of_worker) = part {
-            conversions.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-            totals.extend(of_worker);
+        match part {
+            Answer::Followed(part) => conversions.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
+            Answer::Totals(part) => totals.extend(part),
+            _ => {}
         }
     }
     Ok((as_of, conversions, totals))
@@ -759,20 +763,30 @@ pub(super) async fn dead_letters(
     let more = found.len() > query.limit;
     let next = found.get(query.limit - 1).filter(|_| more).map(|(position, _)| cursor(position));
     let mut items = Vec::new();
-    for (position, at) in found.into_iter().take(query.limit) {
+    for (position, verdict) in found.into_iter().take(query.limit) {
         let Ok(Some(record)) = log.get(position) else { continue };
-        let letter = match at {
-            DeadLetterAt::Own => serde_json::from_slice(&record.payload).ok(),
-            DeadLetterAt::RefusedEdge => record::decode_event(&record.payload).map(|(_, _, _, body)| DeadLetter {
-                reason: dataflows::event::Reason::RefusedEdge,
-                detail: "accepted, but its link would make a profile of more ids than identity.max_ids".into(),
-                body: body.to_owned(),
-                encoding: None,
-            }),
+        let letter = match verdict {
+            Verdict::Invalid => serde_json::from_slice(&record.payload).ok(),
+            _ => record::decode_event(&record.payload)
+                .map(|(_, _, message_id, body)| DeadLetter::new(&rejection(verdict, message_id), body.as_bytes())),
         };
         let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
         let (position, received_at) = (position.to_string(), record.received_at);
         items.push(Letter { reason: reason.name(), detail, position, received_at, body, encoding });
     }
     Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+/// What is wrong with an event that was decided on so.
+fn rejection(verdict: Verdict, message_id: &str) -> Rejection {
+    match verdict {
+        Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
+        Verdict::RefusedEdge => Rejection::new(
+            Reason::RefusedEdge,
+            "accepted, but its link would make a profile of more ids than identity.max_ids",
+        ),
+        _ => {
+            Rejection::new(Reason::Conflict, format!("message id {message_id:?} was taken before, with other content"))
+        }
+    }
 }

@@ -31,6 +31,10 @@ pub(super) fn nothing_yet() -> OpenApi {
 pub(super) struct ById;
 /// The path's name of something that is defined.
 pub(super) struct ByName;
+/// The path's write key.
+pub(super) struct ByKey;
+/// The query's write key, where nothing else says it.
+pub(super) struct KeyInQuery;
 
 fn in_path(name: &str, what: &str) -> Vec<Parameter> {
     let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
@@ -49,10 +53,24 @@ impl IntoParams for ByName {
     }
 }
 
-/// A call of the tracking API.
-pub(super) struct Call;
-/// Several calls.
-pub(super) struct Calls;
+impl IntoParams for ByKey {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        in_path("key", "A write key.")
+    }
+}
+
+impl IntoParams for KeyInQuery {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let what = "Who writes, where neither Basic authorization nor the body says it.";
+        let parameter = ParameterBuilder::new().name("writeKey").parameter_in(ParameterIn::Query);
+        vec![parameter.description(Some(what)).schema(Some(String::schema())).build()]
+    }
+}
+
+/// The form of a call of the tracking API.
+pub(super) struct CallForm;
+/// The form of several calls.
+pub(super) struct BatchForm;
 
 /// What is wrong with a call is told in the answer that takes it, so its form says only what is looked for.
 fn call(more: &[(&str, &str)]) -> ObjectBuilder {
@@ -74,15 +92,15 @@ fn call(more: &[(&str, &str)]) -> ObjectBuilder {
     })
 }
 
-impl PartialSchema for Call {
+impl PartialSchema for CallForm {
     fn schema() -> RefOr<Schema> {
         call(&[("writeKey", "Who writes, where Basic authorization does not say it.")]).into()
     }
 }
 
-impl ToSchema for Call {}
+impl ToSchema for CallForm {}
 
-impl PartialSchema for Calls {
+impl PartialSchema for BatchForm {
     fn schema() -> RefOr<Schema> {
         // What is no call at all is rejected by itself, like any other bad one.
         let one = call(&[("type", "Which call: `track`, `identify`, …")]).schema_type(SchemaType::AnyValue);
@@ -90,7 +108,7 @@ impl PartialSchema for Calls {
     }
 }
 
-impl ToSchema for Calls {}
+impl ToSchema for BatchForm {}
 
 macro_rules! refusals {
     ($($(#[$about:meta])* $name:ident $statuses:expr;)*) => {$(
@@ -113,6 +131,8 @@ refusals! {
     NeedsLog [400, 409, 503];
     /// How a question about somebody that needs the log can go wrong.
     UnknownOrNeedsLog [400, 404, 409, 503];
+    /// How asking by a write key can go wrong.
+    Keyless [400, 401];
     /// How calls can go wrong as a whole.
     Untaken [400, 401, 409, 413, 503];
 }

@@ -1,8 +1,14 @@
 //! The Segment tracking API: calls in, and the clock where events move it.
 
-use axum::body::Bytes;
-use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, header};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{OriginalUri, Query, Request, State};
+use axum::http::{HeaderMap, Uri, header};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -11,18 +17,18 @@ use dataflows::event::{Decoder, Kind, Reason, Rejection};
 use dataflows::json::{Next, Reader};
 use dataflows::number::Number;
 use ecow::{EcoString, eco_format};
-use serde::Serialize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_stream::StreamExt;
 use utoipa::ToSchema;
 
-use super::described::{Call, Calls, UnknownOrNeedsLog, Untaken};
-use super::{App, json};
-use crate::door::{Arrived, Body, Door, Stamp, Unreadable, unpack};
+use super::browsers::{admits, foreign};
+use super::described::{BatchForm, CallForm, KeyInQuery, UnknownOrNeedsLog, Untaken};
+use super::{App, TOO_LARGE, WIRE_BYTES_MAX, json};
+use crate::door::{Arrived, Calls, Door, Incoming, Stamp, Unreadable, unpack};
 use crate::problem::Problem;
 use crate::record::DeadLetter;
-use crate::writer::{ClockMode, Work};
+use crate::writer::{ClockMode, NotTaken, Receipt, Work};
 
 #[derive(Serialize, ToSchema)]
 struct Taken {
@@ -45,47 +51,56 @@ struct Rejected {
 ///
 /// The body is JSON, whatever its content type says, and may be packed by gzip. A bad call is answered too, among those
 /// that were rejected, and becomes a dead letter.
-#[utoipa::path(post, path = "/v1/track", tag = "events", request_body = inline(Call),
+#[utoipa::path(post, path = "/v1/track", tag = "events", params(KeyInQuery), request_body = inline(CallForm),
     responses((status = 200, description = "Durable", body = Taken), Untaken))]
 pub(super) async fn single(
     State(app): State<App>,
+    Extension(room): Extension<Room>,
     OriginalUri(uri): OriginalUri,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<Response, Problem> {
-    take(app, uri.path(), headers, body).await
+    take(app, room, uri, request).await
 }
 
 /// Takes several calls; answered when they are durable.
 ///
 /// As with one call; a bad one never spoils its batch.
-#[utoipa::path(post, path = "/v1/batch", tag = "events", request_body = inline(Calls),
+#[utoipa::path(post, path = "/v1/batch", tag = "events", params(KeyInQuery), request_body = inline(BatchForm),
     responses((status = 200, description = "Durable", body = Taken), Untaken))]
 pub(super) async fn batch(
     State(app): State<App>,
+    Extension(room): Extension<Room>,
     OriginalUri(uri): OriginalUri,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<Response, Problem> {
-    take(app, uri.path(), headers, body).await
+    take(app, room, uri, request).await
 }
 
-async fn take(app: App, path: &str, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {
+async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Response, Problem> {
     app.log()?;
-    let plain = unpack(&body)?;
-    let read = read(&app, path, &plain);
-    let Body { write_key, calls } = match read {
+    let (parts, body) = request.into_parts();
+    let (body, mut held) = room.receive(&parts.headers, body).await?;
+    let plain = unpack(&body);
+    if let Ok(Cow::Owned(plain)) = &plain {
+        drop(held);
+        held = room.take(plain.len())?;
+    }
+    let read = plain.as_deref().map_err(Unreadable::clone).and_then(|plain| read(&app, uri.path(), plain));
+    let Calls { write_key, calls } = match read {
         Ok(body) => body,
         Err(unreadable) => {
-            authorize(&app, &headers, None)?;
+            authorize(&app, &parts.headers, &uri, None)?;
             if let Unreadable::Malformed(detail) = &unreadable {
-                let letter = DeadLetter::new(&Rejection::new(Reason::Invalid, detail.clone()), &plain);
-                app.hub.give(Work::DeadLetters(vec![letter]))?;
+                let rejection = Rejection::new(Reason::Invalid, detail.clone());
+                let letter = DeadLetter::new(&rejection, plain.as_deref().unwrap_or(&body));
+                keep(&app, held, Vec::new(), vec![letter]).await?;
             }
             return Err(unreadable.into());
         }
     };
-    authorize(&app, &headers, write_key)?;
+    drop(plain);
+    drop(body);
+    authorize(&app, &parts.headers, &uri, write_key.as_deref())?;
     let (mut good, mut places, mut letters, mut rejected) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (index, call) in calls.into_iter().enumerate() {
         match call {
@@ -104,12 +119,7 @@ async fn take(app: App, path: &str, headers: HeaderMap, body: Bytes) -> Result<R
             }
         }
     }
-    if !letters.is_empty() {
-        app.hub.give(Work::DeadLetters(letters))?;
-    }
-    let (reply, receipt) = oneshot::channel();
-    app.hub.give(Work::Events(good, reply))?;
-    let receipt = receipt.await.map_err(|_| crate::writer::NotTaken::Stopping)?;
+    let receipt = keep(&app, held, good, letters).await?;
     let mut accepted = 0;
     for ((index, message_id), verdict) in places.into_iter().zip(receipt.verdicts) {
         match verdict {
@@ -127,13 +137,87 @@ async fn take(app: App, path: &str, headers: HeaderMap, body: Bytes) -> Result<R
     Ok(json(&Taken { success: true, position: receipt.as_of.position.to_string(), accepted, rejected }))
 }
 
-fn read(app: &App, path: &str, body: &[u8]) -> Result<Body, Unreadable> {
+/// Gives calls and dead letters to the writer, and waits until they are durable, even if whoever sent them does not:
+/// what they hold of the room is theirs until then.
+async fn keep(
+    app: &App,
+    held: OwnedSemaphorePermit,
+    good: Vec<Incoming>,
+    letters: Vec<DeadLetter>,
+) -> Result<Receipt, NotTaken> {
+    let hub = app.hub.clone();
+    let kept = async move {
+        let _held = held;
+        if !letters.is_empty() {
+            hub.give(Work::DeadLetters(letters))?;
+        }
+        let (reply, receipt) = oneshot::channel();
+        hub.give(Work::Events(good, Instant::now(), reply))?;
+        receipt.await.map_err(|_| NotTaken::Stopping)
+    };
+    tokio::spawn(kept).await.unwrap_or(Err(NotTaken::Stopping))
+}
+
+/// How many bytes of bodies may be under way, from before they are read until their calls are durable: what memory
+/// they take is bounded by it, and whoever comes when it is full is told to come again.
+const ROOM_BYTES: usize = 32 << 20;
+/// What a small body counts as, with all that goes with it: so that there are not more than the writer's queue takes.
+const BODY_BYTES_MIN: usize = 8 << 10;
+/// Longer than a body may take to come.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The room for bodies that are under way.
+#[derive(Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Room {
+    pub(super) fn new() -> Room {
+        Room(Arc::new(Semaphore::new(ROOM_BYTES)))
+    }
+
+    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, NotTaken> {
+        let bytes = bytes.max(BODY_BYTES_MIN) as u32;
+        Arc::clone(&self.0).try_acquire_many_owned(bytes).map_err(|_| NotTaken::Busy)
+    }
+
+    /// Reads a body, if there is room for what it says it will be. If there is none, it is read all the same, and
+    /// forgotten: whoever is still sending does not hear the answer.
+    async fn receive(&self, headers: &HeaderMap, body: Body) -> Result<(Vec<u8>, OwnedSemaphorePermit), Problem> {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length = length.unwrap_or(WIRE_BYTES_MAX);
+        if length > WIRE_BYTES_MAX {
+            return Err(Problem::too_large(TOO_LARGE));
+        }
+        let held = self.take(length);
+        let (mut whole, mut bytes) = (Vec::with_capacity(if held.is_ok() { length } else { 0 }), 0);
+        let read = async {
+            let mut chunks = body.into_data_stream();
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.map_err(|_| Problem::bad_request("the body did not come whole"))?;
+                bytes += chunk.len();
+                if bytes > WIRE_BYTES_MAX {
+                    return Err(Problem::too_large(TOO_LARGE));
+                }
+                if held.is_ok() {
+                    whole.extend_from_slice(&chunk);
+                }
+            }
+            Ok(())
+        };
+        // No fault of the body's: a client told that it were would drop it.
+        let slow = |_| Problem::busy("the body did not come whole within 30 seconds; try again");
+        tokio::time::timeout(BODY_PATIENCE, read).await.map_err(slow)??;
+        Ok((whole, held?))
+    }
+}
+
+fn read(app: &App, path: &str, body: &[u8]) -> Result<Calls, Unreadable> {
     let mut decoder = Decoder::new(Arc::clone(&app.plan.vocabulary));
     let stamp = match app.clock {
         ClockMode::Wall => Stamp::Wall((app.now)()),
         ClockMode::Events => Stamp::Events(app.hub.clock()),
     };
-    let mut door = Door { decoder: &mut decoder, secret: &app.secret, stamp, fresh_id };
+    let mut door = Door { decoder: &mut decoder, secret: &app.secret, stamp, fresh_id: &|_| fresh_id() };
     let name = path.rsplit('/').next().unwrap_or_default();
     match Kind::ALL.into_iter().find(|kind| kind.name() == name || kind.name()[..1] == *name) {
         Some(kind) => door.single(body, kind),
@@ -149,8 +233,14 @@ fn fresh_id() -> EcoString {
     eco_format!("http:{started:x}:{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The key is the user name of Basic authorization, or stands in the body.
-fn authorize(app: &App, headers: &HeaderMap, in_body: Option<String>) -> Result<(), Problem> {
+/// The key is the user name of Basic authorization, or stands in the body or in the query; a page may use it from the
+/// origins alone that it names.
+pub(super) fn authorize(app: &App, headers: &HeaderMap, uri: &Uri, told: Option<&str>) -> Result<(), Problem> {
+    #[derive(Deserialize)]
+    struct Asked {
+        #[serde(rename = "writeKey")]
+        write_key: Option<String>,
+    }
     let keys = &app.plan.definitions.write_keys;
     if keys.is_empty() {
         return Ok(());
@@ -158,9 +248,16 @@ fn authorize(app: &App, headers: &HeaderMap, in_body: Option<String>) -> Result<
     let basic = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Basic "));
     let decoded = basic.and_then(|basic| String::from_utf8(BASE64_STANDARD.decode(basic).ok()?).ok());
     let in_header = decoded.as_deref().and_then(|pair| pair.split(':').next());
-    let known = |key: &str| keys.iter().any(|known| known.key == key);
-    let found = in_header.into_iter().chain(in_body.as_deref()).any(known);
-    if found { Ok(()) } else { Err(Problem::unauthorized()) }
+    let asked = Query::<Asked>::try_from_uri(uri).ok().and_then(|Query(asked)| asked.write_key);
+    let found = [in_header, told, asked.as_deref()];
+    let mut known = keys.iter().filter(|key| found.contains(&Some(&key.key))).peekable();
+    match headers.get(header::ORIGIN) {
+        _ if known.peek().is_none() => {
+            Err(Problem::unauthorized("Unknown write key", "send a write key that the definitions file lists"))
+        }
+        Some(origin) if !known.any(|key| admits(key, origin)) => Err(foreign(origin)),
+        _ => Ok(()),
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -202,6 +299,9 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
     let to = to.ok_or_else(|| Problem::bad_request("`to` is an integer of milliseconds in the years 2000 to 2099"))?;
     let (reply, moved) = oneshot::channel();
     app.hub.give(Work::Clock(to, reply))?;
-    let moved = moved.await.map_err(|_| crate::writer::NotTaken::Stopping)?;
+    let moved = moved.await.map_err(|_| NotTaken::Stopping)?;
     Ok(json(&Moved { clock: moved.clock, position: moved.position.to_string() }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
 /// What is known without asking the engine.
 fn of_the_process(app: &App, page: &mut Exposition) {
     let hub = &app.hub;
-    page.family("thalweg_records_total", "counter", "Calls by what was decided on them, since the process started.");
+    page.family("thalweg_records_total", "counter", "Calls of the log, by what was decided on them.");
     for (verdict, count) in hub.verdicts() {
         page.value(&[("verdict", verdict)], count);
     }
@@ -69,6 +69,7 @@ fn of_the_process(app: &App, page: &mut Exposition) {
     page.family("thalweg_receipt_to_answer_seconds", "histogram", help).times(&[], hub.receipt_times());
     let subscribers = app.outbox.subscribers();
     page.family("thalweg_subscribers", "gauge", "Subscriptions that are followed.").value(&[], subscribers);
+    super::channels::metrics(app, page);
     if let Some((bytes, segments)) = app.log.as_ref().map(|log| log.size()) {
         page.family("thalweg_log_bytes", "gauge", "What the log takes on the disk.").value(&[], bytes);
         page.family("thalweg_log_segments", "gauge", "Files of the log.").value(&[], segments);
@@ -97,7 +98,7 @@ mod tests {
         });
         let templates = Templates::new(&plan.definitions);
         let app = App {
-            outbox: Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default()),
+            outbox: Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default()).0,
             hub,
             plan,
             segments: Arc::default(),

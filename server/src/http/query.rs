@@ -10,7 +10,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use dataflows::profile::sums::Span;
 use dataflows::time::{parse_date, parse_duration};
-use ecow::EcoString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -174,11 +173,11 @@ impl Query {
     }
 
     /// The part of a list of names, which are in order, that is asked for; and the cursor of the next.
-    pub(super) fn names<'n>(
+    pub(super) fn names<'n, N: Ord + Serialize + DeserializeOwned>(
         &self,
-        names: impl Iterator<Item = &'n EcoString>,
-    ) -> Result<(Vec<&'n EcoString>, Option<String>), Problem> {
-        let after: Option<EcoString> = self.key()?;
+        names: impl Iterator<Item = &'n N>,
+    ) -> Result<(Vec<&'n N>, Option<String>), Problem> {
+        let after: Option<N> = self.key()?;
         let mut rest = names.filter(|name| after.as_ref().is_none_or(|after| *name > after));
         let part: Vec<_> = rest.by_ref().take(self.limit).collect();
         let next = rest.next().and(part.last()).map(cursor);

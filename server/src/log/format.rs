@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! segment  magic 8 | version u32 | log id 16 | first position u64 | crc u32             then groups
-//! group    `{` | bytes u32 | count u32 | first position u64 | crc u32 | records | `}`
+//! group    `{` | bytes u32 | count u32 | first position u64 | time u64 | crc u32 | records | `}`
 //! record   len u32 | crc u32 | position u64 | received_at i64 | kind u8 | payload of len bytes
 //! ```
 //!
 //! Integers are little-endian, checksums CRC-32C. A segment's covers the bytes before it, a
-//! group's the 17 before it, a record's all from `position` on; the latter two start from the
+//! group's the 25 before it, a record's all from `position` on; the latter two start from the
 //! checksum of the log id instead of zero. So no sender, who cannot know that id, can have bytes
 //! in a payload taken for the log's own, and no leftover of another log passes for this one's.
 //!
@@ -19,9 +19,9 @@
 use crc32c::{crc32c, crc32c_append};
 
 pub(super) const SEGMENT_HEADER: usize = 40;
-pub(super) const GROUP_HEADER: usize = 21;
+pub(super) const GROUP_HEADER: usize = 29;
 /// The format that this program writes and reads.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 const RECORD_HEADER: usize = 25;
 const MAGIC: [u8; 8] = *b"THALWEG\n";
@@ -43,12 +43,14 @@ pub(super) struct Group {
     pub(super) bytes: u32,
     pub(super) count: u32,
     pub(super) first: u64,
+    /// The logical time of its records; no two groups have the same.
+    pub(super) time: u64,
 }
 
 /// One record, its payload still in the buffer it was read into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// Its place in the log.
+    /// Its number in this log: records are numbered 1, 2, 3, …
     pub position: u64,
     /// The clock with which the log stamped it, in ms.
     pub received_at: i64,
@@ -90,8 +92,8 @@ impl Codec {
         Codec { seed: crc32c(id) }
     }
 
-    /// Fills `out` with a group of records that begins at a position.
-    pub(super) fn encode_group(&self, first: u64, records: &[(u8, i64, Vec<u8>)], out: &mut Vec<u8>) {
+    /// Fills `out` with a group of records of one time that begins at a position.
+    pub(super) fn encode_group(&self, first: u64, time: u64, records: &[(u8, i64, Vec<u8>)], out: &mut Vec<u8>) {
         out.clear();
         out.resize(GROUP_HEADER, 0);
         for ((kind, received_at, payload), position) in records.iter().zip(first..) {
@@ -103,8 +105,9 @@ impl Codec {
         out[1..5].copy_from_slice(&bytes.to_le_bytes());
         out[5..9].copy_from_slice(&short(records.len()).to_le_bytes());
         out[9..17].copy_from_slice(&first.to_le_bytes());
-        let crc = crc32c_append(self.seed, &out[..17]);
-        out[17..GROUP_HEADER].copy_from_slice(&crc.to_le_bytes());
+        out[17..25].copy_from_slice(&time.to_le_bytes());
+        let crc = crc32c_append(self.seed, &out[..25]);
+        out[25..GROUP_HEADER].copy_from_slice(&crc.to_le_bytes());
     }
 
     fn encode_record(&self, record: &Record<'_>, out: &mut Vec<u8>) {
@@ -122,8 +125,9 @@ impl Codec {
     /// The group whose header stands at the start of `bytes`, if one does.
     pub(super) fn decode_group(&self, bytes: &[u8]) -> Option<Group> {
         let bytes: &[u8; GROUP_HEADER] = bytes.first_chunk()?;
-        let group = Group { bytes: u32_at(bytes, 1), count: u32_at(bytes, 5), first: u64_at(bytes, 9) };
-        let is_whole = bytes[0] == OPEN && crc32c_append(self.seed, &bytes[..17]) == u32_at(bytes, 17);
+        let (count, first, time) = (u32_at(bytes, 5), u64_at(bytes, 9), u64_at(bytes, 17));
+        let group = Group { bytes: u32_at(bytes, 1), count, first, time };
+        let is_whole = bytes[0] == OPEN && crc32c_append(self.seed, &bytes[..25]) == u32_at(bytes, 25);
         (is_whole && group.count > 0).then_some(group)
     }
 

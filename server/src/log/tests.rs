@@ -30,15 +30,19 @@ fn owned(position: u64, (kind, received_at, payload): &(u8, i64, Vec<u8>)) -> Ow
 
 /// All records, read both in order and one by one.
 fn all(log: &Log) -> Result<Vec<OwnedRecord>, LogError> {
-    let (mut reader, mut records) = (log.reader(), Vec::new());
-    while let Some(Record { position, received_at, kind, payload }) = reader.next()? {
+    let (mut reader, mut records, mut places) = (log.reader(), Vec::new(), Vec::new());
+    while let Some((Record { position, received_at, kind, payload }, place)) = reader.next()? {
         records.push(OwnedRecord { position, received_at, kind, payload: payload.to_vec() });
+        places.push(place);
     }
+    assert!(places.is_sorted(), "{places:?}");
     let handle = log.handle();
-    for record in &records {
-        assert_eq!(handle.get(record.position)?.as_ref(), Some(record));
+    for (record, (time, index)) in records.iter().zip(places) {
+        assert_eq!(handle.record(time, index)?.as_ref(), Some(record));
     }
-    assert_eq!((handle.get(0)?, handle.get(records.len() as u64 + 1)?), (None, None));
+    // No group has so many records, and every other time has none.
+    let none = [handle.record(0, 0)?, handle.record(log.last_time(), 5_000)?, handle.record(log.last_time() + 1, 0)?];
+    assert_eq!(none, [None, None, None]);
     Ok(records)
 }
 
@@ -46,7 +50,7 @@ fn all(log: &Log) -> Result<Vec<OwnedRecord>, LogError> {
 fn append(log: &mut Log, groups: &[&[usize]]) {
     for lengths in groups {
         let group: Vec<_> = lengths.iter().map(|length| (9, 1_000, vec![b'x'; *length])).collect();
-        log.append(&group).expect("the disk works");
+        log.append(log.last_time() + 2, &group).expect("the disk works");
     }
 }
 
@@ -84,16 +88,16 @@ fn what_is_appended_is_read_again() {
         while reader.next().expect("it can be read").is_some() {}
         for _ in 0..10 {
             let group: Vec<_> = (0..=random.below(4)).map(|_| record(&mut random)).collect();
-            log.append(&group).expect("the disk works");
+            log.append(log.last_time() + 2, &group).expect("the disk works");
             // A reader that came to the end goes on when there is more.
             for record in &group {
                 written.push(owned(written.len() as u64 + 1, record));
-                let read = reader.next().expect("it can be read").expect("there is one more");
+                let (read, _) = reader.next().expect("it can be read").expect("there is one more");
                 assert_eq!((read.position, read.payload), (written.len() as u64, &record.2[..]));
             }
             assert!(reader.next().expect("it can be read").is_none());
         }
-        log.append(&[]).expect("nothing is little to ask");
+        log.append(log.last_time() + 1, &[]).expect("nothing is little to ask");
         assert_eq!(log.last_position(), written.len() as u64);
     }
     assert!(disk.names().len() > 3, "{:?}", disk.names());
@@ -262,7 +266,7 @@ fn what_is_not_this_log_is_refused() {
     let segment = Segment { version: format::VERSION + 1, id: ID, first: 3 };
     disk.put(&strange, &segment.encode());
     let error = count(&disk).expect_err("nobody knows what it says").to_string();
-    assert!(error.contains("is in format 3 of the log"), "{error}");
+    assert!(error.contains("is in format 4 of the log"), "{error}");
     assert_eq!(disk.bytes(&strange), segment.encode());
 }
 

@@ -41,8 +41,9 @@ impl World {
             let group = self.group();
             let records = (log.last_position() + 1..).zip(&group);
             self.in_flight = records.map(|(position, record)| owned(position, record)).collect();
-            if let Err(error) = log.append(&group) {
-                assert!(matches!(log.append(&group), Err(LogError::Poisoned)), "nothing more is taken");
+            let time = log.last_time() + group.len() as u64;
+            if let Err(error) = log.append(time, &group) {
+                assert!(matches!(log.append(time + 1, &group), Err(LogError::Poisoned)), "nothing more is taken");
                 // The dead read nothing, but who only failed does.
                 if let Ok(records) = all(&log) {
                     assert_eq!(records, self.told, "a failed group is not to be read");

@@ -1,0 +1,279 @@
+//! Several processes as one: how they find each other, and what they write to each other beside the steps.
+//!
+//! All read the same file of hosts, one address a line; a process is known by its line, counted from zero. Each knocks at
+//! those before it and opens to those after it. What must agree is compared before anything starts. The first leads: it
+//! says when a step is to be closed, and at which clock, so that every step means the same everywhere.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use dataflows::engine::Post;
+use dataflows::place::PROCESSES_MAX;
+use dataflows::time::Millis;
+use serde::{Deserialize, Serialize};
+
+use crate::record::Dispatch;
+
+/// The process that leads.
+pub const LEADER: usize = 0;
+/// A process that was not there is asked again after so long.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Whoever waits says so this often.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A greeting has to be complete within this.
+const GREETING: Duration = Duration::from_secs(5);
+/// The longest greeting, bytes.
+const GREETING_BYTES_MAX: usize = 4_096;
+
+/// What a process says of itself when it meets another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// This program and its version.
+    pub program: String,
+    /// Its number.
+    pub process: usize,
+    /// How many processes its file of hosts has.
+    pub processes: usize,
+    /// Its worker threads.
+    pub workers: usize,
+    /// What it is there for, how its clock moves, and what its definitions are: a text that must be the same everywhere.
+    pub purpose: String,
+    /// The time of the last group of its log.
+    pub last_time: u64,
+    /// The key of its log's hashes; that of the leader counts.
+    pub secret: [u8; 16],
+}
+
+/// The processes that have met.
+pub struct Team {
+    /// This one's number.
+    pub process: usize,
+    /// Connections to the others; none to itself.
+    pub connections: Vec<Option<TcpStream>>,
+    /// The key of hashes.
+    pub secret: [u8; 16],
+    /// The last time that any log has.
+    pub last_time: u64,
+    /// Addresses, by number.
+    pub hosts: Vec<String>,
+}
+
+/// What processes write to each other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Letter {
+    /// The leader: a step is to be closed.
+    Round(Round),
+    /// To the leader: there is something to close a step for.
+    Want,
+    /// The leader: since when the definitions have been as they are, and what the ledger says.
+    Ledger(Millis, Vec<Dispatch>),
+    /// This process ends, and so does everyone.
+    Stop,
+}
+
+/// A step to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// Its number.
+    pub number: u64,
+    /// Its clock, ms.
+    pub clock: Millis,
+    /// Logs are being read: up to which time; none: it is for what comes now.
+    pub until: Option<u64>,
+}
+
+/// The way to the other processes.
+#[derive(Clone, Debug)]
+pub struct Others {
+    /// This process's number.
+    pub process: usize,
+    processes: usize,
+    post: Post,
+}
+
+impl Others {
+    /// The way to so many, by the engine's post.
+    pub fn new(process: usize, processes: usize, post: Post) -> Others {
+        Others { process, processes, post }
+    }
+
+    /// Whether this process leads.
+    pub fn leads(&self) -> bool {
+        self.process == LEADER
+    }
+
+    /// Writes to one.
+    pub fn tell(&self, to: usize, letter: &Letter) {
+        self.post.send(to, serde_json::to_vec(letter).expect("letters have string keys"));
+    }
+
+    /// Writes to all others.
+    pub fn tell_all(&self, letter: &Letter) {
+        (0..self.processes).filter(|to| *to != self.process).for_each(|to| self.tell(to, letter));
+    }
+}
+
+/// The addresses in a file of hosts, one a line; lines that begin with `#` say nothing.
+pub fn hosts(text: &str) -> Result<Vec<String>, String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let hosts: Vec<String> = lines.map(str::to_owned).collect();
+    match hosts.len() {
+        0 => Err("it lists no host: one address a line, such as 127.0.0.1:2101".into()),
+        1..=PROCESSES_MAX => Ok(hosts),
+        more => Err(format!("it lists {more} hosts; {PROCESSES_MAX} processes may work together")),
+    }
+}
+
+/// Meets the others.
+pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
+    let process = mine.process;
+    let address = hosts.get(process).ok_or_else(|| {
+        format!("process {process} is not in the file of hosts, which lists {}: they are counted from 0", hosts.len())
+    })?;
+    let listener = TcpListener::bind(address.as_str())
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| format!("cannot listen for other processes on {address}: {error}"))?;
+    let mut met: Vec<Option<(TcpStream, Greeting)>> = hosts.iter().map(|_| None).collect();
+    let mut said = Instant::now();
+    loop {
+        for (other, host) in hosts.iter().enumerate().take(process) {
+            if met[other].is_none()
+                && let Ok(stream) = TcpStream::connect(host.as_str())
+            {
+                met[other] = greet(stream, mine).ok().filter(|(_, theirs)| theirs.process == other);
+            }
+        }
+        while let Ok((stream, _)) = listener.accept() {
+            // Who does not greet is no process of ours.
+            let Ok((stream, theirs)) = greet(stream, mine) else { continue };
+            if theirs.process > process && theirs.process < hosts.len() {
+                let other = theirs.process;
+                met[other] = Some((stream, theirs));
+            }
+        }
+        let missing = (0..hosts.len()).filter(|other| *other != process && met[*other].is_none());
+        let missing: Vec<String> = missing.map(|other| format!("{other} at {}", hosts[other])).collect();
+        if missing.is_empty() {
+            break;
+        }
+        if said.elapsed() > PATIENCE {
+            tracing::info!(process, "waits for process {}", missing.join(", "));
+            said = Instant::now();
+        }
+        std::thread::sleep(AGAIN);
+    }
+    let (mut secret, mut last_time, mut connections) = (mine.secret, mine.last_time, Vec::new());
+    for (other, met) in met.into_iter().enumerate() {
+        let Some((stream, theirs)) = met else {
+            connections.push(None);
+            continue;
+        };
+        mine.agrees(&theirs)?;
+        if other == LEADER {
+            secret = theirs.secret;
+        }
+        last_time = last_time.max(theirs.last_time);
+        connections.push(Some(stream));
+    }
+    Ok(Team { process, connections, secret, last_time, hosts })
+}
+
+/// Says who this is, and hears who that is.
+fn greet(mut stream: TcpStream, mine: &Greeting) -> io::Result<(TcpStream, Greeting)> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(GREETING))?;
+    let mut line = serde_json::to_vec(mine).expect("greetings have string keys");
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    line.clear();
+    // A byte at a time: what follows the greeting is the engine's.
+    let mut byte = [0];
+    while line.len() < GREETING_BYTES_MAX {
+        stream.read_exact(&mut byte)?;
+        if byte[0] == b'\n' {
+            let theirs = serde_json::from_slice(&line)?;
+            stream.set_read_timeout(None)?;
+            return Ok((stream, theirs));
+        }
+        line.push(byte[0]);
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+impl Greeting {
+    /// Whether two can work together.
+    fn agrees(&self, theirs: &Greeting) -> Result<(), String> {
+        let other = theirs.process;
+        let differs = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
+            Err(format!("process {other} has {what} {theirs}, and this one {ours}: start all of them alike"))
+        };
+        if self.program != theirs.program {
+            return differs("the version", &self.program, &theirs.program);
+        }
+        if self.processes != theirs.processes {
+            return differs("a file of hosts of", &self.processes, &theirs.processes);
+        }
+        if self.workers != theirs.workers {
+            return differs("workers:", &self.workers, &theirs.workers);
+        }
+        if self.purpose != theirs.purpose {
+            return differs("another purpose or other definitions:", &self.purpose, &theirs.purpose);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeting(process: usize) -> Greeting {
+        let program = "thalweg 1".to_owned();
+        let secret = [process as u8; 16];
+        let last_time = 10 + process as u64;
+        Greeting { program, process, processes: 3, workers: 2, purpose: "serve".into(), last_time, secret }
+    }
+
+    fn free() -> String {
+        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port is free").to_string()
+    }
+
+    fn all_meet(change: impl Fn(&mut Greeting) + Sync) -> Vec<Result<Team, String>> {
+        let hosts: Vec<String> = (0..3).map(|_| free()).collect();
+        std::thread::scope(|scope| {
+            let start = |process| {
+                let (hosts, mut mine) = (hosts.clone(), greeting(process));
+                change(&mut mine);
+                scope.spawn(move || meet(hosts, &mine))
+            };
+            let meeting: Vec<_> = (0..3).map(start).collect();
+            meeting.into_iter().map(|process| process.join().expect("no panic")).collect()
+        })
+    }
+
+    #[test]
+    fn all_meet_and_know_what_holds() {
+        for (process, team) in all_meet(|_| {}).into_iter().enumerate() {
+            let team = team.expect("they agree");
+            let connected: Vec<bool> = team.connections.iter().map(Option::is_some).collect();
+            assert_eq!(connected, (0..3).map(|other| other != process).collect::<Vec<_>>());
+            assert_eq!((team.secret, team.last_time), ([0; 16], 12));
+        }
+    }
+
+    #[test]
+    fn who_does_not_agree_is_told() {
+        let told = all_meet(|mine| mine.workers += mine.process / 2);
+        let told: Vec<String> = told.into_iter().filter_map(Result::err).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("process 2 has workers: 3, and this one 2"), "{told:?}");
+    }
+
+    #[test]
+    fn a_file_of_hosts_has_one_a_line() {
+        assert_eq!(hosts("# two\n a:1 \n\nb:2\n"), Ok(vec!["a:1".to_owned(), "b:2".to_owned()]));
+        assert!(hosts("\n# none\n").is_err() && hosts(&"a:1\n".repeat(PROCESSES_MAX + 1)).is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! More than can be taken, on a disk that stands still: what is under way stays bounded, and nothing taken is lost.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Condvar, Mutex};
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use dataflows::definitions::Definitions;
+use dataflows::plan::Plan;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+use super::*;
+use crate::http::router;
+use crate::log::disk::{Disk, DiskFile, RealDisk};
+use crate::log::{Log, LogError};
+use crate::outbox::Outbox;
+use crate::record::{self, decode_event};
+use crate::templates::Templates;
+use crate::writer::{self, Start};
+
+/// Whether syncs stand still.
+#[derive(Clone, Default)]
+struct Still(Arc<(Mutex<bool>, Condvar)>);
+
+impl Still {
+    fn set(&self, still: bool) {
+        *self.0.0.lock().expect("nobody panics while holding it") = still;
+        self.0.1.notify_all();
+    }
+}
+
+/// The machine's disk, but for its syncs.
+struct StillDisk(Still);
+struct StillFile(Still, Box<dyn DiskFile>);
+
+impl Disk for StillDisk {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.create_dir(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(StillFile(self.0.clone(), RealDisk.create(path)?)))
+    }
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(StillFile(self.0.clone(), RealDisk.open(path)?)))
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        RealDisk.lock(path)
+    }
+}
+
+impl DiskFile for StillFile {
+    fn size(&self) -> io::Result<u64> {
+        self.1.size()
+    }
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.1.read_exact_at(bytes, offset)
+    }
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.1.write_all_at(bytes, offset)
+    }
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.1.truncate(len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let Still(still) = &self.0;
+        let held = still.0.lock().expect("nobody panics while holding it");
+        drop(still.1.wait_while(held, |still| *still).expect("nobody panics while holding it"));
+        self.1.sync()
+    }
+}
+
+/// All doors, on a log on such a disk, and the writer's thread.
+fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Result<(), LogError>>) {
+    let log = Log::open_on(Arc::new(StillDisk(still.clone())), dir, 1 << 26, [7; 16]).expect("a log").log;
+    let (reader, secret) = (log.handle(), log.id());
+    let plan = Arc::new(Plan::new(Arc::new(Definitions::default())));
+    let (told, _closed) = mpsc::unbounded_channel();
+    let definitions = ("version: 1".to_owned(), Arc::clone(&plan));
+    let (clock, now) = (ClockMode::Wall, crate::clock::now as fn() -> i64);
+    let start = Start { log, workers: 1, clock, definitions, team: None, told, now };
+    let (hub, found, writer) = writer::start(start).expect("the log is empty");
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), Templates::new(&plan.definitions), found);
+    let (_, stopping) = watch::channel(false);
+    let log = Some(reader);
+    (router(App { hub, plan, segments: Arc::default(), outbox, log, clock, now, secret, stopping }), writer)
+}
+
+/// A batch of calls as large as it may be, but for a little; its calls are named after it.
+fn batch(number: usize) -> String {
+    let filler = "x".repeat(31_000);
+    let call = |n| {
+        format!(r#"{{"type":"page","userId":"u","messageId":"{number}-{n}","properties":{{"filler":"{filler}"}}}}"#)
+    };
+    format!(r#"{{"batch":[{}]}}"#, (0..16).map(call).collect::<Vec<_>>().join(","))
+}
+
+fn send(doors: &axum::Router, body: String) -> JoinHandle<Response> {
+    let request = axum::http::Request::post("/v1/batch").header("content-length", body.len()).body(Body::from(body));
+    let answer = doors.clone().oneshot(request.expect("a request"));
+    tokio::spawn(async move { answer.await.into_response() })
+}
+
+/// Message ids in the log, in order.
+fn kept(dir: &Path) -> Vec<String> {
+    let log = Log::open_on(Arc::new(RealDisk), dir, 1 << 26, [7; 16]);
+    let (mut reader, mut ids) = (log.expect("nobody holds it").log.reader(), Vec::new());
+    while let Some((record, _)) = reader.next().expect("it is whole") {
+        if record.kind == record::EVENT {
+            ids.push(decode_event(record.payload).expect("an event").2.to_owned());
+        }
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_under_way_is_bounded_and_what_is_taken_is_kept() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let still = Still::default();
+    let (doors, writer) = doors(dir.path(), &still);
+    let room = ROOM_BYTES / batch(100).len();
+    still.set(true);
+    let (mut waiting, mut taken) = (Vec::new(), Vec::new());
+    for number in 100..100 + 2 * room {
+        let mut answer = send(&doors, batch(number));
+        let patience = Duration::from_millis(if waiting.len() < room { 100 } else { 30_000 });
+        match tokio::time::timeout(patience, &mut answer).await {
+            Err(_) => waiting.push((number, answer)),
+            Ok(answer) => {
+                let answer = answer.expect("no panic");
+                assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+                assert_eq!(answer.headers()[header::RETRY_AFTER], "1");
+                assert_eq!(waiting.len(), room, "it is refused only when there is no room");
+            }
+        }
+    }
+    // Whoever goes away takes nothing with them: their calls still wait for the disk.
+    for (number, answer) in waiting.drain(..room / 2) {
+        answer.abort();
+        taken.push(number);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let refused = tokio::time::timeout(Duration::from_secs(30), send(&doors, batch(1))).await;
+    let refused = refused.expect("room that is still taken was given away").expect("no panic");
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    still.set(false);
+    for (number, answer) in waiting {
+        assert_eq!(answer.await.expect("no panic").status(), StatusCode::OK);
+        taken.push(number);
+    }
+    assert_eq!(send(&doors, batch(2)).await.expect("no panic").status(), StatusCode::OK, "it goes on as before");
+    taken.push(2);
+    drop(doors);
+    writer.join().expect("no panic").expect("the disk works");
+    let mut expected: Vec<String> =
+        taken.iter().flat_map(|number| (0..16).map(move |n| format!("{number}-{n}"))).collect();
+    let mut found = kept(dir.path());
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
