@@ -1906,7 +1906,7 @@ fn subscriptions_that_make_no_sense_are_refused() {
         is_problem(&server.get(&format!("/v1/subscribe?{query}")), 400, "bad_request");
     }
     is_problem(&server.post("/v1/subscribe?view=intents", ""), 405, "method_not_allowed");
-    is_problem(&server.get("/v1/subscribe?view=intents&after=1000000&wait=10ms"), 503, "not_yet");
+    is_problem(&server.get("/v1/subscribe?view=intents&after=18446744073709551615&wait=10ms"), 503, "not_yet");
 }
 
 /// A subscription after what was written begins with it.

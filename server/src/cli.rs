@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dataflows::definitions::{Definitions, Problem, written};
+use dataflows::definitions::{Definitions, Deliver, Problem, written};
 use dataflows::plan::Plan;
 use dataflows::time::{Millis, parse_duration};
 use serde_json::value::RawValue;
@@ -15,14 +15,16 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::SetOnce;
 
-use crate::cluster::{self, Greeting};
+use crate::cluster::{self, Greeting, LEADER};
 use crate::demo;
-use crate::http::{App, opening, router};
+use crate::desk::Records;
+use crate::http::{App, STILL_MAX, opening, router};
 use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{Replay, replay};
-use crate::templates::{self, Templates};
-use crate::writer::{self, ClockMode, Found, Hub, Work};
+use crate::stream::{self, Kept, Stream};
+use crate::templates;
+use crate::writer::{self, ClockMode, Found, Hub, Started, Store, Work};
 
 /// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
 #[derive(Debug, Parser)]
@@ -64,6 +66,8 @@ struct Serve {
     /// What moves the clock.
     #[arg(long, env = "THALWEG_CLOCK", value_enum, default_value_t = ClockMode::Wall)]
     clock: ClockMode,
+    #[command(flatten)]
+    nats: stream::Options,
     #[command(flatten)]
     among: Among,
 }
@@ -164,6 +168,7 @@ pub fn run() -> Result<(), String> {
                 workers: args.workers,
                 listen: args.listen,
                 clock: args.clock,
+                nats: Some(args.nats),
                 among: args.among.read()?,
                 demo: false,
             })
@@ -181,6 +186,7 @@ pub fn run() -> Result<(), String> {
                 workers: args.workers,
                 listen: args.listen,
                 clock: ClockMode::Wall,
+                nats: None,
                 among: None,
                 demo: true,
             })
@@ -258,14 +264,14 @@ async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Pla
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let templates = Templates::new(&plan.definitions);
-    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default());
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), None, Found::default());
     let app = App {
         hub,
         plan,
         segments: segments(text),
         outbox,
         log: None,
+        desk: None,
         clock: ClockMode::Events,
         now: crate::clock::now,
         secret: [0; 16],
@@ -288,6 +294,7 @@ struct Serving {
     workers: usize,
     listen: SocketAddr,
     clock: ClockMode,
+    nats: Option<stream::Options>,
     /// All hosts, and which is this.
     among: Option<(Vec<String>, usize)>,
     demo: bool,
@@ -307,7 +314,7 @@ fn serve(serving: Serving) -> Result<(), String> {
 }
 
 async fn serve_async(serving: Serving) -> Result<(), String> {
-    let Serving { text, name, definitions, data, workers, listen, clock, among, demo } = serving;
+    let Serving { text, name, definitions, data, workers, listen, clock, nats, among, demo } = serving;
     if definitions.write_keys.is_empty() && !listen.ip().is_loopback() {
         return Err(format!(
             "{listen} can be reached from outside, but {name} lists no write_keys: list some, or listen on 127.0.0.1"
@@ -317,34 +324,24 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let listener = tokio::net::TcpListener::bind(listen).await;
     let listener = listener
         .map_err(|error| format!("cannot listen on {listen}: {error}; choose another address with --listen"))?;
-    let opened = Log::open(&data).map_err(|error| error.to_string())?;
-    if opened.cut_bytes > 0 {
-        tracing::warn!(bytes = opened.cut_bytes, "cut a torn tail off the log: it was never acknowledged");
-    }
-    let log = opened.log;
-    let reader = log.handle();
-    if demo {
-        demo::start_clock(log.last_received_at());
-    }
-    let templates = Templates::new(&definitions).reading(reader.clone());
     let segments = segments(&text);
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
+    let (log, records, kept_in) = open(&data, nats, &plan, clock, demo).await?;
+    let (secret, last_time) = log.identity();
     let greeting = |(hosts, process): (Vec<String>, usize)| {
         let program = format!("thalweg {}", env!("CARGO_PKG_VERSION"));
-        let purpose = purpose(&format!("serve --clock {clock:?}"), &text);
-        let (processes, last_time) = (hosts.len(), log.last_time());
-        (hosts, Greeting { program, process, processes, workers, purpose, last_time, secret: log.id() })
+        let purpose = purpose(&format!("serve --clock {clock:?}, {kept_in}"), &text);
+        let processes = hosts.len();
+        (hosts, Greeting { program, process, processes, workers, purpose, last_time, secret })
     };
     let greeting = among.map(greeting);
     let definitions = (text, Arc::clone(&plan));
     let start = move || {
         let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
-        let secret = team.as_ref().map_or(log.id(), |team| team.secret);
         let start = writer::Start { log, workers, clock, definitions, team, told, now };
-        let (hub, found, thread) = writer::start(start).map_err(|error| error.to_string())?;
-        Ok::<_, String>((hub, found, thread, secret))
+        writer::start(start)
     };
     // The port answers from now on, if only that the log is being read.
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -356,18 +353,28 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         _ = &mut serving => return Ok(()),
     };
     let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
-    let (hub, found, thread, secret) = started?;
+    let Started { hub, found, thread, secret, desk } = started?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
-    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), templates, found);
+    let records = match records {
+        Records::Logs(own, ..) => Records::Logs(own, found.process, desk.clone()),
+        stream => stream,
+    };
+    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), Some(records.clone()), found);
     outbox.catch_up(&mut closed);
     tokio::spawn(outbox.clone().run(closed, inbox));
+    tokio::spawn(watch(hub.clone()));
     if demo {
         tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
     }
-    let log = Some(reader);
-    let app = App { hub: hub.clone(), plan, segments, outbox, log, clock, now, secret, stopping };
-    let _ = opened.set(router(app));
-    println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display());
+    let log = Some(records);
+    let app = App { hub: hub.clone(), plan, segments, outbox, log, desk: desk.clone(), clock, now, secret, stopping };
+    let router = router(app);
+    desk.iter().for_each(|desk| desk.open(router.clone()));
+    let _ = opened.set(router);
+    match kept_in {
+        "a stream" => println!("thalweg is at http://{listen}/ with {name}, its log in NATS"),
+        _ => println!("thalweg is at http://{listen}/ with {name}, its log in {}", data.display()),
+    }
     // A failing disk ends the process: nothing is acknowledged that is not kept.
     let (failed, failure) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || failed.send(thread.join()));
@@ -383,18 +390,64 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     outcome(failure.await)
 }
 
+/// Opens the log, in files or in a stream; gives what reads its records too, and where it is.
+async fn open(
+    data: &Path,
+    nats: Option<stream::Options>,
+    plan: &Arc<Plan>,
+    clock: ClockMode,
+    demo: bool,
+) -> Result<(Store, Records, &'static str), String> {
+    if let Some((url, options)) = nats.as_ref().and_then(|options| options.nats.as_deref().zip(Some(options))) {
+        let told = |error: stream::StreamError| error.to_string();
+        let kept = Kept::open(data).map_err(told)?;
+        let stream = Stream::open(url, options, kept.last()).await.map_err(told)?;
+        if plan.definitions.channels.values().any(|channel| channel.deliver == Deliver::Nats) {
+            stream.open_triggers().await.map_err(told)?;
+        }
+        let end = stream.last_sequence().await.map_err(told)?;
+        let records = Records::Stream(stream.clone(), Arc::clone(plan), clock);
+        return Ok((Store::Stream(stream, kept, end), records, "a stream"));
+    }
+    let opened = Log::open(data).map_err(|error| error.to_string())?;
+    if opened.cut_bytes > 0 {
+        tracing::warn!(bytes = opened.cut_bytes, "cut a torn tail off the log: it was never acknowledged");
+    }
+    let log = opened.log;
+    if demo {
+        demo::start_clock(log.last_received_at());
+    }
+    let records = Records::Logs(log.handle(), LEADER, None);
+    Ok((Store::Own(log), records, "files"))
+}
+
+/// Says when nothing closes any more, and when it does again.
+async fn watch(hub: Hub) {
+    let (mut every, mut still) = (tokio::time::interval(STILL_MAX / 2), false);
+    loop {
+        every.tick().await;
+        let now = hub.stands_still();
+        match (still, now >= STILL_MAX) {
+            (false, true) => tracing::error!(?now, "no step closes: this process or another stands still"),
+            (true, false) => tracing::info!("steps close again"),
+            _ => continue,
+        }
+        still = !still;
+    }
+}
+
 /// What must be the same in all processes that work together.
 fn purpose(what: &str, definitions: &str) -> String {
     let digest: String = Sha256::digest(definitions).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("{what}, definitions {digest}")
 }
 
-type Ended = Result<std::thread::Result<Result<(), crate::log::LogError>>, tokio::sync::oneshot::error::RecvError>;
+type Ended = Result<std::thread::Result<Result<(), String>>, tokio::sync::oneshot::error::RecvError>;
 
 fn outcome(ended: Ended) -> Result<(), String> {
     match ended {
         Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Ok(Err(why))) => Err(why),
         _ => Err("the writer's thread is gone".into()),
     }
 }

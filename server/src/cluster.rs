@@ -1,8 +1,8 @@
 //! Several processes as one: how they find each other, and what they write to each other beside the steps.
 //!
-//! All read the same file of hosts, one address a line; a process is known by its line, counted from zero. Each knocks at
-//! those before it and opens to those after it. What must agree is compared before anything starts. The first leads: it
-//! says when a step is to be closed, and at which clock, so that every step means the same everywhere.
+//! All read the same file of hosts, one address a line; a process is known by its line, counted from zero. Each knocks
+//! at those before it and opens to those after it. What must agree is compared before anything starts. The first leads:
+//! it says when a step is to be closed, and at which clock, so that every step means the same everywhere.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,6 +13,7 @@ use dataflows::place::PROCESSES_MAX;
 use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
 
+use crate::desk::{Ask, Reply};
 use crate::record::Dispatch;
 
 /// The process that leads.
@@ -37,7 +38,7 @@ pub struct Greeting {
     pub processes: usize,
     /// Its worker threads.
     pub workers: usize,
-    /// What it is there for, how its clock moves, and what its definitions are: a text that must be the same everywhere.
+    /// What it is there for, how its clock moves, what its definitions are: a text that must be the same everywhere.
     pub purpose: String,
     /// The time of the last group of its log.
     pub last_time: u64,
@@ -68,6 +69,10 @@ pub enum Letter {
     Want,
     /// The leader: since when the definitions have been as they are, and what the ledger says.
     Ledger(Millis, Vec<Dispatch>),
+    /// Something is asked, under a number.
+    Ask(u64, Ask),
+    /// The answer under that number.
+    Reply(u64, Reply),
     /// This process ends, and so does everyone.
     Stop,
 }
@@ -88,7 +93,8 @@ pub struct Round {
 pub struct Others {
     /// This process's number.
     pub process: usize,
-    processes: usize,
+    /// How many there are.
+    pub processes: usize,
     post: Post,
 }
 

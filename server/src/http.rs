@@ -13,9 +13,10 @@ mod subscribe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::body::to_bytes;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
@@ -30,7 +31,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
-use crate::log::LogReader;
+use crate::desk::{Desk, Records};
 use crate::outbox::Outbox;
 use crate::problem::Problem;
 use crate::writer::{AsOf, ClockMode, Hub};
@@ -47,7 +48,9 @@ pub struct App {
     /// Intents and what became of them.
     pub outbox: Outbox,
     /// Bodies of events; a replay has none.
-    pub log: Option<LogReader>,
+    pub log: Option<Records>,
+    /// What reaches the other processes, if there are any.
+    pub desk: Option<Arc<Desk>>,
     /// How the clock moves.
     pub clock: ClockMode,
     /// How wall time is told.
@@ -60,7 +63,7 @@ pub struct App {
 
 impl App {
     /// The log: where what is written goes, and where bodies are read.
-    fn log(&self) -> Result<&LogReader, Problem> {
+    fn log(&self) -> Result<&Records, Problem> {
         let none = "these are the answers of a replay: it has no log, so it takes nothing in and keeps no bodies";
         self.log.as_ref().ok_or_else(|| Problem::conflict(none))
     }
@@ -68,6 +71,8 @@ impl App {
 
 /// What goes over the wire of the body, packed or not, at most.
 const WIRE_BYTES_MAX: usize = 1 << 20;
+/// A step takes milliseconds; whoever closes none for so long is not ready.
+pub const STILL_MAX: Duration = Duration::from_secs(2);
 /// What is said of a body beyond it.
 const TOO_LARGE: &str = "a body may have 512,000 bytes";
 
@@ -107,14 +112,11 @@ pub fn router(app: App) -> Router {
         .routes(routes!(answers::campaigns))
         .routes(routes!(answers::campaign))
         .routes(routes!(answers::campaign_intents))
-        .routes(routes!(channels::channels))
-        .routes(routes!(channels::channel))
-        .routes(routes!(channels::parked))
-        .routes(routes!(channels::resend))
         .routes(routes!(answers::attribution))
         .routes(routes!(answers::dead_letters))
         .routes(routes!(subscribe::subscribe))
         .routes(routes!(openapi))
+        .merge(channels(&app))
         .merge(tracking(&app));
     let (router, described) = doors.split_for_parts();
     let description = Description(described::settled(&described).into());
@@ -128,6 +130,24 @@ pub fn router(app: App) -> Router {
         .layer(axum::middleware::map_response(told_as_problem))
         .layer(axum::middleware::from_fn(logged))
         .with_state(app)
+}
+
+/// What messages leave by: the leader knows, and the others ask it.
+fn channels(app: &App) -> OpenApiRouter<App> {
+    let ask = async |State(app): State<App>, request: Request, next: Next| {
+        let Some(desk) = app.desk.filter(|desk| !desk.leads()) else { return next.run(request).await };
+        let (method, path) = (request.method().to_string(), request.uri().to_string());
+        match to_bytes(request.into_body(), WIRE_BYTES_MAX).await {
+            Ok(body) => desk.of_leader(&method, &path, String::from_utf8_lossy(&body).into_owned()).await,
+            Err(_) => Problem::too_large(TOO_LARGE).into_response(),
+        }
+    };
+    OpenApiRouter::new()
+        .routes(routes!(channels::channels))
+        .routes(routes!(channels::channel))
+        .routes(routes!(channels::parked))
+        .routes(routes!(channels::resend))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
 }
 
 /// The doors that tracking SDKs use, those in browsers too.
@@ -186,15 +206,23 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The process has read its log.
+/// The process has read its log, and its answers keep up.
+///
+/// Where several processes work together, one that stands still holds up all.
 #[utoipa::path(get, path = "/readyz", tag = "process",
     responses(
-        (status = 200, description = "It has", body = String),
-        (status = 503, description = "`not_yet`: it is being read", body = Problem,
+        (status = 200, description = "It has, and they do", body = String),
+        (status = 503, description = "`not_yet`: the log is being read, or no step closes", body = Problem,
             content_type = "application/problem+json"),
     ))]
-async fn readyz() -> &'static str {
-    "ready\n"
+async fn readyz(State(app): State<App>) -> Response {
+    let still = app.hub.stands_still();
+    if still < STILL_MAX {
+        return "ready\n".into_response();
+    }
+    let seconds = still.as_secs();
+    Problem::not_yet(format!("no step has closed for {seconds} s: this process or another stands still"))
+        .into_response()
 }
 
 /// All doors, for programs: OpenAPI 3.1.
@@ -277,7 +305,7 @@ mod tests {
         let mut waits = std::pin::pin!(status("/v1/segments"));
         let waited = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waits).await;
         assert!(waited.is_err(), "nothing is answered before it is known");
-        opened.set(OpenApiRouter::new().routes(routes!(readyz)).into()).expect("it is set once");
-        assert_eq!([waits.await, status("/readyz").await], [404, 200]);
+        opened.set(Router::new().fallback(async || "known\n")).expect("it is set once");
+        assert_eq!([waits.await, status("/readyz").await], [200, 200]);
     }
 }

@@ -7,6 +7,7 @@ pub mod cli; // what may be typed
 pub mod clock; // the wall, read in one place
 pub mod cluster; // several processes as one
 pub mod demo; // visitors made up
+pub mod desk; // what processes ask each other
 pub mod door; // bodies of events taken apart
 pub mod http; // the doors
 pub mod log; // the only truth

@@ -528,7 +528,7 @@ impl LogReader {
 }
 
 /// An id that no other log has, as far as anyone can tell: it also keys hashes, so it should not be guessed.
-fn fresh_id() -> [u8; 16] {
+pub fn fresh_id() -> [u8; 16] {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let random = || {
         let mut hasher = RandomState::new().build_hasher();

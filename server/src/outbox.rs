@@ -18,9 +18,14 @@ use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
 
+use crate::cluster::LEADER;
+use crate::desk::Records;
+use crate::log::OwnedRecord;
 use crate::record::{Dispatch, Trigger};
 use crate::rows::{Intent, recommending};
+use crate::stream::Stream;
 use crate::templates::Templates;
 use crate::triggers::{self, Now, Orders, Outlet, Parcel, Report};
 use crate::writer::{AsOf, Closed, Found, Hub, NotTaken, Told, Work};
@@ -100,6 +105,8 @@ const EVENTS_READ_MAX: usize = 1_000;
 
 /// Reports of deliveries that are written down together, at most.
 const NOTICES_MAX: usize = 256;
+/// Intents that are prepared and written down together, at most: those after them wait so long and no longer.
+const SENT_TOGETHER_MAX: usize = 64;
 /// How soon a writer that is busy is asked again.
 const BUSY: Duration = Duration::from_millis(10);
 
@@ -113,6 +120,8 @@ pub struct Outbox {
     plan: Arc<Plan>,
     hub: Hub,
     templates: Arc<Templates>,
+    /// Bodies of events; a replay has none.
+    records: Option<Records>,
     active_since: Millis,
     /// Whether messages leave by this process.
     leads: bool,
@@ -172,7 +181,7 @@ struct State {
 
 impl Outbox {
     /// An outbox that knows what the log's ledger says, and what its task needs.
-    pub fn new(plan: Arc<Plan>, hub: Hub, templates: Templates, found: Found) -> (Self, Inbox) {
+    pub fn new(plan: Arc<Plan>, hub: Hub, records: Option<Records>, found: Found) -> (Self, Inbox) {
         let mut state = State::default();
         for dispatch in found.dispatched {
             // What was told stays told, whether or not the law still says it.
@@ -187,6 +196,7 @@ impl Outbox {
             orders.extend(waiting.map(|waiting| (name.clone(), waiting)));
         }
         let (notices, noticed) = mpsc::unbounded_channel();
+        let templates = Templates::new(&plan.definitions);
         let outbox = Outbox {
             state: Arc::new(Mutex::new(state)),
             changes: broadcast::channel(CHANGES_MAX).0,
@@ -195,8 +205,9 @@ impl Outbox {
             plan,
             hub,
             templates: Arc::new(templates),
+            records,
             active_since: found.active_since,
-            leads: found.leads,
+            leads: found.process == LEADER,
         };
         (outbox, Inbox { notices: noticed, orders })
     }
@@ -308,9 +319,7 @@ impl Outbox {
         }
         // If the process ends before this is durable, the law says it again at the next start.
         self.revoke(revoked, closed.as_of).await;
-        for id in due {
-            changed.extend(self.send(&id, closed.as_of).await);
-        }
+        changed.extend(self.send(due, closed.as_of).await);
         changed
     }
 
@@ -427,7 +436,7 @@ impl Outbox {
         let revokes = entry.fate == Fate::Revoked;
         let Some(Trigger::Pending(body)) = dispatch.of(revokes) else { return None };
         let stale = !revokes && clock > dispatch.at + self.expires(&entry.row);
-        Some(Parcel { id: id.to_owned(), revokes, body: body.clone(), stale })
+        Some(Parcel { id: id.to_owned(), campaign: entry.row.campaign.to_string(), revokes, body: body.clone(), stale })
     }
 
     /// Whether the person consents, at the latest that is known, to what an intent is for.
@@ -442,6 +451,14 @@ impl Outbox {
             };
             let yes = |part: &Answer| matches!(part, Answer::Profile(profile) if profile.consents(purpose));
             return answered.parts.iter().any(yes);
+        }
+    }
+
+    /// The stream that is the log, if one is.
+    pub(crate) fn stream(&self) -> Option<Stream> {
+        match &self.records {
+            Some(Records::Stream(stream, ..)) => Some(stream.clone()),
+            _ => None,
         }
     }
 
@@ -630,59 +647,89 @@ impl Outbox {
         campaign.expires.unwrap_or(if pops_up { EXPIRES_REALTIME } else { EXPIRES })
     }
 
-    /// Sends an intent that is due: asks for consent again, fixes the message, writes it down, then tells it, or has it
-    /// carried.
-    async fn send(&self, id: &str, as_of: AsOf) -> Vec<(i8, Entry)> {
-        let Some(old) = self.entry(id).filter(|entry| entry.fate == Fate::Waiting) else { return Vec::new() };
+    /// Sends intents that are due: what is prepared together is written down together, and then told, or carried.
+    async fn send(&self, due: Vec<String>, as_of: AsOf) -> Vec<(i8, Entry)> {
+        let mut changed = Vec::new();
+        for ids in due.chunks(SENT_TOGETHER_MAX) {
+            let mut preparing = JoinSet::new();
+            for (place, id) in ids.iter().cloned().enumerate() {
+                let outbox = self.clone();
+                preparing.spawn(async move { (place, outbox.prepare(&id).await) });
+            }
+            let mut prepared = preparing.join_all().await;
+            prepared.sort_by_key(|(place, _)| *place);
+            let prepared: Vec<(Entry, Entry)> = prepared.into_iter().filter_map(|(_, entries)| entries).collect();
+            let dispatch = |(_, new): &(Entry, Entry)| {
+                let trigger = self.is_carried(new).then(|| Trigger::Pending(message(self, new).to_string()));
+                Dispatch { trigger, ..Dispatch::new(new.clone(), as_of) }
+            };
+            // Not written down, so not sent: their turn comes again at the next start.
+            let Some(durable) = self.write_down(prepared.iter().map(dispatch).collect()).await else { break };
+            for (old, new) in prepared {
+                self.lock().entries.insert(new.row.id.clone(), new.clone());
+                let outlet = self.outlet(&self.plan.definitions.campaigns[new.row.campaign.as_str()].channel);
+                if self.is_carried(&new) {
+                    outlet.order(&new.row.id);
+                } else if new.fate == Fate::Sent {
+                    outlet.delivered(durable.clock - new.row.not_before);
+                }
+                changed.extend([(-1, old), (1, new)]);
+            }
+        }
+        changed
+    }
+
+    /// Whether somebody has to carry what was sent.
+    fn is_carried(&self, entry: &Entry) -> bool {
+        let carries = |(outlet, _): (&Outlet, bool)| outlet.carries();
+        entry.fate == Fate::Sent && self.channel(&entry.row).is_some_and(carries)
+    }
+
+    /// An intent that waits, and what becomes of it now that it is due: asks for consent again, and fixes the message.
+    async fn prepare(&self, id: &str) -> Option<(Entry, Entry)> {
+        let old = self.entry(id).filter(|entry| entry.fate == Fate::Waiting)?;
         let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
         let Some((profile, events)) = self.person(&old.row, campaign.recommend.is_some()).await else {
             self.lock().waiting.insert((old.row.not_before, id.to_owned()));
-            return Vec::new();
+            return None;
         };
-        let recommend = |of: &Recommend| self.templates.recommend(&old.row, &events, of.items as usize);
-        let recommended = campaign.recommend.as_ref().map(recommend);
-        let recommended = recommended.as_deref();
         let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
         let mut new = Entry { row: old.row.clone(), fate: Fate::ConsentWithdrawn, body: None, data: None };
         if consents {
+            let recommend = |of: &Recommend| self.templates.recommend(&old.row, &events, of.items as usize);
+            let recommended = campaign.recommend.as_ref().map(recommend);
+            let recommended = recommended.as_deref();
+            let event = match (&self.records, old.row.event) {
+                (Some(records), Some(place)) => records.one(place).await,
+                _ => None,
+            };
             new.fate = Fate::Sent;
-            new.body = self.templates.render(&old.row, &profile, recommended);
+            new.body = self.templates.render(&old.row, event.as_ref(), &profile, recommended);
             new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
         }
-        let outlet = self.outlet(&campaign.channel);
-        let carried = new.fate == Fate::Sent && outlet.carries();
-        let trigger = carried.then(|| Trigger::Pending(message(self, &new).to_string()));
-        let dispatch = Dispatch { trigger, ..Dispatch::new(new.clone(), as_of) };
-        // Not written down, so not sent: its turn comes again at the next start.
-        let Some(durable) = self.write_down(vec![dispatch]).await else { return Vec::new() };
-        self.lock().entries.insert(id.to_owned(), new.clone());
-        if carried {
-            outlet.order(id);
-        } else if new.fate == Fate::Sent {
-            outlet.delivered(durable.clock - new.row.not_before);
-        }
-        vec![(-1, old), (1, new)]
+        Some((old, new))
     }
 
-    /// The profile of an intent, and where its latest events stand in the log, newest first, if they are wanted; none
-    /// if the engine cannot be asked now.
-    async fn person(&self, row: &IntentRow, wants_events: bool) -> Option<(Box<ProfileRow>, Vec<u64>)> {
+    /// The profile of an intent, and its latest events, newest first, if they are wanted; none if the engine cannot be
+    /// asked now.
+    async fn person(&self, row: &IntentRow, wants_events: bool) -> Option<(Box<ProfileRow>, Vec<OwnedRecord>)> {
         let id = &row.profile;
         let profile =
             self.hub.ask(Question::Profile(id.clone())).await.ok()?.parts.into_iter().find_map(|part| match part {
                 Answer::Profile(profile) => Some(profile),
                 _ => None,
             })?;
-        if !wants_events {
+        let Some(records) = self.records.as_ref().filter(|_| wants_events) else {
             return Some((profile, Vec::new()));
-        }
+        };
         let page = Page { before: None, limit: EVENTS_READ_MAX };
         let question = Question::History { id: id.clone(), view: View::Events, page };
         let events = self.hub.ask(question).await.ok()?.parts.into_iter().find_map(|part| match part {
             Answer::History(Rows::Events(events), _) => Some(events),
             _ => None,
         })?;
-        Some((profile, events.into_iter().map(|(_, position)| position).collect()))
+        let places: Vec<u64> = events.into_iter().map(|(_, place)| place).collect();
+        Some((profile, records.get(&places).await.into_iter().flatten().collect()))
     }
 }
 

@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use dataflows::admission::Verdict;
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::profile::answers::IntentRow;
@@ -12,6 +13,7 @@ use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::log::OwnedRecord;
 use crate::outbox::Fate;
 
 /// An accepted call.
@@ -64,6 +66,26 @@ impl DeadLetter {
             Err(_) => (BASE64_STANDARD.encode(body), Some("base64".to_owned())),
         };
         DeadLetter { reason: rejection.reason, detail: rejection.detail.clone(), body, encoding }
+    }
+
+    /// The dead letter that a record is, or that it became by how it was decided on.
+    pub fn of(record: &OwnedRecord, verdict: Verdict) -> Option<Self> {
+        if record.kind == DEAD_LETTER {
+            return serde_json::from_slice(&record.payload).ok();
+        }
+        let (_, _, message_id, body) = decode_event(&record.payload)?;
+        let rejection = match verdict {
+            Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
+            Verdict::RefusedEdge => Rejection::new(
+                Reason::RefusedEdge,
+                "accepted, but its link would make a profile of more ids than identity.max_ids",
+            ),
+            _ => {
+                let detail = format!("message id {message_id:?} was taken before, with other content");
+                Rejection::new(Reason::Conflict, detail)
+            }
+        };
+        Some(DeadLetter::new(&rejection, body.as_bytes()))
     }
 }
 

@@ -9,6 +9,7 @@
 //! start and each new connection the last record that was read ([`Fingerprint`]).
 
 pub mod config;
+pub mod feed;
 mod fingerprint;
 mod message;
 mod reader;
@@ -43,14 +44,17 @@ pub use reader::{Next, Reader};
 
 /// Servers before this one drop parts of what is asked of them without a word, and cannot sync before they acknowledge.
 const VERSION_MIN: (u64, u64) = (2, 10);
-/// A message of ours is at most a body and what stands around it.
-const PAYLOAD_MIN: usize = BODY_BYTES_MAX + 65_536;
+/// A message of ours is at most a body, with what the door has settled of each call in it.
+const PAYLOAD_MIN: usize = 1_000_000;
+/// What a dead letter's headers take at most.
+const HEADERS_MAX: usize = 65_536;
 /// So long a start waits for a broker that is not there yet.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// So long an answer of the broker may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-/// So long an acknowledgement may take, on however many connections: well within the time for which the broker remembers
-/// an id. A broker that syncs each message may have seconds of them before it; to send again would only add to them.
+/// So long an acknowledgement may take, on however many connections: well within the time for which the broker
+/// remembers an id. A broker that syncs each message may have seconds of them before it; to send again would only add to
+/// them.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(20);
 /// Messages on their way that nobody has acknowledged yet: further ones are sent when there is room again. Servers have
 /// room for 10,000.
@@ -245,9 +249,9 @@ impl From<StreamMessage> for Entry {
 /// The log in a broker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    jetstream: jetstream::Context,
+    jetstream: Arc<jetstream::Context>,
     /// The same, with the patience for acknowledgements.
-    publishing: jetstream::Context,
+    publishing: Arc<jetstream::Context>,
     /// How often it was connected: what was sent on an earlier connection is not acknowledged on this one.
     connections: watch::Receiver<u64>,
     created: String,
@@ -301,6 +305,7 @@ impl Stream {
         if !differences.is_empty() {
             return Err(StreamError::Differs { name: STREAM, differences });
         }
+        let (jetstream, publishing) = (Arc::new(jetstream), Arc::new(publishing));
         let stream = Stream { jetstream, publishing, connections, created: found.created, replicas };
         if let Some(known) = known {
             known.check(&stream).await?;
@@ -426,7 +431,7 @@ impl Stream {
 
     /// Publishes a call that was not taken. Told again under the same id it is kept once.
     pub async fn publish_dead_letter(&self, id: &str, letter: &Returned) -> Result<u64, NotKept> {
-        let max = self.publishing.client().server_info().max_payload.saturating_sub(PAYLOAD_MIN - BODY_BYTES_MAX);
+        let max = self.publishing.client().server_info().max_payload.saturating_sub(HEADERS_MAX);
         let (subject, id) = (DEAD_LETTERS.to_owned(), id.to_owned());
         self.publish(&Message { subject, id, headers: HeaderMap::new(), body: letter.encode(max) }).await
     }

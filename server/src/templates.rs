@@ -8,7 +8,7 @@ use dataflows::profile::answers::{IntentRow, ProfileRow};
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
-use crate::log::LogReader;
+use crate::log::OwnedRecord;
 use crate::recommend::recommend;
 use crate::record;
 
@@ -22,7 +22,6 @@ pub struct Templates {
     data: BTreeMap<String, Value>,
     /// The events that are conversions.
     conversions: BTreeSet<String>,
-    log: Option<LogReader>,
 }
 
 /// An event of a person, as it came.
@@ -77,18 +76,13 @@ impl Templates {
             }
         }
         let conversions = definitions.conversions.iter().map(|conversion| conversion.event.clone()).collect();
-        Templates { environment, data, conversions, log: None }
+        Templates { environment, data, conversions }
     }
 
-    /// Reads the bodies of events from this log.
-    pub fn reading(self, log: LogReader) -> Self {
-        Templates { log: Some(log), ..self }
-    }
-
-    /// So many items to recommend with an intent. `events` are the log positions of its profile's events, newest first:
-    /// those up to its root count, and where that is not among them those up to its instant.
-    pub fn recommend(&self, row: &IntentRow, events: &[u64], items: usize) -> Vec<String> {
-        let past: Vec<Past> = events.iter().filter_map(|position| self.past(*position)).collect();
+    /// So many items to recommend with an intent. `events` are the records of its profile's events, newest first: those
+    /// up to its root count, and where that is not among them those up to its instant.
+    pub fn recommend(&self, row: &IntentRow, events: &[OwnedRecord], items: usize) -> Vec<String> {
+        let past: Vec<Past> = events.iter().filter_map(Past::of).collect();
         let is_root =
             |past: &Past| past.message_id == row.root.message_id && past.own() == Some(row.root.id.to_string());
         let in_time = |past: &Past| past.timestamp <= row.at;
@@ -97,12 +91,19 @@ impl Templates {
         recommend(tracked.map(|past| &past.body), &self.conversions, items)
     }
 
-    /// The message of an intent; none if its campaign has no template.
-    pub fn render(&self, row: &IntentRow, profile: &ProfileRow, recommended: Option<&[String]>) -> Option<String> {
+    /// The message of an intent, with the record of the event that matched, where one did; none if its campaign has no
+    /// template.
+    pub fn render(
+        &self,
+        row: &IntentRow,
+        event: Option<&OwnedRecord>,
+        profile: &ProfileRow,
+        recommended: Option<&[String]>,
+    ) -> Option<String> {
         let template = self.environment.get_template(&row.campaign).ok()?;
         let profile = serde_json::to_value(profile).expect("rows have string keys");
         let session = profile.get("session").cloned();
-        let event = row.event.and_then(|position| self.past(position)).map(|past| past.body);
+        let event = event.and_then(Past::of).map(|past| past.body);
         let values = context! {
             data => self.data.get(row.campaign.as_str()),
             event => event.map(Serde),
@@ -113,18 +114,17 @@ impl Templates {
         // Nothing that a template may say can fail but what is too much of it.
         Some(template.render(values).unwrap_or_else(|error| format!("(the template failed: {error})")))
     }
+}
 
-    fn past(&self, position: u64) -> Option<Past> {
-        let record = self.log.as_ref()?.get(position).ok()??;
+impl Past {
+    fn of(record: &OwnedRecord) -> Option<Past> {
         let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
         let mut body: serde_json::Value = serde_json::from_str(body).ok()?;
         // Where the path of the call names its type, the body need not.
         body["type"] = kind.name().into();
         Some(Past { kind, timestamp, message_id: message_id.to_owned(), body })
     }
-}
 
-impl Past {
     /// The id it belongs to.
     fn own(&self) -> Option<String> {
         ["userId", "anonymousId"].iter().find_map(|key| match &self.body[*key] {

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::outbox::Outbox;
+use crate::stream::{NotKept, Stream};
 
 /// Attempts under way at one time in a channel.
 const UNDER_WAY_MAX: usize = 16;
@@ -147,6 +148,8 @@ impl Outlet {
 pub(crate) struct Parcel {
     /// The intent.
     pub(crate) id: String,
+    /// Its campaign.
+    pub(crate) campaign: String,
     /// Whether it takes the intent back.
     pub(crate) revokes: bool,
     /// The message, the same at each attempt.
@@ -199,6 +202,7 @@ pub(crate) enum Now {
 /// By what way a channel's messages leave.
 enum Carrier {
     Webhook(Box<webhook::Webhook>),
+    Nats(Stream),
     /// None, and why.
     Nothing(String),
 }
@@ -207,6 +211,14 @@ impl Carrier {
     async fn attempt(&self, parcel: &Parcel) -> Outcome {
         match self {
             Carrier::Webhook(webhook) => webhook.post(parcel).await,
+            Carrier::Nats(stream) => {
+                let body = parcel.body.clone().into();
+                match stream.publish_trigger(&parcel.campaign, &parcel.key(), body).await {
+                    Ok(_) => Outcome::Delivered,
+                    Err(error @ (NotKept::Busy(_) | NotKept::Unknown(_))) => Outcome::Failed(error.to_string(), None),
+                    Err(error) => Outcome::Refused(error.to_string()),
+                }
+            }
             Carrier::Nothing(why) => Outcome::Gone(why.clone()),
         }
     }
@@ -224,7 +236,10 @@ pub(crate) fn start(outbox: &Outbox, orders: BTreeMap<String, Orders>) {
                     Err(why) => Carrier::Nothing(why),
                 }
             }
-            Deliver::Nats => Carrier::Nothing("this version does not deliver by NATS".into()),
+            Deliver::Nats => match outbox.stream() {
+                Some(stream) => Carrier::Nats(stream),
+                None => Carrier::Nothing("it delivers by NATS: start with --nats".into()),
+            },
             Deliver::Sse => continue,
         };
         if let Carrier::Nothing(why) = &carrier {

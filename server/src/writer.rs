@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::{Decoder, Reason};
-use dataflows::place::place;
+use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::IntentRow;
 use dataflows::protocol::{self, Answer, Question, Record, Response, Step};
@@ -22,10 +22,14 @@ use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::{LEADER, Letter, Others, Round, Team};
+use crate::desk::Desk;
+use crate::door::Arrived;
 use crate::door::Incoming;
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogReader};
 use crate::metrics::Histogram;
 use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
+use crate::stream::feed::{self, Feed, Feeding, Read, What};
+use crate::stream::{Kept, Stream};
 
 /// How the clock moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -50,6 +54,12 @@ pub enum Work {
     Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
     /// Another process writes.
     Letter(usize, Letter),
+    /// The stream that is the log has these next.
+    Read(Vec<Read>),
+    /// What was given to the stream under this id is not kept there.
+    NotKept(String),
+    /// The stream cannot be read any more, and why.
+    Failed(String),
     /// The process ends.
     Stop,
 }
@@ -109,14 +119,14 @@ pub enum NotTaken {
 }
 
 /// The way to the writer, for everyone else.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Hub {
     work: Sender<Work>,
     shared: Arc<Shared>,
 }
 
 /// What the writer and the engine's threads share with those who ask.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     open: Mutex<Open>,
     closed: Condvar,
@@ -124,6 +134,8 @@ struct Shared {
     queued: AtomicUsize,
     step_times: Histogram,
     receipt_times: Histogram,
+    /// By which it is told what was not taken, where the log is a stream and this process leads.
+    feed: OnceLock<Feed>,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +145,10 @@ struct Open {
     /// The last step that closed.
     last: AsOf,
     log_is_read: bool,
+    /// When the last step closed.
+    closed_at: Option<Instant>,
+    /// Whether steps close also when nothing comes.
+    ticks: bool,
     dead_letters: BTreeMap<u64, Verdict>,
     verdicts: BTreeMap<&'static str, u64>,
     reasons: BTreeMap<&'static str, u64>,
@@ -169,6 +185,12 @@ struct Waiting {
     clocks: Vec<oneshot::Sender<AsOf>>,
     /// When its bodies of calls came.
     received: Vec<Instant>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("queued", &self.shared.queued).finish_non_exhaustive()
+    }
 }
 
 impl Hub {
@@ -209,6 +231,13 @@ impl Hub {
     /// The clock of the last step that closed, ms; 0 before the first.
     pub fn clock(&self) -> Millis {
         self.lock().last.clock
+    }
+
+    /// For how long no step has closed though one should have.
+    pub fn stands_still(&self) -> Duration {
+        let open = self.lock();
+        let due = open.ticks || !open.steps.is_empty();
+        open.closed_at.filter(|_| due).map_or(Duration::ZERO, |closed| closed.elapsed())
     }
 
     /// How many events of the log were decided on so; refused edges are accepted besides.
@@ -261,7 +290,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// What the writer begins with.
 pub struct Start {
     /// The log.
-    pub log: Log,
+    pub log: Store,
     /// Worker threads.
     pub workers: usize,
     /// How the clock moves.
@@ -276,11 +305,20 @@ pub struct Start {
     pub now: fn() -> Millis,
 }
 
+/// Where the log is.
+pub enum Store {
+    /// In files of this process.
+    Own(Log),
+    /// In a stream that was opened: where the last record that was read is written down, and up to where the stream
+    /// stands.
+    Stream(Stream, Kept, u64),
+}
+
 /// What the log held at the start.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// Whether messages leave by this process.
-    pub leads: bool,
+    /// The number of this process.
+    pub process: usize,
     /// Since when the definitions have been as they are, ms.
     pub active_since: Millis,
     /// The ledger's entries, in order.
@@ -289,11 +327,26 @@ pub struct Found {
     pub position: u64,
 }
 
-/// Reads the log again, then starts the writer's thread. Gives the way to it and what the log held.
-pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result<(), LogError>>), LogError> {
+/// A writer at work.
+pub struct Started {
+    /// The way to it.
+    pub hub: Hub,
+    /// What the log held.
+    pub found: Found,
+    /// Its thread.
+    pub thread: std::thread::JoinHandle<Result<(), String>>,
+    /// The key of hashes.
+    pub secret: [u8; 16],
+    /// What reaches the other processes, if there are any.
+    pub desk: Option<Arc<Desk>>,
+}
+
+/// Reads the log again, then starts the writer's thread.
+pub fn start(start: Start) -> Result<Started, String> {
     let Start { log, workers, clock, definitions: (text, plan), team, told, now } = start;
     let (work, queue) = channel();
     let shared = Arc::new(Shared::default());
+    shared.lock().ticks = clock == ClockMode::Wall;
     let hub = Hub { work: work.clone(), shared: Arc::clone(&shared) };
     let closes = Arc::clone(&shared);
     let acceptance = match clock {
@@ -303,15 +356,19 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
     let config = Config { workers, plan: Arc::clone(&plan), acceptance };
     let tells = told.clone();
     // Alone it hears from nobody, and ends when all are gone who may give it work.
-    let letters = team.as_ref().map(|_| work);
-    let heard = move |response| match response {
-        Response::Closed(closed) => closes.close(closed, &tells),
-        Response::Letter(from, letter) => match serde_json::from_slice(&letter) {
-            Ok(letter) => drop(letters.as_ref().map(|writer| writer.send(Work::Letter(from, letter)))),
+    let desk = team.as_ref().map(|_| Arc::new(Desk::new(log.reader())));
+    let letters = desk.clone().zip(Some(work.clone()).filter(|_| team.is_some()));
+    let heard = move |response| match (response, &letters) {
+        (Response::Closed(closed), _) => closes.close(closed, &tells),
+        (Response::Letter(from, letter), Some((desk, writer))) => match serde_json::from_slice(&letter) {
+            Ok(Letter::Ask(number, ask)) => desk.asked(from, number, ask),
+            Ok(Letter::Reply(number, reply)) => desk.answered(number, reply),
+            Ok(letter) => drop(writer.send(Work::Letter(from, letter))),
             Err(error) => tracing::error!(from, %error, "a letter cannot be read"),
         },
+        (Response::Letter(..), None) => {}
     };
-    let (secret, last_time) = (log.id(), log.last_time());
+    let (secret, last_time) = log.identity();
     let (engine, others, secret, last_time) = match team {
         None => (Engine::start(config, heard), None, secret, last_time),
         Some(Team { process, connections, secret, last_time, hosts }) => {
@@ -319,7 +376,31 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
             let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
             let engine = Engine::start_among(config, Peers { process, connections, lost }, heard);
             let others = Others::new(process, processes, engine.post());
+            desk.iter().for_each(|desk| desk.reach(others.clone()));
             (engine, Some(others), secret, last_time)
+        }
+    };
+    let share = others.as_ref().map_or((LEADER, 1), |others| (others.process, others.processes));
+    let leads = share.0 == LEADER;
+    let (log, end) = match log {
+        Store::Own(log) => (Backing::Own(log), 0),
+        Store::Stream(stream, kept, end) => {
+            let (plan, to) = (Arc::clone(&plan), work);
+            let feed = Feed::start(Feeding { stream, kept, plan, secret, clock, share, to: to.clone() });
+            if leads {
+                let _ = shared.feed.set(feed.clone());
+            }
+            (
+                Backing::Stream(Box::new(Streamed {
+                    feed,
+                    to,
+                    reads: VecDeque::new(),
+                    read: 0,
+                    awaited: HashMap::new(),
+                    came: HashMap::new(),
+                })),
+                end,
+            )
         }
     };
     let mut writer = Writer {
@@ -339,10 +420,18 @@ pub fn start(start: Start) -> Result<(Hub, Found, std::thread::JoinHandle<Result
         group: Vec::new(),
         waiting: Waiting::default(),
         durable: Vec::new(),
+        found: Found::default(),
+        defined: None,
+        is_ready: false,
+        life: crate::clock::nanos(),
+        published: 0,
     };
-    let found = writer.read_again(text, &plan, last_time)?;
+    let found = match writer.log {
+        Backing::Own(_) => writer.read_again(text, &plan, last_time),
+        Backing::Stream(_) => writer.read_stream(text, &plan, end),
+    }?;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
-    Ok((hub, found, thread.expect("the system gives a thread")))
+    Ok(Started { hub, found, thread: thread.expect("the system gives a thread"), secret, desk })
 }
 
 /// The connection to another process is lost: no step will close any more, so this one ends too. What was acknowledged
@@ -363,11 +452,13 @@ impl Shared {
         let Some((handed, waiting)) = open.steps.remove(&closed.number) else { return };
         let as_of = AsOf { position: closed.position, clock: closed.clock };
         open.last = as_of;
+        open.closed_at = Some(Instant::now());
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
         for (position, verdict) in &decided {
             *open.verdicts.entry(verdict.name()).or_default() += 1;
             if *verdict != Verdict::Duplicate {
                 open.dead_letters.insert(*position, *verdict);
+                self.feed.get().into_iter().for_each(|feed| feed.give_back(*position, *verdict));
             }
             // Why a call is no event is known where it is written down.
             if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid) {
@@ -403,8 +494,52 @@ enum Durable {
     Dispatched(Vec<Dispatch>, oneshot::Sender<AsOf>),
 }
 
+/// Where the writer's log is.
+enum Backing {
+    Own(Log),
+    Stream(Box<Streamed>),
+}
+
+/// The writer's side of a stream.
+struct Streamed {
+    feed: Feed,
+    /// The writer's own queue, for those who wait elsewhere.
+    to: Sender<Work>,
+    /// Messages that have yet to become part of a step.
+    reads: VecDeque<Read>,
+    /// The sequence of the last that has.
+    read: u64,
+    /// Who waits until a step is closed that holds the message of an id.
+    awaited: HashMap<String, Awaited>,
+    /// When the bodies of calls came that have yet to become part of a step, by their messages' ids.
+    came: HashMap<String, Instant>,
+}
+
+enum Awaited {
+    Receipt(oneshot::Sender<Receipt>, usize),
+    Clock(oneshot::Sender<AsOf>),
+}
+
+impl Store {
+    /// A way to its records.
+    fn reader(&self) -> Option<LogReader> {
+        match self {
+            Store::Own(log) => Some(log.handle()),
+            Store::Stream(..) => None,
+        }
+    }
+
+    /// The key of its hashes, and its last time.
+    pub fn identity(&self) -> ([u8; 16], u64) {
+        match self {
+            Store::Own(log) => (log.id(), log.last_time()),
+            Store::Stream(..) => (crate::log::fresh_id(), 0),
+        }
+    }
+}
+
 struct Writer {
-    log: Log,
+    log: Backing,
     engine: Engine,
     others: Option<Others>,
     /// The key of hashes.
@@ -424,17 +559,28 @@ struct Writer {
     group: Vec<(u8, Millis, Vec<u8>)>,
     waiting: Waiting,
     durable: Vec<Durable>,
+    /// What the stream held at the start.
+    found: Found,
+    /// The definitions that the stream holds last.
+    defined: Option<Defined>,
+    /// Whether all that the log held is read.
+    is_ready: bool,
+    /// Tells messages of this process's life from those of others.
+    life: u128,
+    /// Messages given to the stream.
+    published: u64,
 }
 
 impl Writer {
-    /// The writer's life: a group at a time, until it is told to stop.
-    fn run(mut self) -> Result<(), LogError> {
+    /// The writer's life: a step at a time, until it is told to stop. An error is a sentence on why it cannot go on.
+    fn run(mut self) -> Result<(), String> {
+        let leads = self.others.as_ref().is_none_or(Others::leads);
         loop {
-            let leads = self.others.as_ref().is_none_or(Others::leads);
-            if !leads && !self.follow() {
-                return Ok(());
-            }
-            let goes_on = !leads || self.lead();
+            let goes_on = match leads {
+                true => self.lead()?,
+                false if self.follow()? => true,
+                false => return Ok(()),
+            };
             self.commit()?;
             self.close();
             if !goes_on {
@@ -444,14 +590,15 @@ impl Writer {
     }
 
     /// Gathers what comes until a step is worth closing, and says so to the other processes. False: it was the last.
-    fn lead(&mut self) -> bool {
+    fn lead(&mut self) -> Result<bool, String> {
         let mut goes_on = true;
+        let is_behind = matches!(&self.log, Backing::Stream(streamed) if !streamed.reads.is_empty());
         let mut next = loop {
-            match self.queue.recv_timeout(TICK) {
+            match self.queue.recv_timeout(if is_behind { Duration::ZERO } else { TICK }) {
                 Ok(work) => break Some(work),
-                Err(RecvTimeoutError::Timeout) if self.mode == ClockMode::Wall => break None,
+                Err(RecvTimeoutError::Timeout) if is_behind || self.mode == ClockMode::Wall => break None,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
             }
         };
         if self.mode == ClockMode::Wall {
@@ -462,49 +609,159 @@ impl Writer {
                 Work::Stop | Work::Letter(_, Letter::Stop) => goes_on = false,
                 // That a step is wanted is all it says.
                 Work::Letter(..) => {}
-                work => self.take(work),
+                work => self.take(work)?,
             }
             next = if self.step.len() < STEP_EVENTS { self.queue.try_recv().ok() } else { None };
         }
-        self.announce(None);
+        let until = self.read_on(u64::MAX);
+        self.announce(until);
         if !goes_on && let Some(others) = &self.others {
             others.tell_all(&Letter::Stop);
         }
-        goes_on
+        Ok(goes_on)
     }
 
     /// Waits until the leader closes a step, and gives it what has come until then. False: there is none any more.
-    fn follow(&mut self) -> bool {
+    fn follow(&mut self) -> Result<bool, String> {
         loop {
-            let Ok(work) = self.queue.recv() else { return false };
+            let Ok(work) = self.queue.recv() else { return Ok(false) };
             match work {
                 Work::Letter(_, Letter::Round(round)) => {
-                    self.step.number = round.number;
-                    self.clock = self.clock.max(round.clock);
+                    self.begin(round);
                     while self.step.len() < STEP_EVENTS
                         && let Some(work) = self.held.pop_front()
                     {
-                        self.take(work);
+                        self.take(work)?;
                     }
+                    self.read_up_to(round)?;
                     if !self.held.is_empty() {
                         self.want();
                     }
-                    return true;
+                    return Ok(true);
                 }
-                Work::Letter(_, Letter::Stop) => return false,
+                Work::Letter(_, Letter::Stop) => return Ok(false),
                 Work::Letter(_, Letter::Ledger(_, dispatched)) => drop(self.told.send(Told::Dispatched(dispatched))),
                 Work::Letter(..) => {}
                 Work::Stop => {
                     // The leader closes what is under way, and then tells everyone.
                     self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Stop));
                 }
-                work => {
-                    if self.held.is_empty() {
-                        self.want();
+                work => self.hold(work)?,
+            }
+        }
+    }
+
+    /// Keeps work until the leader closes a step; what a stream has to keep need not wait for that.
+    fn hold(&mut self, work: Work) -> Result<(), String> {
+        let waits = matches!(self.log, Backing::Own(_)) || matches!(work, Work::Ask(..));
+        if !waits {
+            return self.take(work);
+        }
+        if self.held.is_empty() {
+            self.want();
+        }
+        self.held.push_back(work);
+        Ok(())
+    }
+
+    /// The leader closes this step.
+    fn begin(&mut self, round: Round) {
+        self.step.number = round.number;
+        self.clock = self.clock.max(round.clock);
+    }
+
+    /// Waits until all is read that the leader's step holds of the stream, and makes it part of this one.
+    fn read_up_to(&mut self, round: Round) -> Result<(), String> {
+        let Some(until) = round.until.filter(|_| matches!(self.log, Backing::Stream(_))) else { return Ok(()) };
+        while self.read_on(until).is_some_and(|read| read < until) {
+            match self.queue.recv() {
+                Ok(Work::Letter(_, Letter::Stop)) | Err(_) => return Ok(()),
+                Ok(Work::Letter(..)) => {}
+                Ok(work) => self.hold(work)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes messages of the stream part of the step, up to a sequence and as many as a step should hold; gives the
+    /// sequence of the last. None: there is no stream.
+    fn read_on(&mut self, until: u64) -> Option<u64> {
+        loop {
+            let Backing::Stream(streamed) = &mut self.log else { return None };
+            let is_full = until == u64::MAX && self.step.len() >= STEP_EVENTS;
+            // Other definitions hold for whole steps.
+            let begins = |read: &Read| matches!(read.what, What::Defined(_)) && !self.step.is_empty();
+            let next = streamed.reads.front().filter(|read| read.sequence <= until && !is_full);
+            let next = next.filter(|read| until < u64::MAX || !begins(read));
+            if next.is_none() {
+                return Some(streamed.read);
+            }
+            let read = streamed.reads.pop_front().expect("it was just seen");
+            streamed.read = read.sequence;
+            let awaited = read.id.as_ref().and_then(|id| streamed.awaited.remove(id));
+            self.waiting.received.extend(read.id.as_ref().and_then(|id| streamed.came.remove(id)));
+            self.read(read, awaited);
+        }
+    }
+
+    /// A message of the stream becomes part of the step.
+    fn read(&mut self, read: Read, awaited: Option<Awaited>) {
+        let Read { sequence, received_at, what, .. } = read;
+        let first = place(sequence, LEADER, 0);
+        self.step.position = place(sequence, PROCESSES_MAX - 1, RECORDS_MAX - 1);
+        if self.mode == ClockMode::Wall {
+            self.clock = self.clock.max(received_at);
+        }
+        match what {
+            What::Calls(calls) => {
+                let earliest = self.step.lateness.map(|lateness| received_at - lateness);
+                for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
+                    let position = place(sequence, LEADER, index);
+                    let incoming = match call {
+                        Arrived::Good(incoming) => incoming,
+                        Arrived::Bad { rejection, .. } => {
+                            self.step.record(Record::Unreadable(position));
+                            self.shared.lock().refused(rejection.reason.name(), position);
+                            continue;
+                        }
+                    };
+                    let Incoming { mut prepared, undated, .. } = *incoming;
+                    if undated {
+                        prepared.date(self.clock);
                     }
-                    self.held.push_back(work);
+                    let timestamp = prepared.event.timestamp;
+                    if self.mode == ClockMode::Events {
+                        self.clock = self.clock.max(timestamp);
+                    }
+                    prepared.is_late = earliest.is_some_and(|earliest| timestamp < earliest);
+                    prepared.place(position);
+                    self.step.record(Record::Event(prepared));
                 }
             }
+            What::Nothing => {}
+            What::Refused(reason) => {
+                self.step.record(Record::Unreadable(first));
+                self.shared.lock().refused(reason.name(), first);
+            }
+            What::Clock(to) => {
+                self.clock = self.clock.max(to);
+                self.step.record(Record::Clock(first, to));
+            }
+            What::Defined(defined) => {
+                self.step.lateness = defined.lateness;
+                self.found.active_since = received_at;
+                self.defined = Some(defined);
+            }
+            What::Dispatched(mut dispatched) => match &self.others {
+                _ if !self.is_ready => self.found.dispatched.append(&mut dispatched),
+                Some(others) if !others.leads() => drop(self.told.send(Told::Dispatched(dispatched))),
+                _ => {}
+            },
+        }
+        match awaited {
+            Some(Awaited::Receipt(reply, count)) => self.waiting.receipts.push((reply, first, count)),
+            Some(Awaited::Clock(reply)) => self.waiting.clocks.push(reply),
+            None => {}
         }
     }
 
@@ -512,8 +769,30 @@ impl Writer {
         self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Want));
     }
 
-    fn take(&mut self, work: Work) {
+    fn take(&mut self, work: Work) -> Result<(), String> {
+        match work {
+            Work::Read(reads) => {
+                if let Backing::Stream(streamed) = &mut self.log {
+                    streamed.reads.extend(reads);
+                }
+                return Ok(());
+            }
+            Work::NotKept(id) => {
+                if let Backing::Stream(streamed) = &mut self.log {
+                    // Whoever waits is told by the reply that goes.
+                    streamed.awaited.remove(&id);
+                    streamed.came.remove(&id);
+                }
+                return Ok(());
+            }
+            Work::Failed(why) => return Err(why),
+            _ => {}
+        }
         self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+        if matches!(self.log, Backing::Stream(_)) && !matches!(work, Work::Ask(..)) {
+            self.publish(work);
+            return Ok(());
+        }
         match work {
             Work::Events(events, received, reply) => {
                 self.waiting.received.push(received);
@@ -545,7 +824,69 @@ impl Writer {
                 }
                 self.durable.push(Durable::Dispatched(entries, reply));
             }
-            Work::Stop | Work::Letter(..) => {}
+            Work::Stop | Work::Letter(..) | Work::Read(_) | Work::NotKept(_) | Work::Failed(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Gives work to the stream. Who waits is answered when that is kept; where only the engine knows the answer, when
+    /// a step is closed that holds it.
+    fn publish(&mut self, work: Work) {
+        let (clock, lateness, mode) = (self.clock, self.step.lateness, self.mode);
+        let Backing::Stream(streamed) = &mut self.log else { return };
+        self.published += 1;
+        let id = format!("thalweg:{:x}:{}", self.life, self.published);
+        let await_it = |streamed: &mut Streamed, id: &str, awaited: Awaited| {
+            streamed.awaited.insert(id.to_owned(), awaited);
+            let (to, id) = (streamed.to.clone(), id.to_owned());
+            move |kept: Option<u64>| {
+                if kept.is_none() {
+                    let _ = to.send(Work::NotKept(id));
+                }
+            }
+        };
+        match work {
+            Work::Events(events, _, reply) if events.is_empty() => {
+                let as_of = AsOf { position: self.step.position, clock };
+                let _ = reply.send(Receipt { as_of, verdicts: Vec::new() });
+            }
+            Work::Events(events, received, reply) => {
+                streamed.came.insert(id.clone(), received);
+                let (count, message) = (events.len(), feed::message(id.clone(), &events));
+                // A minute more than needed: the broker's clock is not ours.
+                let late = |lateness: Millis| {
+                    events.iter().any(|event| event.prepared.event.timestamp < clock - lateness + 60_000)
+                };
+                if mode == ClockMode::Events || lateness.is_some_and(late) {
+                    let kept = await_it(streamed, &id, Awaited::Receipt(reply, count));
+                    streamed.feed.publish(vec![message], kept);
+                } else {
+                    let to = streamed.to.clone();
+                    streamed.feed.publish(vec![message], move |kept| {
+                        let Some(sequence) = kept else { return drop(to.send(Work::NotKept(id))) };
+                        let as_of = AsOf { position: place(sequence, LEADER, count - 1), clock };
+                        let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
+                    });
+                }
+            }
+            Work::DeadLetters(letters) => {
+                for (number, letter) in letters.into_iter().enumerate() {
+                    streamed.feed.refuse(format!("{id}:{number}"), letter, clock);
+                }
+            }
+            Work::Clock(to, reply) => {
+                let message = feed::own(record::CLOCK, id.clone(), &Clock { to });
+                let kept = await_it(streamed, &id, Awaited::Clock(reply));
+                streamed.feed.publish(vec![message], kept);
+            }
+            Work::Dispatch(entries, reply) => {
+                let message = feed::own(record::DISPATCH, id, &entries);
+                streamed.feed.publish(vec![message], move |kept| {
+                    let Some(sequence) = kept else { return };
+                    let _ = reply.send(AsOf { position: place(sequence, LEADER, 0), clock });
+                });
+            }
+            _ => {}
         }
     }
 
@@ -592,10 +933,13 @@ impl Writer {
     }
 
     /// Makes the group durable, then answers those who wait for that alone.
-    fn commit(&mut self) -> Result<(), LogError> {
-        if !self.group.is_empty() {
-            self.step.position = self.next_position() - 1;
-            self.log.append(self.step.number, &self.group)?;
+    fn commit(&mut self) -> Result<(), String> {
+        if let Backing::Own(log) = &mut self.log
+            && !self.group.is_empty()
+        {
+            let process = self.others.as_ref().map_or(LEADER, |others| others.process);
+            self.step.position = place(self.step.number, process, self.group.len() - 1);
+            log.append(self.step.number, &self.group).map_err(|error| error.to_string())?;
             self.group.clear();
         }
         let as_of = AsOf { position: self.step.position, clock: self.clock };
@@ -643,15 +987,16 @@ impl Writer {
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
     /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
     /// in the order of their places.
-    fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, LogError> {
+    fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
-        let mut found = Found { leads, ..Found::default() };
+        let mut found = Found { process: self.process(), ..Found::default() };
         let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let mut last = None;
         let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };
-        let mut reader = self.log.reader();
+        let Backing::Own(log) = &self.log else { return Ok(found) };
+        let mut reader = log.reader();
         let mut at = 0;
-        while let Some((record, (time, index))) = reader.next()? {
+        while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
             // Steps end where groups do.
             if leads && time > at && self.step.len() >= STEP_EVENTS {
                 self.slice(at);
@@ -737,6 +1082,47 @@ impl Writer {
         found.position = self.step.position;
         self.wait(0).log_is_read = true;
         Ok(found)
+    }
+
+    /// Reads the stream from its beginning up to where it stood when it was opened; then has the definitions written
+    /// down, if they are new, and reads on until they are there.
+    fn read_stream(&mut self, text: String, plan: &Arc<Plan>, end: u64) -> Result<Found, String> {
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let defined = Defined { lateness: plan.definitions.lateness, text };
+        self.found.process = self.process();
+        let mut is_asked = false;
+        loop {
+            let Backing::Stream(streamed) = &self.log else { return Ok(Found::default()) };
+            let is_read = streamed.read >= end;
+            if is_read && self.defined.as_ref() == Some(&defined) {
+                break;
+            }
+            if is_read && leads && !is_asked {
+                is_asked = true;
+                let id = format!("thalweg:{:x}:definitions", self.life);
+                let (to, message) = (streamed.to.clone(), feed::own(record::DEFINITIONS, id, &defined));
+                streamed.feed.publish(vec![message], move |kept| {
+                    if kept.is_none() {
+                        let why = "the broker has not kept the definitions; see its limits and its disk";
+                        let _ = to.send(Work::Failed(why.into()));
+                    }
+                });
+            }
+            match leads {
+                true => drop(self.lead()?),
+                false if self.follow()? => {}
+                false => return Err("the leading process ends".into()),
+            }
+            self.commit()?;
+            self.close();
+        }
+        self.wait(0).log_is_read = true;
+        self.is_ready = true;
+        if let Backing::Stream(streamed) = &self.log {
+            streamed.feed.caught_up();
+        }
+        self.found.position = self.step.position;
+        Ok(std::mem::take(&mut self.found))
     }
 
     /// The leader closes a step of what stands in the logs up to a time.

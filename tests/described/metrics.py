@@ -12,9 +12,15 @@ for family in text_string_to_metric_families(text):
     assert family.type != "unknown" and family.documentation, family
     names.append(family.name)
     if family.type == "histogram":
-        buckets = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
-        counts = [sample.value for sample in family.samples if sample.name.endswith("_count")]
-        assert buckets == sorted(buckets) and buckets[-1] == counts[0], family
+        buckets, counts = {}, {}
+        for sample in family.samples:
+            of = tuple(sorted((key, value) for key, value in sample.labels.items() if key != "le"))
+            if sample.name.endswith("_bucket"):
+                buckets.setdefault(of, []).append(sample.value)
+            if sample.name.endswith("_count"):
+                counts[of] = sample.value
+        for of, counted in buckets.items():
+            assert counted == sorted(counted) and counted[-1] == counts[of], family
 assert len(names) == len(set(names)), names
 # The later format is the stricter one: it wants the same with counters by their bare names, and an end.
 openmetrics = re.sub(r"^(# \w+ \w+)_total ", r"\1 ", text, flags=re.M) + "# EOF\n"

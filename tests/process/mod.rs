@@ -59,7 +59,7 @@ fn build() -> Result<PathBuf, String> {
 /// A command that reads nothing from the surroundings of the test.
 fn command() -> Command {
     let mut command = Command::new(binary());
-    for name in ["DEFINITIONS", "DATA", "WORKERS", "LISTEN", "CLOCK", "LATENESS"] {
+    for name in ["DEFINITIONS", "DATA", "WORKERS", "LISTEN", "CLOCK", "LATENESS", "HOSTS", "PROCESS"] {
         command.env_remove(format!("THALWEG_{name}"));
     }
     command.env_remove("RUST_LOG").stdin(Stdio::null());
@@ -231,7 +231,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Waits until it serves. Somebody may have taken its port meanwhile: that is an error.
-    fn ready(mut self) -> Result<Server, String> {
+    pub(crate) fn ready(mut self) -> Result<Server, String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if http::ask(self.address, "GET", "/readyz", &[], &[]).is_ok_and(|answer| answer.status == 200) {
@@ -297,10 +297,20 @@ impl Server {
     }
 
     /// `kill -TERM`; gives how the process ended, or nothing if it did not in time.
-    pub(crate) fn terminate(mut self, within: Duration) -> Option<ExitStatus> {
+    pub(crate) fn terminate(self, within: Duration) -> Option<ExitStatus> {
+        self.signal("TERM");
+        self.ends(within)
+    }
+
+    /// Sends it a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &id]).status().expect("there is a `kill`");
-        assert!(told.success(), "`kill -TERM {id}` failed");
+        let told = Command::new("kill").args([&format!("-{name}"), &id]).status().expect("there is a `kill`");
+        assert!(told.success(), "`kill -{name} {id}` failed");
+    }
+
+    /// How the process ended, or nothing if it does not in time.
+    pub(crate) fn ends(mut self, within: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + within;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use dataflows::admission::Verdict;
-use dataflows::event::{Reason, Rejection};
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::profile::answers::{ChangeRow, ConversionRow, Page, ProfileRow, Rows, SessionRow, TouchRow, View};
 use dataflows::profile::sums::{Credited, Sought, Visits};
@@ -20,7 +19,7 @@ use utoipa::ToSchema;
 use super::described::{ById, ByName, NeedsLog, Refused, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query, cursor};
 use super::{App, AsOfRow, json};
-use crate::log::LogReader;
+use crate::log::OwnedRecord;
 use crate::outbox::Entry;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
@@ -96,8 +95,10 @@ async fn history(app: App, id: String, query: Query, view: View) -> Result<Respo
     let (rows, next) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
     let items = match &rows {
         Rows::Events(events) => {
-            let log = app.log()?;
-            events.iter().filter_map(|(profile, position)| event_row(log, profile, *position)).collect()
+            let places: Vec<u64> = events.iter().map(|(_, place)| *place).collect();
+            let records = app.log()?.get(&places).await;
+            let rows = events.iter().zip(records);
+            rows.filter_map(|((profile, _), record)| event_row(profile, &record?)).collect()
         }
         rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
     };
@@ -208,8 +209,7 @@ struct EventRow<'a> {
 }
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
-fn event_row(log: &LogReader, profile: &str, position: u64) -> Option<Box<RawValue>> {
-    let record = log.get(position).ok()??;
+fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
     let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
     let part = |key: &str| body.get(key).copied();
@@ -763,30 +763,14 @@ pub(super) async fn dead_letters(
     let more = found.len() > query.limit;
     let next = found.get(query.limit - 1).filter(|_| more).map(|(position, _)| cursor(position));
     let mut items = Vec::new();
-    for (position, verdict) in found.into_iter().take(query.limit) {
-        let Ok(Some(record)) = log.get(position) else { continue };
-        let letter = match verdict {
-            Verdict::Invalid => serde_json::from_slice(&record.payload).ok(),
-            _ => record::decode_event(&record.payload)
-                .map(|(_, _, message_id, body)| DeadLetter::new(&rejection(verdict, message_id), body.as_bytes())),
-        };
+    let found: Vec<(u64, Verdict)> = found.into_iter().take(query.limit).collect();
+    let records = log.get(&found.iter().map(|(place, _)| *place).collect::<Vec<_>>()).await;
+    for ((position, verdict), record) in found.into_iter().zip(records) {
+        let Some(record) = record else { continue };
+        let letter = DeadLetter::of(&record, verdict);
         let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
         let (position, received_at) = (position.to_string(), record.received_at);
         items.push(Letter { reason: reason.name(), detail, position, received_at, body, encoding });
     }
     Ok(json(&List { as_of: as_of.into(), items, next }))
-}
-
-/// What is wrong with an event that was decided on so.
-fn rejection(verdict: Verdict, message_id: &str) -> Rejection {
-    match verdict {
-        Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
-        Verdict::RefusedEdge => Rejection::new(
-            Reason::RefusedEdge,
-            "accepted, but its link would make a profile of more ids than identity.max_ids",
-        ),
-        _ => {
-            Rejection::new(Reason::Conflict, format!("message id {message_id:?} was taken before, with other content"))
-        }
-    }
 }

@@ -10,6 +10,7 @@ use dataflows::total::Total;
 use super::App;
 use super::answers::{by_status, size};
 use super::query::Query;
+use crate::desk::Records;
 use crate::metrics::Exposition;
 use crate::writer::ClockMode;
 
@@ -70,7 +71,8 @@ fn of_the_process(app: &App, page: &mut Exposition) {
     let subscribers = app.outbox.subscribers();
     page.family("thalweg_subscribers", "gauge", "Subscriptions that are followed.").value(&[], subscribers);
     super::channels::metrics(app, page);
-    if let Some((bytes, segments)) = app.log.as_ref().map(|log| log.size()) {
+    if let Some(Records::Logs(log, ..)) = &app.log {
+        let (bytes, segments) = log.size();
         page.family("thalweg_log_bytes", "gauge", "What the log takes on the disk.").value(&[], bytes);
         page.family("thalweg_log_segments", "gauge", "Files of the log.").value(&[], segments);
     }
@@ -86,7 +88,6 @@ mod tests {
 
     use super::*;
     use crate::outbox::Outbox;
-    use crate::templates::Templates;
     use crate::writer::{AsOf, Found, Hub};
 
     #[tokio::test]
@@ -96,13 +97,13 @@ mod tests {
             std::thread::sleep(10 * PATIENCE);
             Vec::new()
         });
-        let templates = Templates::new(&plan.definitions);
         let app = App {
-            outbox: Outbox::new(Arc::clone(&plan), hub.clone(), templates, Found::default()).0,
+            outbox: Outbox::new(Arc::clone(&plan), hub.clone(), None, Found::default()).0,
             hub,
             plan,
             segments: Arc::default(),
             log: None,
+            desk: None,
             clock: ClockMode::Wall,
             now: || 5_000,
             secret: [0; 16],

@@ -13,13 +13,13 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use super::*;
+use crate::desk::Records;
 use crate::http::router;
+use crate::log::Log;
 use crate::log::disk::{Disk, DiskFile, RealDisk};
-use crate::log::{Log, LogError};
 use crate::outbox::Outbox;
 use crate::record::{self, decode_event};
-use crate::templates::Templates;
-use crate::writer::{self, Start};
+use crate::writer::{self, Start, Started, Store};
 
 /// Whether syncs stand still.
 #[derive(Clone, Default)]
@@ -82,19 +82,19 @@ impl DiskFile for StillFile {
 }
 
 /// All doors, on a log on such a disk, and the writer's thread.
-fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Result<(), LogError>>) {
+fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Result<(), String>>) {
     let log = Log::open_on(Arc::new(StillDisk(still.clone())), dir, 1 << 26, [7; 16]).expect("a log").log;
     let (reader, secret) = (log.handle(), log.id());
     let plan = Arc::new(Plan::new(Arc::new(Definitions::default())));
     let (told, _closed) = mpsc::unbounded_channel();
     let definitions = ("version: 1".to_owned(), Arc::clone(&plan));
     let (clock, now) = (ClockMode::Wall, crate::clock::now as fn() -> i64);
-    let start = Start { log, workers: 1, clock, definitions, team: None, told, now };
-    let (hub, found, writer) = writer::start(start).expect("the log is empty");
-    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), Templates::new(&plan.definitions), found);
+    let start = Start { log: Store::Own(log), workers: 1, clock, definitions, team: None, told, now };
+    let Started { hub, found, thread: writer, .. } = writer::start(start).expect("the log is empty");
+    let log = Some(Records::Logs(reader, 0, None));
+    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), log.clone(), found);
     let (_, stopping) = watch::channel(false);
-    let log = Some(reader);
-    (router(App { hub, plan, segments: Arc::default(), outbox, log, clock, now, secret, stopping }), writer)
+    (router(App { hub, plan, segments: Arc::default(), outbox, log, desk: None, clock, now, secret, stopping }), writer)
 }
 
 /// A batch of calls as large as it may be, but for a little; its calls are named after it.

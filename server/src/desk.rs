@@ -1,0 +1,244 @@
+//! The desk: what one process asks another, and the answers that come back.
+//!
+//! Records stand in the log of the process that took them, and messages leave by the leader; any process may be asked
+//! about them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use dataflows::event::Decoder;
+use dataflows::place;
+use dataflows::plan::Plan;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tower::ServiceExt;
+
+use crate::cluster::{LEADER, Letter, Others};
+use crate::log::{LogReader, OwnedRecord};
+use crate::problem::Problem;
+use crate::stream::{Entry, Stream, feed};
+use crate::writer::ClockMode;
+
+/// What is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// The records of places.
+    Records(Vec<u64>),
+    /// What a door answers: method, path with its query, body.
+    Door(String, String, String),
+}
+
+/// What comes back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// The records; none for what is not kept.
+    Records(Vec<Option<Record>>),
+    /// Status, content type, body.
+    Door(u16, String, String),
+}
+
+/// A record on its way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    position: u64,
+    received_at: i64,
+    kind: u8,
+    #[serde(serialize_with = "in_base64", deserialize_with = "from_base64")]
+    payload: Vec<u8>,
+}
+
+fn in_base64<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&BASE64_STANDARD.encode(bytes))
+}
+
+fn from_base64<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    BASE64_STANDARD.decode(String::deserialize(from)?).map_err(de::Error::custom)
+}
+
+/// The largest answer of a door that is passed on, bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// One process's desk.
+pub struct Desk {
+    /// The log; none: it is a stream, which all can read.
+    log: Option<LogReader>,
+    runtime: Handle,
+    others: OnceLock<Others>,
+    doors: OnceLock<Router>,
+    number: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
+}
+
+impl Desk {
+    /// A desk that answers from this log. It works on the runtime that it is made in.
+    pub fn new(log: Option<LogReader>) -> Desk {
+        Desk {
+            log,
+            runtime: Handle::current(),
+            others: OnceLock::new(),
+            doors: OnceLock::new(),
+            number: AtomicU64::new(0),
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// From now on it reaches the others.
+    pub fn reach(&self, others: Others) {
+        let _ = self.others.set(others);
+    }
+
+    /// Whether messages leave by this process.
+    pub fn leads(&self) -> bool {
+        self.others.get().is_none_or(Others::leads)
+    }
+
+    /// From now on it answers for these doors.
+    pub fn open(&self, doors: Router) {
+        let _ = self.doors.set(doors);
+    }
+
+    /// Asks a process; none if it answers something else, or nothing any more.
+    async fn ask(&self, to: usize, ask: Ask) -> Option<Reply> {
+        let (reply, answered) = oneshot::channel();
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        self.waiting.lock().expect("nobody panics while holding it").insert(number, reply);
+        self.others.get()?.tell(to, &Letter::Ask(number, ask));
+        answered.await.ok()
+    }
+
+    /// Another process asks.
+    pub fn asked(self: &Arc<Self>, from: usize, number: u64, ask: Ask) {
+        let desk = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let reply = match ask {
+                Ask::Records(places) => {
+                    let record = |place: &u64| desk.log.as_ref()?.get(*place).ok().flatten().map(Record::from);
+                    Reply::Records(places.iter().map(record).collect())
+                }
+                Ask::Door(method, path, body) => desk.door(&method, &path, body).await,
+            };
+            if let Some(others) = desk.others.get() {
+                others.tell(from, &Letter::Reply(number, reply));
+            }
+        });
+    }
+
+    /// Another process has answered.
+    pub fn answered(&self, number: u64, reply: Reply) {
+        let waiting = self.waiting.lock().expect("nobody panics while holding it").remove(&number);
+        // Whoever asked may have gone.
+        let _ = waiting.map(|waiting| waiting.send(reply));
+    }
+
+    async fn door(&self, method: &str, path: &str, body: String) -> Reply {
+        let request = Request::builder().method(method).uri(path).body(Body::from(body));
+        let response = match (request, self.doors.get()) {
+            (Ok(request), Some(doors)) => doors.clone().oneshot(request).await.into_response(),
+            _ => Problem::not_yet("the process that sends messages is not ready").into_response(),
+        };
+        let status = response.status().as_u16();
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let kind = kind.unwrap_or("application/json").to_owned();
+        let body = to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
+        Reply::Door(status, kind, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// What a door of the leader answers.
+    pub async fn of_leader(&self, method: &str, path: &str, body: String) -> Response {
+        match self.ask(LEADER, Ask::Door(method.to_owned(), path.to_owned(), body)).await {
+            Some(Reply::Door(status, kind, body)) => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+                (status, [(header::CONTENT_TYPE, kind)], body).into_response()
+            }
+            _ => Problem::not_yet("the process that sends messages does not answer").into_response(),
+        }
+    }
+}
+
+impl From<OwnedRecord> for Record {
+    fn from(OwnedRecord { position, received_at, kind, payload }: OwnedRecord) -> Self {
+        Record { position, received_at, kind, payload }
+    }
+}
+
+impl From<Record> for OwnedRecord {
+    fn from(Record { position, received_at, kind, payload }: Record) -> Self {
+        OwnedRecord { position, received_at, kind, payload }
+    }
+}
+
+/// Records by their places, whatever log holds them; cheap to clone.
+#[derive(Clone)]
+pub enum Records {
+    /// A process's own log, and those that its desk reaches.
+    Logs(LogReader, usize, Option<Arc<Desk>>),
+    /// A stream, and what it takes to take its messages apart.
+    Stream(Stream, Arc<Plan>, ClockMode),
+}
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Records::Logs(own, process, _) => f.debug_tuple("Logs").field(own).field(process).finish(),
+            Records::Stream(stream, ..) => f.debug_tuple("Stream").field(stream).finish(),
+        }
+    }
+}
+
+impl Records {
+    /// The records of places, in their order; none for what is not kept.
+    pub async fn get(&self, places: &[u64]) -> Vec<Option<OwnedRecord>> {
+        match self {
+            Records::Logs(own, process, desk) => of_logs(own, *process, desk.as_ref(), places).await,
+            Records::Stream(stream, plan, clock) => of_stream(stream, plan, *clock, places).await,
+        }
+    }
+
+    /// The record of a place, if it is kept.
+    pub async fn one(&self, place: u64) -> Option<OwnedRecord> {
+        self.get(&[place]).await.pop().flatten()
+    }
+}
+
+async fn of_logs(own: &LogReader, here: usize, desk: Option<&Arc<Desk>>, places: &[u64]) -> Vec<Option<OwnedRecord>> {
+    let mut found: Vec<Option<OwnedRecord>> = places.iter().map(|_| None).collect();
+    let mut away: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (index, at) in places.iter().enumerate() {
+        match place::process_of(*at) {
+            process if process == here => found[index] = own.get(*at).ok().flatten(),
+            process => away.entry(process).or_default().push(index),
+        }
+    }
+    for (process, indices) in away {
+        let Some(desk) = desk else { continue };
+        let asked = Ask::Records(indices.iter().map(|index| places[*index]).collect());
+        if let Some(Reply::Records(records)) = desk.ask(process, asked).await {
+            for (index, record) in indices.into_iter().zip(records) {
+                found[index] = record.map(OwnedRecord::from);
+            }
+        }
+    }
+    found
+}
+
+async fn of_stream(stream: &Stream, plan: &Plan, clock: ClockMode, places: &[u64]) -> Vec<Option<OwnedRecord>> {
+    let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+    let mut found = Vec::with_capacity(places.len());
+    let mut last: Option<Entry> = None;
+    for at in places {
+        let sequence = place::time_of(*at);
+        if last.as_ref().is_none_or(|entry| entry.sequence != sequence) {
+            last = stream.get(sequence).await.ok().flatten();
+        }
+        found.push(last.as_ref().and_then(|entry| feed::record(entry, place::index_of(*at), &mut decoder, clock)));
+    }
+    found
+}

@@ -1,0 +1,243 @@
+//! Several processes of the real binary as one: whichever is written to or asked, the answers are those of one process
+//! that was told the same.
+
+mod histories;
+mod process;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use dataflows::place::place;
+use histories::Random;
+use process::http::Answer;
+use process::{Home, Server, free_port, until};
+use serde_json::{Value, json};
+use server::log::Log;
+use server::record::{self, CLOCK, Clock, EVENT};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A folder with definitions and a file of so many hosts.
+fn home(definitions: &str, processes: usize) -> Home {
+    let home = Home::new(definitions);
+    let hosts: Vec<String> = (0..processes).map(|_| format!("127.0.0.1:{}\n", free_port())).collect();
+    home.write("hosts", hosts.concat());
+    home
+}
+
+/// Starts one of the processes, and waits for nothing.
+fn launch(home: &Home, process: usize, flags: &[&str]) -> Server {
+    let (process, data) = (process.to_string(), format!("data{process}"));
+    let among = ["--hosts", "hosts", "--process", &process, "--data", &data];
+    home.launch(&[&among, flags].concat())
+}
+
+/// Starts so many processes, and waits until all are ready.
+fn team(home: &Home, processes: usize, flags: &[&str]) -> Vec<Server> {
+    let launched: Vec<Server> = (0..processes).map(|process| launch(home, process, flags)).collect();
+    launched.into_iter().map(|server| server.ready().expect("its port was free a moment ago")).collect()
+}
+
+/// Sends a line of a history; gives the position.
+fn send(server: &Server, line: &str) -> String {
+    let call: Value = serde_json::from_str(line).expect("a line is JSON");
+    let answer = match call["type"] == "clock" {
+        true => server.write("/v1/clock", &json!({"to": call["to"]})),
+        false => server.write("/v1/batch", &json!({"batch": [call]})),
+    };
+    answer["position"].as_str().expect("a position").to_owned()
+}
+
+/// Lines that come over HTTP.
+fn lines(random: &mut Random, histories: usize) -> Vec<String> {
+    let all = (0..histories).flat_map(|_| histories::history(random));
+    all.filter(|line| !line.contains(r#""type":"retract""#) && !line.contains(r#""type":"unlink""#)).collect()
+}
+
+/// What does not depend on where a record stands, nor on how far messages are on their way.
+fn law(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(members) => {
+            members.remove("position");
+            if let Some(status) = members.get("status").and_then(Value::as_str) {
+                let held = ["audience", "consent", "cap"].contains(&status);
+                if members.contains_key("not_before") && !held {
+                    members.insert("status".into(), "due".into());
+                    members.insert("body".into(), Value::Null);
+                }
+            }
+            members.values_mut().for_each(|of| *of = law(of.take()));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = law(item.take())),
+        _ => {}
+    }
+    value
+}
+
+/// All that can be asked of people and of everyone, by its path.
+fn answers(server: &Server, after: &str) -> BTreeMap<String, (u16, Value)> {
+    let mut paths: Vec<String> =
+        ["segments", "journeys", "sessions", "sessions/summary", "dead-letters"].map(Into::into).into();
+    for id in ["a", "b", "c", "d", "e"] {
+        paths.push(format!("profiles/{id}"));
+        let views = ["events", "sessions", "touchpoints", "conversions", "intents", "segments/changes"];
+        paths.extend(views.map(|view| format!("profiles/{id}/{view}")));
+    }
+    for list in ["segments", "journeys"] {
+        for item in server.read(&format!("/v1/{list}"))["items"].as_array().expect("a list has items") {
+            let name = item["name"].as_str().expect("a name");
+            paths.push(format!("{list}/{name}"));
+            paths.push(format!("{list}/{name}/{}", if list == "segments" { "members" } else { "due" }));
+        }
+    }
+    paths.extend(["first_touch", "linear", "time_decay"].map(|model| format!("attribution?model={model}&by=campaign")));
+    let get = |path: &String| {
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let answer = server.get(&format!("/v1/{path}{joint}after={after}"));
+        (answer.status, law(answer.json()))
+    };
+    paths.iter().map(|path| (path.clone(), get(path))).collect()
+}
+
+fn assert_same(a: &BTreeMap<String, (u16, Value)>, b: &BTreeMap<String, (u16, Value)>, what: &str) {
+    for (path, answer) in a {
+        assert_eq!(answer, &b[path], "{path}, {what}");
+    }
+    assert_eq!(a.len(), b.len());
+}
+
+#[test]
+fn whichever_is_written_to_or_asked_the_answers_are_those_of_one() {
+    for (seed, processes) in [(1, 2), (2, 3)] {
+        let mut random = Random::new(seed);
+        let definitions = histories::definitions(&mut random);
+        let lines = lines(&mut random, 1);
+        let (many, one) = (home(&definitions, processes), Home::new(&definitions));
+        let (team, alone) = (team(&many, processes, &["--clock", "events"]), one.start(&["--clock", "events"]));
+        let (mut after, mut last) = (String::new(), String::new());
+        for (number, line) in lines.iter().enumerate() {
+            after = send(&team[random.below(processes as u64) as usize], line);
+            last = send(&alone, line);
+            // Now and then what one took is asked of another.
+            if number % 40 == 39 {
+                let asked = &team[random.below(processes as u64) as usize];
+                assert_same(&answers(asked, &after), &answers(&alone, &last), &format!("seed {seed}, line {number}"));
+            }
+        }
+        let expected = answers(&alone, &last);
+        for (process, server) in team.iter().enumerate() {
+            assert_same(&answers(server, &after), &expected, &format!("seed {seed}, process {process}"));
+        }
+        // What became of messages is known everywhere, though one sends them.
+        let fates = |server: &Server| law_free(server.get("/v1/campaigns"));
+        until(PATIENCE, "all know what was sent", || {
+            team.iter().all(|server| fates(server) == fates(&team[0])).then_some(())
+        });
+        assert_eq!(team[1].read("/v1/channels")["items"], team[0].read("/v1/channels")["items"]);
+        let firsts: Vec<_> = team.iter().map(|server| server.subscribe("view=intents").snapshot().len()).collect();
+        assert!(firsts.iter().all(|first| *first == firsts[0]), "{firsts:?}");
+    }
+}
+
+/// The items of a list, as they are.
+fn law_free(answer: Answer) -> Value {
+    answer.json()["items"].take()
+}
+
+/// The calls and clocks that the logs of a team hold, in the order of their places, as lines of a file.
+fn recorded(home: &Home, processes: usize) -> Vec<String> {
+    let mut lines = BTreeMap::new();
+    for process in 0..processes {
+        let log = Log::open(&home.path(&format!("data{process}"))).expect("the log is sound").log;
+        let mut reader = log.reader();
+        while let Some((record, (time, index))) = reader.next().expect("the log is sound") {
+            let line = match record.kind {
+                EVENT => record::decode_event(record.payload).expect("an event").3.to_owned(),
+                CLOCK => {
+                    let Clock { to } = serde_json::from_slice(record.payload).expect("a clock");
+                    json!({"type": "clock", "to": to}).to_string()
+                }
+                _ => continue,
+            };
+            lines.insert(place(time, process, index), line);
+        }
+    }
+    lines.into_values().collect()
+}
+
+/// When one is killed all end, and when all are started again they answer as one that was told what their logs hold.
+#[test]
+fn a_team_that_is_killed_again_and_again_goes_on_where_it_was() {
+    const KILLS: u64 = 6;
+    let mut random = Random::new(77);
+    let home = home(&histories::definitions(&mut random), 2);
+    let mut sent = lines(&mut random, 3).into_iter();
+    let mut acknowledged = 0;
+    for life in 0..KILLS {
+        let mut servers = team(&home, 2, &["--clock", "events"]);
+        for line in sent.by_ref().take(20 + random.below(60) as usize) {
+            send(&servers[random.below(2) as usize], &line);
+            acknowledged += usize::from(!line.contains(r#""type":"clock""#));
+        }
+        let (victim, survivor) = (servers.remove((life % 2) as usize), servers.remove(0));
+        victim.kill();
+        let killed = Instant::now();
+        let host = format!("process {} at 127.0.0.1:", life % 2);
+        until(Duration::from_secs(1), "the other says why it ends", || survivor.said().contains(&host).then_some(()));
+        let status = survivor.ends(Duration::from_secs(1)).expect("it ends too");
+        assert_eq!(status.code(), Some(1), "after {:?}", killed.elapsed());
+    }
+    let servers = team(&home, 2, &["--clock", "events"]);
+    let found: Vec<_> = servers.iter().map(|server| answers(server, "0")).collect();
+    assert_same(&found[0], &found[1], "after all kills");
+    servers[1].signal("TERM");
+    for server in servers {
+        assert!(server.ends(PATIENCE).expect("who is asked to end, ends, and the other with it").success());
+    }
+    let lines = recorded(&home, 2);
+    let events = lines.iter().filter(|line| !line.contains(r#""type":"clock""#)).count();
+    assert_eq!(events, acknowledged, "what was acknowledged was kept, and nothing else was sent");
+    home.write("recorded.ndjson", lines.join("\n"));
+    let replayed = home.replay("recorded.ndjson", &["--lateness", "30d"]);
+    let ids = ["a", "b", "c", "d", "e"].into_iter();
+    let mut paths: Vec<String> = ids.map(|id| format!("/v1/profiles/{id}")).collect();
+    paths.push("/v1/sessions".into());
+    for path in paths {
+        let key = path.strip_prefix("/v1/").expect("a path").to_owned();
+        let answer = replayed.get(&path);
+        assert_eq!((answer.status, law(answer.json())), found[0][&key], "{path}");
+    }
+}
+
+#[test]
+fn one_that_stands_still_is_noticed() {
+    let home = home("version: 1\n", 2);
+    let servers = team(&home, 2, &[]);
+    servers[0].signal("STOP");
+    let ready = || servers[1].get("/readyz").status;
+    until(PATIENCE, "the other is not ready any more", || (ready() == 503).then_some(()));
+    until(PATIENCE, "the log says so", || servers[1].said().contains("no step closes").then_some(()));
+    servers[0].signal("CONT");
+    until(PATIENCE, "both are ready again", || (ready() == 200).then_some(()));
+    let body = json!({"userId": "ada", "event": "x"});
+    let position = servers[1].write("/v1/track", &body)["position"].as_str().expect("a position").to_owned();
+    servers[0].read(&format!("/v1/profiles/ada?after={position}"));
+}
+
+#[test]
+fn who_does_not_fit_is_told() {
+    let home = home("version: 1\n", 2);
+    let refused = |flags: &[&str], why: &str| {
+        let ended = home.refused(flags);
+        assert!(!ended.status.success() && ended.stderr.contains(why), "{flags:?}: {}", ended.stderr);
+    };
+    refused(&["--hosts", "hosts"], "--process");
+    refused(&["--hosts", "none", "--process", "0"], "cannot read the file of hosts none");
+    refused(&["--hosts", "hosts", "--process", "2"], "lists processes 0 to 1, and --process is 2");
+    home.write("other.yaml", "version: 1\nsessions: { gap: 1m }\n");
+    let first = launch(&home, 0, &[]);
+    let flags = ["--hosts", "hosts", "--process", "1", "--data", "data1", "--definitions", "other.yaml"];
+    refused(&flags, "process 0 has another purpose or other definitions");
+    let said = first.said();
+    assert!(!first.ends(PATIENCE).expect("it ends too").success(), "{said}");
+}
