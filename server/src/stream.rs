@@ -53,8 +53,8 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// So long an answer of the broker may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// So long an acknowledgement may take, on however many connections: well within the time for which the broker
-/// remembers an id. A broker that syncs each message may have seconds of them before it; to send again would only add to
-/// them.
+/// remembers an id. A broker that syncs each message may have seconds of them before it; to send again would only add
+/// to them.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(20);
 /// Messages on their way that nobody has acknowledged yet: further ones are sent when there is room again. Servers have
 /// room for 10,000.
