@@ -1091,6 +1091,9 @@ fn what_was_sent_and_no_longer_stands_is_revoked_and_stays_so() {
     assert_eq!((&row["type"], &row["body"]), (&json!("revoked"), &json!("Get $5 off /")), "{row}");
     let seen = |server: &Server| {
         let rows = items(server, "/v1/campaigns/welcome/intents", 10);
+        // What the law no longer has is listed with the person too, in parts of any size.
+        assert_eq!(items(server, "/v1/profiles/eve/intents", 10), rows);
+        assert_eq!(items(server, "/v1/profiles/eve/intents", 1), rows);
         let brief: BTreeSet<_> = rows.iter().map(|row| format!("{} {}", row["id"] == *id, row["status"])).collect();
         (brief, server.read("/v1/campaigns/welcome")["revoked"].clone())
     };
@@ -1219,6 +1222,49 @@ fn every_intent_of_a_campaign_is_listed() {
     let campaign = server.read("/v1/campaigns/offer");
     assert_eq!(campaign["intents"], 2, "{campaign}");
     assert_eq!(profiles("/v1/campaigns/offer/intents").len(), 2, "a campaign counts what it does not list");
+}
+
+/// What came strictly after an intent that passed all gates, at most 30 days after it, and was not taken back.
+#[test]
+fn a_campaign_counts_the_conversions_that_followed() {
+    let value = r#""value":"properties.value""#;
+    let refund = r#","refund":{"event":"refund","id":"properties.order"}"#;
+    let home = Home::new(&SHOP.replace(&format!("{value}}}]"), &format!("{value}{refund}}}]")));
+    let server = home.start(&[&EVENTS[..], &["--workers", "2"]].concat());
+    let number = AtomicI64::new(0);
+    let call = |id: &str, at: i64, event: &str, order: &str| {
+        let message_id = format!("m{}", number.fetch_add(1, Ordering::Relaxed));
+        let (kind, properties) = if event == "page" { ("page", json!({})) } else { ("track", json!({"order": order})) };
+        let body = json!({"type": kind, "event": event, "anonymousId": id, "messageId": message_id,
+            "timestamp": START + at, "properties": properties});
+        taken(&server.write("/v1/batch", &json!({"batch": [body]})), 1, &json!([]));
+    };
+    let conversions = || {
+        let row = server.read("/v1/campaigns/hello");
+        assert_eq!(server.read("/v1/campaigns")["items"][0]["conversions"], row["conversions"]);
+        row["conversions"].clone()
+    };
+    assert_eq!(conversions(), 0);
+    call("ada", 9, "page", "");
+    call("ada", 10, "page", "");
+    call("ada", 11, "purchase", "a1");
+    call("ada", 12, "purchase", "a2");
+    assert_eq!(conversions(), 2, "each counts once, however many intents came before it");
+    call("bob", 20, "purchase", "b1");
+    call("bob", 21, "page", "");
+    assert_eq!(conversions(), 2, "it did not follow");
+    call("bob", 19, "page", "");
+    assert_eq!(conversions(), 3, "a late call tells that it did");
+    call("ada", 15, "refund", "a1");
+    assert_eq!(conversions(), 2, "one was taken back");
+    call("eve", 30, "page", "");
+    call("eve", 30, "purchase", "e1");
+    assert_eq!(conversions(), 2, "what is at the same instant did not follow");
+    let month = 30 * 24 * HOUR;
+    call("eve", 30 + month, "purchase", "e2");
+    assert_eq!(conversions(), 3, "both ends of the lookback are in");
+    call("eve", 31 + month, "purchase", "e3");
+    assert_eq!(conversions(), 3, "too long after");
 }
 
 #[test]
@@ -1860,6 +1906,19 @@ fn subscriptions_that_make_no_sense_are_refused() {
         is_problem(&server.get(&format!("/v1/subscribe?{query}")), 400, "bad_request");
     }
     is_problem(&server.post("/v1/subscribe?view=intents", ""), 405, "method_not_allowed");
+    is_problem(&server.get("/v1/subscribe?view=intents&after=18446744073709551615&wait=10ms"), 503, "not_yet");
+}
+
+/// A subscription after what was written begins with it.
+#[test]
+fn a_subscription_waits_for_what_it_is_to_include() {
+    let home = Home::new(POPUPS);
+    let server = home.start(&[]);
+    let taken = server.write("/v1/page", &json!({"anonymousId": "eve", "properties": {"page": "/"}}));
+    let position = taken["position"].as_str().expect("a text");
+    let subscription = server.subscribe(&format!("view=intents&profile=eve&after={position}"));
+    let snapshot = subscription.snapshot();
+    assert_eq!(snapshot.len(), 1, "{snapshot:?}");
 }
 
 #[test]

@@ -180,6 +180,8 @@ pub enum Question {
     Credit(Sought),
     /// The rows of a view as they are; and from the next step on their changes, or no longer.
     Watch(Watched, bool),
+    /// Conversions that followed the intents of each campaign.
+    Followed,
     /// Everything that is counted over people.
     Totals,
     /// All rows of one view.
@@ -210,7 +212,11 @@ impl Question {
 
     /// Whether what is counted over people is the answer, or a part of it.
     pub fn counts(&self) -> bool {
-        matches!(self, Question::Totals | Question::Deadlines { .. } | Question::Watch(Watched::Attribution, true))
+        match self {
+            Question::Totals | Question::Deadlines { .. } | Question::Followed => true,
+            Question::Watch(view, follows) => *follows && *view == Watched::Attribution,
+            _ => false,
+        }
     }
 }
 
@@ -258,6 +264,8 @@ pub enum Answer {
     Credit(Credited),
     /// Rows of a view that is followed, as JSON.
     Watched(Vec<String>),
+    /// Conversions that followed, by the campaign's number; totals of the same time come with them.
+    Followed(Vec<u64>),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
 }

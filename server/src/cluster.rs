@@ -38,7 +38,7 @@ pub struct Greeting {
     pub processes: usize,
     /// Its worker threads.
     pub workers: usize,
-    /// What it is there for, how its clock moves, and what its definitions are: a text that must be the same everywhere.
+    /// What it is there for, how its clock moves, what its definitions are: a text that must be the same everywhere.
     pub purpose: String,
     /// The time of the last group of its log.
     pub last_time: u64,

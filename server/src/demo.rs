@@ -128,7 +128,7 @@ pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
         });
         let (reply, _) = oneshot::channel();
         // A full queue only means fewer visitors this round.
-        let _ = hub.give(Work::Events(good.collect(), reply));
+        let _ = hub.give(Work::Events(good.collect(), Instant::now(), reply));
     }
 }
 

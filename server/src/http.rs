@@ -5,25 +5,31 @@
 mod answers;
 mod browsers;
 mod channels;
+mod described;
 mod events;
+mod metrics;
+mod query;
 mod subscribe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::to_bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Extension, Router};
+use dataflows::event::Kind;
 use dataflows::plan::Plan;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{SetOnce, watch};
 use tower::ServiceExt;
+use utoipa::ToSchema;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
 
 use crate::desk::{Desk, Records};
 use crate::outbox::Outbox;
@@ -79,48 +85,137 @@ pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
     })
 }
 
-/// All doors.
+/// All doors. Each is served and described by one line.
 pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/", get(|| async { Html(include_str!("page.html")) }))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(answers::metrics))
-        .route("/v1/clock", post(events::clock))
-        .route("/v1/profiles/{id}", get(answers::profile))
-        .route("/v1/profiles/{id}/events", get(answers::events))
-        .route("/v1/profiles/{id}/sessions", get(answers::sessions))
-        .route("/v1/profiles/{id}/touchpoints", get(answers::touchpoints))
-        .route("/v1/profiles/{id}/conversions", get(answers::conversions))
-        .route("/v1/profiles/{id}/intents", get(answers::intents))
-        .route("/v1/profiles/{id}/segments/changes", get(answers::changes))
-        .route("/v1/sessions", get(answers::all_sessions))
-        .route("/v1/sessions/summary", get(answers::visits))
-        .route("/v1/segments", get(answers::segments))
-        .route("/v1/segments/{name}", get(answers::segment))
-        .route("/v1/segments/{name}/members", get(answers::members))
-        .route("/v1/journeys", get(answers::journeys))
-        .route("/v1/journeys/{name}", get(answers::journey))
-        .route("/v1/journeys/{name}/due", get(answers::due))
-        .route("/v1/campaigns", get(answers::campaigns))
-        .route("/v1/campaigns/{name}", get(answers::campaign))
-        .route("/v1/campaigns/{name}/intents", get(answers::campaign_intents))
+    let doors = OpenApiRouter::with_openapi(described::nothing_yet())
+        .routes(routes!(front_page))
+        .routes(routes!(docs))
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(events::clock))
+        .routes(routes!(answers::profile))
+        .routes(routes!(answers::events))
+        .routes(routes!(answers::sessions))
+        .routes(routes!(answers::touchpoints))
+        .routes(routes!(answers::conversions))
+        .routes(routes!(answers::intents))
+        .routes(routes!(answers::changes))
+        .routes(routes!(answers::all_sessions))
+        .routes(routes!(answers::visits))
+        .routes(routes!(answers::segments))
+        .routes(routes!(answers::segment))
+        .routes(routes!(answers::members))
+        .routes(routes!(answers::journeys))
+        .routes(routes!(answers::journey))
+        .routes(routes!(answers::due))
+        .routes(routes!(answers::campaigns))
+        .routes(routes!(answers::campaign))
+        .routes(routes!(answers::campaign_intents))
+        .routes(routes!(answers::attribution))
+        .routes(routes!(answers::dead_letters))
+        .routes(routes!(subscribe::subscribe))
+        .routes(routes!(openapi))
         .merge(channels(&app))
-        .route("/v1/attribution", get(answers::attribution))
-        .route("/v1/dead-letters", get(answers::dead_letters))
-        .route("/v1/subscribe", get(subscribe::subscribe))
-        .merge(tracking(&app))
+        .merge(tracking(&app));
+    let (router, described) = doors.split_for_parts();
+    let description = Description(described::settled(&described).into());
+    router
         .fallback(|| async {
             Problem::not_found("there is nothing at this path; calls come in at /v1/batch and the like")
         })
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(description))
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
         .layer(axum::middleware::map_response(told_as_problem))
+        .layer(axum::middleware::from_fn(logged))
         .with_state(app)
 }
 
-/// Whether answers keep up. Where several processes work together, one that stands still holds up all.
-async fn ready(State(app): State<App>) -> Response {
+/// What messages leave by: the leader knows, and the others ask it.
+fn channels(app: &App) -> OpenApiRouter<App> {
+    let ask = async |State(app): State<App>, request: Request, next: Next| {
+        let Some(desk) = app.desk.filter(|desk| !desk.leads()) else { return next.run(request).await };
+        let (method, path) = (request.method().to_string(), request.uri().to_string());
+        match to_bytes(request.into_body(), WIRE_BYTES_MAX).await {
+            Ok(body) => desk.of_leader(&method, &path, String::from_utf8_lossy(&body).into_owned()).await,
+            Err(_) => Problem::too_large(TOO_LARGE).into_response(),
+        }
+    };
+    OpenApiRouter::new()
+        .routes(routes!(channels::channels))
+        .routes(routes!(channels::channel))
+        .routes(routes!(channels::parked))
+        .routes(routes!(channels::resend))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
+}
+
+/// The doors that tracking SDKs use, those in browsers too.
+fn tracking(app: &App) -> OpenApiRouter<App> {
+    let mut doors = OpenApiRouter::new();
+    for kind in Kind::ALL {
+        for name in [kind.name(), &kind.name()[..1]] {
+            doors = doors.routes(also_at(&format!("/v1/{name}"), name, routes!(events::single)));
+        }
+    }
+    // The last is where RudderStack's browser SDK sends what is left when its page is left.
+    for (path, name) in [("/v1/batch", "batch"), ("/v1/b", "b"), ("/beacon/v1/batch", "beacon")] {
+        doors = doors.routes(also_at(path, name, routes!(events::batch)));
+    }
+    doors
+        .layer(Extension(events::Room::new()))
+        .routes(shared(routes!(browsers::settings)))
+        .routes(shared(routes!(browsers::source_config)))
+        .route_layer(axum::middleware::from_fn_with_state(app.clone(), browsers::share))
+}
+
+/// The same door at another path, and described by another name.
+fn also_at(path: &str, name: &str, (schemas, mut paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    for (_, mut item) in std::mem::take(&mut paths.paths) {
+        if let Some(operation) = &mut item.post {
+            operation.operation_id = Some(name.to_owned());
+        }
+        paths.paths.insert(path.to_owned(), item);
+    }
+    shared((schemas, paths, methods))
+}
+
+/// A door that is shared with pages of other origins: they are to hear what is refused, too.
+fn shared((schemas, paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    (schemas, paths, methods.fallback(method_not_allowed))
+}
+
+/// The page for people.
+#[utoipa::path(get, path = "/", tag = "process",
+    responses((status = 200, description = "Here it is", body = String, content_type = "text/html")))]
+async fn front_page() -> Html<&'static str> {
+    Html(include_str!("page.html"))
+}
+
+/// All doors, for people.
+#[utoipa::path(get, path = "/docs", tag = "process",
+    responses((status = 200, description = "Here it is", body = String, content_type = "text/html")))]
+async fn docs() -> Html<&'static str> {
+    Html(include_str!("docs.html"))
+}
+
+/// The process lives.
+#[utoipa::path(get, path = "/healthz", tag = "process",
+    responses((status = 200, description = "Here it is", body = String)))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// The process has read its log, and its answers keep up.
+///
+/// Where several processes work together, one that stands still holds up all.
+#[utoipa::path(get, path = "/readyz", tag = "process",
+    responses(
+        (status = 200, description = "It has, and they do", body = String),
+        (status = 503, description = "`not_yet`: the log is being read, or no step closes", body = Problem,
+            content_type = "application/problem+json"),
+    ))]
+async fn readyz(State(app): State<App>) -> Response {
     let still = app.hub.stands_still();
     if still < STILL_MAX {
         return "ready\n".into_response();
@@ -130,37 +225,16 @@ async fn ready(State(app): State<App>) -> Response {
         .into_response()
 }
 
-/// What messages leave by: the leader knows, and the others ask it.
-fn channels(app: &App) -> Router<App> {
-    let ask = async |State(app): State<App>, request: Request, next: Next| {
-        let Some(desk) = app.desk.filter(|desk| !desk.leads()) else { return next.run(request).await };
-        let (method, path) = (request.method().to_string(), request.uri().to_string());
-        match to_bytes(request.into_body(), WIRE_BYTES_MAX).await {
-            Ok(body) => desk.of_leader(&method, &path, String::from_utf8_lossy(&body).into_owned()).await,
-            Err(_) => Problem::too_large(TOO_LARGE).into_response(),
-        }
-    };
-    Router::new()
-        .route("/v1/channels", get(channels::channels))
-        .route("/v1/channels/{name}", get(channels::channel))
-        .route("/v1/channels/{name}/parked", get(channels::parked))
-        .route("/v1/channels:resend", post(channels::resend))
-        .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
+/// All doors, for programs: OpenAPI 3.1.
+#[utoipa::path(get, path = "/openapi.json", tag = "process",
+    responses((status = 200, description = "Here it is", body = serde_json::Value)))]
+async fn openapi(Extension(Description(text)): Extension<Description>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response()
 }
 
-/// The doors that tracking SDKs use, those in browsers too.
-fn tracking(app: &App) -> Router<App> {
-    let calls = ["track", "identify", "page", "screen", "group", "alias", "batch"];
-    let paths = calls.into_iter().flat_map(|name| [format!("/v1/{name}"), format!("/v1/{}", &name[..1])]);
-    // Where RudderStack's browser SDK sends what is left when its page is left.
-    let paths = paths.chain(["/beacon/v1/batch".to_owned()]);
-    let take = post(events::take).fallback(method_not_allowed);
-    let take = paths.fold(Router::new(), |router, path| router.route(&path, take.clone()));
-    take.layer(Extension(events::Room::new()))
-        .route("/v1/projects/{key}/settings", get(browsers::settings).fallback(method_not_allowed))
-        .route("/sourceConfig/", get(browsers::source_config).fallback(method_not_allowed))
-        .route_layer(axum::middleware::from_fn_with_state(app.clone(), browsers::share))
-}
+/// The description of all doors, as it is served.
+#[derive(Clone)]
+struct Description(Arc<str>);
 
 /// What the framework refuses in plain text is told as a problem like all others.
 async fn told_as_problem(response: Response) -> Response {
@@ -175,12 +249,27 @@ async fn told_as_problem(response: Response) -> Response {
     }
 }
 
+/// Notes each request, and louder what the process could not do. The door is named, not the path: that may hold an id.
+async fn logged(request: Request, next: Next) -> Response {
+    let (method, began) = (request.method().clone(), Instant::now());
+    let door = request.extensions().get::<MatchedPath>().map(|door| door.as_str().to_owned());
+    let response = next.run(request).await;
+    let (door, status) = (door.unwrap_or_default(), response.status());
+    let took_us = began.elapsed().as_micros() as u64;
+    if status.is_server_error() {
+        tracing::warn!(%method, door, status = status.as_u16(), took_us, "a request could not be answered");
+    } else {
+        tracing::debug!(%method, door, status = status.as_u16(), took_us, "a request");
+    }
+    response
+}
+
 async fn method_not_allowed() -> Problem {
     Problem::method_not_allowed()
 }
 
 /// When an answer is true, as it is told.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AsOfRow {
     position: String,
     clock: i64,
@@ -216,7 +305,7 @@ mod tests {
         let mut waits = std::pin::pin!(status("/v1/segments"));
         let waited = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waits).await;
         assert!(waited.is_err(), "nothing is answered before it is known");
-        opened.set(Router::new().route("/readyz", get(async || "ready\n"))).expect("it is set once");
-        assert_eq!([waits.await, status("/readyz").await], [404, 200]);
+        opened.set(Router::new().fallback(async || "known\n")).expect("it is set once");
+        assert_eq!([waits.await, status("/readyz").await], [200, 200]);
     }
 }

@@ -11,6 +11,7 @@ pub mod desk; // what processes ask each other
 pub mod door; // bodies of events taken apart
 pub mod http; // the doors
 pub mod log; // the only truth
+pub mod metrics; // numbers for Prometheus
 pub mod outbox; // intents on their way into the world
 pub mod problem; // errors as they are told
 pub mod recommend; // what a person may like

@@ -490,6 +490,13 @@ impl Reader {
 }
 
 impl LogReader {
+    /// How many bytes of the disk it takes, and in how many files.
+    pub fn size(&self) -> (u64, usize) {
+        let segments = self.0.segments.read().expect("unpoisoned");
+        // A file that cannot be asked adds nothing; the writer will tell.
+        (segments.iter().filter_map(|segment| segment.file.size().ok()).sum(), segments.len())
+    }
+
     /// The record of a place, if it is kept.
     pub fn get(&self, position: u64) -> Result<Option<OwnedRecord>, LogError> {
         self.record(place::time_of(position), place::index_of(position))

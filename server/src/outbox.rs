@@ -14,6 +14,7 @@ use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::profile::campaigns::Status;
 use dataflows::protocol::{Answer, Question};
 use dataflows::time::{HOUR, MINUTE, Millis};
+use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -174,7 +175,7 @@ struct State {
     entries: BTreeMap<String, Entry>,
     ledger: BTreeMap<String, Dispatch>,
     waiting: BTreeSet<(Millis, String)>,
-    as_of: Option<AsOf>,
+    as_of: AsOf,
     changes: u64,
 }
 
@@ -304,7 +305,7 @@ impl Outbox {
             *entry = Entry { row: old.row.clone(), fate: if fell { Fate::Revoked } else { status }, body, data };
             changed.extend([(-1, old), (1, entry.clone())]);
         }
-        (state.as_of(), changed)
+        (state.as_of, changed)
     }
 
     /// Does what a step that closed asks for.
@@ -376,7 +377,7 @@ impl Outbox {
                     }
                 }
             }
-            state.as_of()
+            state.as_of
         };
         let durable = self.write_down(written.into_values().collect()).await;
         for (channel, ids, reply) in again {
@@ -398,13 +399,13 @@ impl Outbox {
         let sent = state.ledger.values().filter(|dispatch| dispatch.stands());
         let entries = sent.filter_map(|dispatch| state.entries.get(&dispatch.row.id));
         let lost = entries.filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
-        (state.as_of(), lost)
+        (state.as_of, lost)
     }
 
     /// Writes entries of the ledger down and waits until they are durable; none if the process ends before.
     async fn write_down(&self, dispatches: Vec<Dispatch>) -> Option<AsOf> {
         if dispatches.is_empty() {
-            return Some(self.lock().as_of());
+            return Some(self.lock().as_of);
         }
         let durable = loop {
             let (reply, durable) = oneshot::channel();
@@ -519,9 +520,19 @@ impl Outbox {
     }
 
     /// All entries now, as of when and after how many changes; and all changes after that.
-    pub fn subscribe(&self) -> (Option<AsOf>, u64, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
+    pub fn subscribe(&self) -> (AsOf, u64, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
         let state = self.lock();
         (state.as_of, state.changes, state.entries.values().cloned().collect(), self.changes.subscribe())
+    }
+
+    /// What it has taken in.
+    pub fn as_of(&self) -> AsOf {
+        self.lock().as_of
+    }
+
+    /// How many follow.
+    pub fn subscribers(&self) -> usize {
+        self.changes.receiver_count()
     }
 
     /// Since when the definitions have been as they are, ms.
@@ -537,6 +548,24 @@ impl Outbox {
     /// The entries of one campaign.
     pub fn of_campaign(&self, campaign: &str) -> Vec<Entry> {
         self.lock().entries.values().filter(|entry| entry.row.campaign == campaign).cloned().collect()
+    }
+
+    /// The entries of one person, by whichever of their ids they were told under; oldest first.
+    pub fn of_person(&self, ids: &BTreeSet<&EcoString>) -> Vec<Entry> {
+        let state = self.lock();
+        let of_them = |entry: &&Entry| ids.contains(&entry.row.profile) || ids.contains(&entry.row.root.id);
+        let mut entries: Vec<Entry> = state.entries.values().filter(of_them).cloned().collect();
+        entries.sort_by_key(|entry| entry.row.at);
+        entries
+    }
+
+    /// How many entries of one campaign came to what.
+    pub fn fates(&self, campaign: &str) -> BTreeMap<&'static str, i64> {
+        let mut fates = BTreeMap::new();
+        for entry in self.lock().entries.values().filter(|entry| entry.row.campaign == campaign) {
+            *fates.entry(entry.fate.name()).or_default() += 1;
+        }
+        fates
     }
 
     /// An entry as a row.
@@ -555,7 +584,7 @@ impl Outbox {
     /// Notes what came and went; gives the changes, and the ids whose time has come.
     fn note(&self, as_of: AsOf, intents: Vec<(IntentRow, i8)>) -> (Vec<(i8, Entry)>, Vec<String>) {
         let mut state = self.lock();
-        state.as_of = Some(as_of);
+        state.as_of = as_of;
         let mut changed = Vec::new();
         let (passing, held): (Vec<_>, Vec<_>) = intents.into_iter().partition(|(row, _)| row.status == Status::Due);
         let (came, went): (Vec<_>, Vec<_>) = passing.into_iter().partition(|(_, change)| *change > 0);
@@ -740,11 +769,6 @@ impl Dispatch {
 }
 
 impl State {
-    /// When the last step closed that was followed.
-    fn as_of(&self) -> AsOf {
-        self.as_of.unwrap_or(AsOf { position: 0, clock: 0 })
-    }
-
     /// An intent no longer stands.
     fn withdraw(&mut self, id: &str) -> Vec<(i8, Entry)> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.fate != Fate::Revoked) else {

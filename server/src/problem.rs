@@ -3,12 +3,13 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::door::Unreadable;
 use crate::writer::NotTaken;
 
 /// What went wrong, for whoever asked.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Problem {
     r#type: String,
     title: &'static str,
@@ -18,7 +19,7 @@ pub struct Problem {
 }
 
 /// One thing wrong in what was sent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Detail {
     /// Where in it.
     pub path: String,

@@ -7,9 +7,10 @@ use dataflows::json::canonical;
 use dataflows::profile::answers::{IntentRow, RootRow, Rows};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use utoipa::ToSchema;
 
 /// An intent with what became of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Intent<'a> {
     id: &'a str,
     campaign: &'a str,
@@ -27,7 +28,7 @@ pub struct Intent<'a> {
     pub data: Option<Box<RawValue>>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct Cause<'a> {
     kind: &'a str,
     root: &'a RootRow,

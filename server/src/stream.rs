@@ -52,8 +52,9 @@ const HEADERS_MAX: usize = 65_536;
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// So long an answer of the broker may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-/// So long an acknowledgement may take, on however many connections: well within the time for which the broker remembers
-/// an id. A broker that syncs each message may have seconds of them before it; to send again would only add to them.
+/// So long an acknowledgement may take, on however many connections: well within the time for which the broker
+/// remembers an id. A broker that syncs each message may have seconds of them before it; to send again would only add
+/// to them.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(20);
 /// Messages on their way that nobody has acknowledged yet: further ones are sent when there is room again. Servers have
 /// room for 10,000.
@@ -248,9 +249,9 @@ impl From<StreamMessage> for Entry {
 /// The log in a broker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    jetstream: jetstream::Context,
+    jetstream: Arc<jetstream::Context>,
     /// The same, with the patience for acknowledgements.
-    publishing: jetstream::Context,
+    publishing: Arc<jetstream::Context>,
     /// How often it was connected: what was sent on an earlier connection is not acknowledged on this one.
     connections: watch::Receiver<u64>,
     created: String,
@@ -304,6 +305,7 @@ impl Stream {
         if !differences.is_empty() {
             return Err(StreamError::Differs { name: STREAM, differences });
         }
+        let (jetstream, publishing) = (Arc::new(jetstream), Arc::new(publishing));
         let stream = Stream { jetstream, publishing, connections, created: found.created, replicas };
         if let Some(known) = known {
             known.check(&stream).await?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
-use dataflows::event::Decoder;
+use dataflows::event::{Decoder, Reason};
 use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::IntentRow;
@@ -26,6 +26,7 @@ use crate::desk::Desk;
 use crate::door::Arrived;
 use crate::door::Incoming;
 use crate::log::{Log, LogReader};
+use crate::metrics::Histogram;
 use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
 use crate::stream::feed::{self, Feed, Feeding, Read, What};
 use crate::stream::{Kept, Stream};
@@ -41,8 +42,8 @@ pub enum ClockMode {
 
 /// Something for the writer to do.
 pub enum Work {
-    /// Calls, to be decided on and kept.
-    Events(Vec<Incoming>, oneshot::Sender<Receipt>),
+    /// Calls, to be decided on and kept; and when they came.
+    Events(Vec<Incoming>, Instant, oneshot::Sender<Receipt>),
     /// Calls that the door has refused, to be kept as dead letters.
     DeadLetters(Vec<DeadLetter>),
     /// The clock is to go on.
@@ -64,7 +65,7 @@ pub enum Work {
 }
 
 /// The one time at which an answer is true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AsOf {
     /// The last log position included.
     pub position: u64,
@@ -131,21 +132,48 @@ struct Shared {
     closed: Condvar,
     /// Work that waits for the writer.
     queued: AtomicUsize,
+    step_times: Histogram,
+    receipt_times: Histogram,
     /// By which it is told what was not taken, where the log is a stream and this process leads.
     feed: OnceLock<Feed>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    steps: BTreeMap<u64, Waiting>,
-    /// The clock of the last step that closed.
-    clock: Millis,
-    /// When it did.
+    /// Steps, each with when it was handed to the engine.
+    steps: BTreeMap<u64, (Instant, Waiting)>,
+    /// The last step that closed.
+    last: AsOf,
+    log_is_read: bool,
+    /// When the last step closed.
     closed_at: Option<Instant>,
     /// Whether steps close also when nothing comes.
     ticks: bool,
     dead_letters: BTreeMap<u64, Verdict>,
     verdicts: BTreeMap<&'static str, u64>,
+    reasons: BTreeMap<&'static str, u64>,
+}
+
+impl Open {
+    /// A call was not taken as it is, and why. What it says may be personal: that is for who may read dead letters.
+    fn refused(&mut self, reason: &'static str, position: u64) {
+        *self.reasons.entry(reason).or_default() += 1;
+        // What the log held is no news.
+        if self.log_is_read {
+            tracing::info!(reason, position, "a call was not taken as it is");
+        }
+    }
+}
+
+/// How far the writer and the engine are.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Work that waits for the writer.
+    pub queued: usize,
+    /// Steps that the engine has not closed.
+    pub steps_open: usize,
+    /// The last step that it has.
+    pub closed: AsOf,
 }
 
 /// Who waits until a step is closed.
@@ -155,6 +183,8 @@ struct Waiting {
     /// Calls whose verdicts the engine has to give: the first's place, and how many.
     receipts: Vec<(oneshot::Sender<Receipt>, u64, usize)>,
     clocks: Vec<oneshot::Sender<AsOf>>,
+    /// When its bodies of calls came.
+    received: Vec<Instant>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -200,7 +230,7 @@ impl Hub {
 
     /// The clock of the last step that closed, ms; 0 before the first.
     pub fn clock(&self) -> Millis {
-        self.lock().clock
+        self.lock().last.clock
     }
 
     /// For how long no step has closed though one should have.
@@ -213,6 +243,27 @@ impl Hub {
     /// How many events of the log were decided on so; refused edges are accepted besides.
     pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
         self.lock().verdicts.clone()
+    }
+
+    /// How many calls of the log were not taken as they are, by reason.
+    pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().reasons.clone()
+    }
+
+    /// How far the writer and the engine are.
+    pub fn progress(&self) -> Progress {
+        let (open, queued) = (self.lock(), self.shared.queued.load(Ordering::Relaxed));
+        Progress { queued, steps_open: open.steps.len(), closed: open.last }
+    }
+
+    /// From handing a step to the engine until all of it is true.
+    pub fn step_times(&self) -> &Histogram {
+        &self.shared.step_times
+    }
+
+    /// From the receipt of a body of calls until every answer includes them.
+    pub fn receipt_times(&self) -> &Histogram {
+        &self.shared.receipt_times
     }
 
     /// Dead letters, newest first: where they stand in the log, and how they were decided on.
@@ -346,6 +397,7 @@ pub fn start(start: Start) -> Result<Started, String> {
                     reads: VecDeque::new(),
                     read: 0,
                     awaited: HashMap::new(),
+                    came: HashMap::new(),
                 })),
                 end,
             )
@@ -390,9 +442,9 @@ impl Shared {
     /// A step is closed: answers those who wait for that. Those who asked may have gone.
     fn close(&self, closed: protocol::Closed, told: &mpsc::UnboundedSender<Told>) {
         let mut open = self.lock();
-        let Some(waiting) = open.steps.remove(&closed.number) else { return };
+        let Some((handed, waiting)) = open.steps.remove(&closed.number) else { return };
         let as_of = AsOf { position: closed.position, clock: closed.clock };
-        open.clock = closed.clock;
+        open.last = as_of;
         open.closed_at = Some(Instant::now());
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
         for (position, verdict) in &decided {
@@ -401,10 +453,16 @@ impl Shared {
                 open.dead_letters.insert(*position, *verdict);
                 self.feed.get().into_iter().for_each(|feed| feed.give_back(*position, *verdict));
             }
+            // Why a call is no event is known where it is written down.
+            if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid) {
+                open.refused(verdict.name(), *position);
+            }
         }
         *open.verdicts.entry(Verdict::Accepted.name()).or_default() += closed.accepted;
         drop(open);
         self.closed.notify_all();
+        self.step_times.observe(handed.elapsed());
+        waiting.received.iter().for_each(|received| self.receipt_times.observe(received.elapsed()));
         let mut answers: HashMap<u64, Vec<Answer>> = HashMap::new();
         for (question, part) in closed.answers {
             answers.entry(question).or_default().push(part);
@@ -446,6 +504,8 @@ struct Streamed {
     read: u64,
     /// Who waits until a step is closed that holds the message of an id.
     awaited: HashMap<String, Awaited>,
+    /// When the bodies of calls came that have yet to become part of a step, by their messages' ids.
+    came: HashMap<String, Instant>,
 }
 
 enum Awaited {
@@ -632,6 +692,7 @@ impl Writer {
             let read = streamed.reads.pop_front().expect("it was just seen");
             streamed.read = read.sequence;
             let awaited = read.id.as_ref().and_then(|id| streamed.awaited.remove(id));
+            self.waiting.received.extend(read.id.as_ref().and_then(|id| streamed.came.remove(id)));
             self.read(read, awaited);
         }
     }
@@ -649,9 +710,13 @@ impl Writer {
                 let earliest = self.step.lateness.map(|lateness| received_at - lateness);
                 for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
                     let position = place(sequence, LEADER, index);
-                    let Arrived::Good(incoming) = call else {
-                        self.step.record(Record::Unreadable(position));
-                        continue;
+                    let incoming = match call {
+                        Arrived::Good(incoming) => incoming,
+                        Arrived::Bad { rejection, .. } => {
+                            self.step.record(Record::Unreadable(position));
+                            self.shared.lock().refused(rejection.reason.name(), position);
+                            continue;
+                        }
                     };
                     let Incoming { mut prepared, undated, .. } = *incoming;
                     if undated {
@@ -667,7 +732,10 @@ impl Writer {
                 }
             }
             What::Nothing => {}
-            What::Refused => self.step.record(Record::Unreadable(first)),
+            What::Refused(reason) => {
+                self.step.record(Record::Unreadable(first));
+                self.shared.lock().refused(reason.name(), first);
+            }
             What::Clock(to) => {
                 self.clock = self.clock.max(to);
                 self.step.record(Record::Clock(first, to));
@@ -706,6 +774,7 @@ impl Writer {
                 if let Backing::Stream(streamed) = &mut self.log {
                     // Whoever waits is told by the reply that goes.
                     streamed.awaited.remove(&id);
+                    streamed.came.remove(&id);
                 }
                 return Ok(());
             }
@@ -718,11 +787,15 @@ impl Writer {
             return Ok(());
         }
         match work {
-            Work::Events(events, reply) => self.events(events, reply),
+            Work::Events(events, received, reply) => {
+                self.waiting.received.push(received);
+                self.events(events, reply);
+            }
             Work::DeadLetters(letters) => {
                 for letter in letters {
                     let position = self.write_json(record::DEAD_LETTER, &letter);
                     self.step.record(Record::Unreadable(position));
+                    self.shared.lock().refused(letter.reason.name(), position);
                 }
             }
             Work::Clock(to, reply) => {
@@ -766,11 +839,12 @@ impl Writer {
             }
         };
         match work {
-            Work::Events(events, reply) if events.is_empty() => {
+            Work::Events(events, _, reply) if events.is_empty() => {
                 let as_of = AsOf { position: self.step.position, clock };
                 let _ = reply.send(Receipt { as_of, verdicts: Vec::new() });
             }
-            Work::Events(events, reply) => {
+            Work::Events(events, received, reply) => {
+                streamed.came.insert(id.clone(), received);
                 let (count, message) = (events.len(), feed::message(id.clone(), &events));
                 // A minute more than needed: the broker's clock is not ours.
                 let late = |lateness: Millis| {
@@ -780,8 +854,9 @@ impl Writer {
                     let kept = await_it(streamed, &id, Awaited::Receipt(reply, count));
                     streamed.feed.publish(vec![message], kept);
                 } else {
+                    let to = streamed.to.clone();
                     streamed.feed.publish(vec![message], move |kept| {
-                        let Some(sequence) = kept else { return };
+                        let Some(sequence) = kept else { return drop(to.send(Work::NotKept(id))) };
                         let as_of = AsOf { position: place(sequence, LEADER, count - 1), clock };
                         let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
                     });
@@ -883,12 +958,13 @@ impl Writer {
             self.step.clock = self.clock;
         }
         let step = self.step.close();
-        self.shared.lock().steps.insert(step.number, std::mem::take(&mut self.waiting));
+        let waiting = std::mem::take(&mut self.waiting);
+        self.shared.lock().steps.insert(step.number, (Instant::now(), waiting));
         self.engine.step(step);
         match self.mode {
             ClockMode::Wall => drop(self.wait(STEPS_OPEN_MAX)),
             ClockMode::Events => {
-                let clock = self.wait(0).clock;
+                let clock = self.wait(0).last.clock;
                 self.clock = clock;
             }
         }
@@ -950,7 +1026,12 @@ impl Writer {
                         last = Some(defined);
                     }
                 }
-                record::DEAD_LETTER => self.step.record(Record::Unreadable(position)),
+                record::DEAD_LETTER => {
+                    self.step.record(Record::Unreadable(position));
+                    let letter = serde_json::from_slice::<DeadLetter>(record.payload);
+                    let reason = letter.map_or(Reason::Invalid, |letter| letter.reason);
+                    self.shared.lock().refused(reason.name(), position);
+                }
                 record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
                 _ => {}
             }
@@ -992,7 +1073,7 @@ impl Writer {
         self.commit()?;
         self.close();
         found.position = self.step.position;
-        drop(self.wait(0));
+        self.wait(0).log_is_read = true;
         Ok(found)
     }
 
@@ -1028,7 +1109,7 @@ impl Writer {
             self.commit()?;
             self.close();
         }
-        drop(self.wait(0));
+        self.wait(0).log_is_read = true;
         self.is_ready = true;
         if let Backing::Stream(streamed) = &self.log {
             streamed.feed.caught_up();

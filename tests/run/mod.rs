@@ -199,23 +199,27 @@ impl Run {
 
     /// Closes the step and gives all that is then true. What is added up when it is asked for must equal the totals.
     pub fn dump(&mut self) -> Result<Dump, Stalled> {
-        let (mut dump, mut visits) = (Dump::default(), Visits::default());
+        let (mut dump, mut beside, mut visits) = (Dump::default(), Totals::default(), Visits::default());
         let plan = Arc::clone(&self.plan);
         let mut credit = vec![Credited::default(); plan.models().len()];
+        let mut followed = vec![0; plan.campaigns.len()];
         let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter();
-        let questions = questions.chain([Question::Totals, Question::Visits(Span::default())]);
+        let questions = questions.chain([Question::Totals, Question::Followed, Question::Visits(Span::default())]);
         let sought = |model: &Model| Sought { model: *model, conversion: None, span: Span::default() };
         let questions: Vec<_> = questions.chain(plan.models().iter().map(|of| Question::Credit(sought(of)))).collect();
         let models = questions.len() - credit.len();
         self.close(questions, |place, part| match part {
             Answer::Visits(part) => visits.add(part),
+            Answer::Followed(part) => followed.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
             Answer::Credit(part) => credit[place - models].add(part),
             Answer::Rows(part) => dump.rows[place].extend(server::rows::lines(&part, &plan.definitions)),
             Answer::Totals(part) => {
-                part.into_iter().for_each(|(total, sum)| *dump.totals.entry(total).or_default() += sum)
+                let totals = if place == VIEWS.len() { &mut dump.totals } else { &mut beside };
+                part.into_iter().for_each(|(total, sum)| *totals.entry(total).or_default() += sum)
             }
             _ => {}
         })?;
+        assert_eq!(beside, dump.totals, "those that come with the conversions that followed");
         let stands = self.told.iter().filter(|(_, times)| **times != 0);
         let stands = stands.flat_map(|(row, times)| vec![row.clone(); usize::try_from(*times).unwrap_or(99)]);
         dump.told = server::rows::lines(&Rows::Intents(stands.collect()), &plan.definitions);
@@ -225,6 +229,10 @@ impl Run {
             self.assert_followed(&dump);
         }
         assert_eq!(totals::asked(visits, models.zip(credit)), totals::of_asked(&dump.totals));
+        let names = plan.campaigns.iter().map(|campaign| campaign.name.to_string());
+        let followed: BTreeMap<_, _> = names.zip(followed).filter(|(_, count)| *count > 0).collect();
+        let lookback = plan.definitions.attribution.lookback;
+        assert_eq!(followed, totals::followed(&dump.rows[3], &dump.rows[4], lookback));
         Ok(dump)
     }
 
@@ -324,11 +332,9 @@ impl Drop for Run {
 /// The connections that each of several processes has to the others.
 fn connections(processes: usize) -> Vec<Vec<Option<UnixStream>>> {
     let mut all: Vec<Vec<_>> = (0..processes).map(|_| (0..processes).map(|_| None).collect()).collect();
-    for low in 0..processes {
-        for high in low + 1..processes {
-            let (a, b) = UnixStream::pair().expect("the system gives sockets");
-            (all[low][high], all[high][low]) = (Some(a), Some(b));
-        }
+    for (low, high) in (0..processes).flat_map(|high| (0..high).map(move |low| (low, high))) {
+        let (a, b) = UnixStream::pair().expect("the system gives sockets");
+        (all[low][high], all[high][low]) = (Some(a), Some(b));
     }
     all
 }

@@ -1,6 +1,6 @@
 //! What is counted over people, added up from the rows of the views: what the engine's totals have to be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dataflows::profile::sums::{Credited, Visits};
 use dataflows::total::Total;
@@ -61,6 +61,27 @@ pub fn asked<'m>(visits: Visits, credit: impl Iterator<Item = (&'m str, Credited
     }
     sums.retain(|_, sum| *sum != 0);
     sums
+}
+
+/// Conversions that followed a campaign's intents, from rows of intents and of credit, in which each stands as a whole.
+pub fn followed(intents: &[String], credit: &[String], lookback: i64) -> BTreeMap<String, u64> {
+    let credit: Vec<Value> = parsed(credit).collect();
+    let mut conversions: BTreeMap<(&str, i64, String), i128> = BTreeMap::new();
+    for row in credit.iter().filter(|row| row["model"] == credit[0]["model"]) {
+        let (profile, conversion) = (row["profile"].as_str().expect("a text"), &row["conversion"]);
+        let at = conversion["at"].as_i64().expect("a time");
+        *conversions.entry((profile, at, conversion.to_string())).or_default() += billionths(&row["conversions"]);
+    }
+    let intents: Vec<Value> = parsed(intents).filter(|row| row["status"] == "due").collect();
+    let mut followed = BTreeMap::new();
+    for ((profile, at, _), count) in conversions {
+        let before = |row: &&Value| (at - lookback..at).contains(&row["at"].as_i64().expect("a time"));
+        let due = intents.iter().filter(|row| row["profile"] == profile).filter(before);
+        for campaign in due.map(|row| text::<String>(&row["campaign"])).collect::<BTreeSet<_>>() {
+            *followed.entry(campaign).or_default() += u64::try_from(count / 1_000_000_000).expect("a count");
+        }
+    }
+    followed
 }
 
 /// Those of the totals that can be asked for by part.

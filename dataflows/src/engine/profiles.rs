@@ -220,6 +220,11 @@ impl Profiles {
                 self.everyone(clock).for_each(|asked| asked.add_credit(&sought, &mut sum));
                 Some(Answer::Credit(sum))
             }
+            Question::Followed => {
+                let mut sum = vec![0; self.plan.campaigns.len()];
+                self.everyone(clock).for_each(|asked| asked.add_followed(&mut sum));
+                Some(Answer::Followed(sum))
+            }
             Question::Totals | Question::Watch(..) => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)

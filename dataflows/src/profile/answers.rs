@@ -9,6 +9,7 @@ use std::ops::Range;
 use ecow::EcoString;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::aggregates::Figure;
 use super::attribution::{Credit, DIRECT_KEY};
@@ -145,7 +146,7 @@ impl Rows {
 }
 
 /// An event by its ids.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct RootRow {
     /// Its own id.
     pub id: EcoString,
@@ -164,7 +165,7 @@ pub struct EventRef {
 }
 
 /// A profile.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ProfileRow {
     /// Its public id.
     pub id: EcoString,
@@ -180,40 +181,40 @@ pub struct ProfileRow {
     session: Option<SessionRow>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct IdRow {
     id: EcoString,
     known: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct MemberRow {
     name: EcoString,
     since: Millis,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct StandingRow {
     state: EcoString,
     since: Millis,
     deadlines: Vec<DeadlineRow>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct DeadlineRow {
     at: Millis,
     emit: Option<EcoString>,
     to: Option<EcoString>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct ConsentRow {
     granted: bool,
     since: Millis,
 }
 
 /// A session.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SessionRow {
     profile: EcoString,
     id: Millis,
@@ -231,7 +232,7 @@ pub struct SessionRow {
     closed: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 struct DeviceRow {
     r#type: Option<EcoString>,
     os: Option<EcoString>,
@@ -239,7 +240,7 @@ struct DeviceRow {
 }
 
 /// A touch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TouchRow {
     profile: EcoString,
     at: Millis,
@@ -249,7 +250,7 @@ pub struct TouchRow {
 }
 
 /// A conversion, with what refunds leave of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConversionRow {
     profile: EcoString,
     name: EcoString,
@@ -262,7 +263,7 @@ pub struct ConversionRow {
 }
 
 /// An entry to or an exit from a segment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ChangeRow {
     profile: EcoString,
     segment: EcoString,

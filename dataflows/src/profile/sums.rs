@@ -3,13 +3,14 @@
 //!
 //! The totals hold the sums over everything; with no bounds these are the same to the last digit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 use super::answers::Asked;
 use super::attribution::DIRECT_KEY;
+use super::campaigns::Status;
 use crate::definitions::Model;
 use crate::time::Millis;
 
@@ -147,6 +148,22 @@ impl Asked<'_> {
         if out_of_reach().next_back().is_some_and(|(last, _)| sought.span.contains(last.at)) {
             sum.null_paths += 1;
             sum.touches += plan.cut(0..out_of_reach().count()).len() as u64;
+        }
+    }
+
+    /// Adds this profile's conversions that stand and came after an intent that passed all gates, to its campaign's: at
+    /// most the lookback after it, and each conversion once.
+    pub fn add_followed(&self, sum: &mut [u64]) {
+        let tapes = &self.state.tapes;
+        let lookback = self.plan.definitions.attribution.lookback;
+        for conversion in &tapes.conversions {
+            if self.plan.net(conversion, &tapes.refunds).is_none() {
+                continue;
+            }
+            let before = conversion.at - lookback..conversion.at;
+            let due = tapes.intents.iter().filter(|of| of.status == Status::Due && before.contains(&of.at));
+            let campaigns: BTreeSet<usize> = due.map(|intent| intent.campaign).collect();
+            campaigns.into_iter().for_each(|campaign| sum[campaign] += 1);
         }
     }
 

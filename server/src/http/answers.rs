@@ -1,138 +1,33 @@
 //! Answers: what is true, as of one logical time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use dataflows::admission::Verdict;
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
-use dataflows::profile::answers::{Page, Rows, View};
-use dataflows::profile::sums::{Credited, Sought, Span, Visits};
+use dataflows::profile::answers::{ChangeRow, ConversionRow, Page, ProfileRow, Rows, SessionRow, TouchRow, View};
+use dataflows::profile::sums::{Credited, Sought, Visits};
 use dataflows::protocol::{Answer, Deadline, Question};
-use dataflows::time::{parse_date, parse_duration};
+use dataflows::time::parse_duration;
 use dataflows::total::Total;
 use ecow::EcoString;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
+use utoipa::ToSchema;
 
+use super::described::{ById, ByName, NeedsLog, Refused, Unknown, UnknownOrNeedsLog};
+use super::query::{self, Asked, Query, cursor};
 use super::{App, AsOfRow, json};
 use crate::log::OwnedRecord;
+use crate::outbox::Entry;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
 use crate::writer::{Answered, AsOf};
 
-/// The parameters of a request: those that every answer takes, and those of its own.
-pub(super) struct Query {
-    after: Option<u64>,
-    wait_ms: i64,
-    pub(super) limit: usize,
-    cursor: Option<String>,
-    own: BTreeMap<String, String>,
-}
-
-const LIMIT: usize = 100;
-const LIMIT_MAX: usize = 1_000;
-const WAIT_MS: i64 = 5_000;
-const WAIT_MS_MAX: i64 = 30_000;
-
-impl Query {
-    /// Reads a query string; parameters that nobody knows and repeated ones are refused.
-    pub(super) fn read(raw: Option<String>, own: &[&str]) -> Result<Query, Problem> {
-        let mut query = Query { after: None, wait_ms: WAIT_MS, limit: LIMIT, cursor: None, own: BTreeMap::new() };
-        let mut seen = BTreeMap::new();
-        let raw = raw.unwrap_or_default();
-        for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (key, value) = (decode(key)?, decode(value)?);
-            if seen.insert(key.clone(), ()).is_some() {
-                return Err(Problem::bad_request(format!("the parameter `{key}` is given twice")));
-            }
-            let wrong = |what: &str| Problem::bad_request(format!("`{key}={value}`: {what}"));
-            match key.as_str() {
-                "after" => query.after = Some(value.parse().map_err(|_| wrong("not a position that an answer gave"))?),
-                "wait" => {
-                    let wait = parse_duration(&value).filter(|wait| *wait <= WAIT_MS_MAX);
-                    query.wait_ms = wait.ok_or_else(|| wrong("a duration of at most 30s"))?;
-                }
-                "limit" if own.contains(&"limit") => {
-                    let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
-                    query.limit = limit.ok_or_else(|| wrong("an integer from 1 to 1000"))?;
-                }
-                "cursor" if own.contains(&"cursor") => query.cursor = Some(value),
-                name if own.contains(&name) => drop(query.own.insert(key, value)),
-                name => {
-                    let all = [&["after", "wait"], own].concat().join(", ");
-                    return Err(Problem::bad_request(format!("unknown parameter `{name}`; known here: {all}")));
-                }
-            }
-        }
-        Ok(query)
-    }
-
-    /// The part of a list of names, which are in order, that is asked for; and the cursor of the next.
-    pub(super) fn names<'n, N: Ord + Serialize + DeserializeOwned>(
-        &self,
-        names: impl Iterator<Item = &'n N>,
-    ) -> Result<(Vec<&'n N>, Option<String>), Problem> {
-        let after: Option<N> = self.key()?;
-        let mut rest = names.filter(|name| after.as_ref().is_none_or(|after| *name > after));
-        let part: Vec<_> = rest.by_ref().take(self.limit).collect();
-        let next = rest.next().and(part.last()).map(cursor);
-        Ok((part, next))
-    }
-
-    /// The key that the cursor holds.
-    pub(super) fn key<K: DeserializeOwned>(&self) -> Result<Option<K>, Problem> {
-        let key = |cursor: &String| {
-            let text = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok();
-            let key = text.and_then(|text| serde_json::from_slice(&text).ok());
-            key.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))
-        };
-        self.cursor.as_ref().map(key).transpose()
-    }
-
-    /// The UTC dates `from` and `to`: from the one on and before the other.
-    fn span(&self) -> Result<Span, Problem> {
-        let date = |key: &str| {
-            let read = |date: &String| {
-                let wrong = || Problem::bad_request(format!("`{key}={date}`: a UTC date such as 2026-01-31"));
-                parse_date(date).ok_or_else(wrong)
-            };
-            self.own.get(key).map(read).transpose()
-        };
-        Ok(Span { from: date("from")?, to: date("to")? })
-    }
-}
-
-/// A key as readers get it: they make nothing of it, and it stands in a query as it is.
-pub(super) fn cursor(key: &(impl Serialize + ?Sized)) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(key).expect("keys have string keys"))
-}
-
-pub(super) fn decode(text: &str) -> Result<String, Problem> {
-    let wrong = || Problem::bad_request(format!("`{text}` is not percent-encoded UTF-8"));
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digits = [rest.next().ok_or_else(wrong)?, rest.next().ok_or_else(wrong)?];
-                let digits = std::str::from_utf8(&digits).map_err(|_| wrong())?;
-                u8::from_str_radix(digits, 16).map_err(|_| wrong())?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
-}
-
 /// A part of a list.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct List<T> {
     pub(super) as_of: AsOfRow,
     pub(super) items: Vec<T>,
@@ -140,7 +35,7 @@ pub(super) struct List<T> {
 }
 
 /// A row with the time at which it is true in front.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct At<T> {
     pub(super) as_of: AsOfRow,
     #[serde(flatten)]
@@ -149,19 +44,16 @@ pub(super) struct At<T> {
 
 /// Asks, once everything up to the position asked for is included.
 pub(super) async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(query.wait_ms as u64);
+    let deadline = query.deadline();
     loop {
         let answered = app.hub.ask(question.clone()).await?;
-        let Some(after) = query.after.filter(|after| *after > answered.as_of.position) else { return Ok(answered) };
-        if tokio::time::Instant::now() >= deadline {
-            let at = answered.as_of.position;
-            return Err(Problem::not_yet(format!("the views include position {at}; {after} was asked for")));
+        if query.is_included(answered.as_of, deadline).await? {
+            return Ok(answered);
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
 
-async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>), Problem> {
+pub(super) async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>), Problem> {
     let Answered { as_of, parts } = ask(app, query, Question::Totals).await?;
     let mut totals = BTreeMap::new();
     for part in parts {
@@ -172,23 +64,28 @@ async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>
     Ok((as_of, totals))
 }
 
+/// A person, by any of their ids.
+#[utoipa::path(get, path = "/v1/profiles/{id}", tag = "profiles", params(ById, Asked<query::Nothing>),
+    responses((status = 200, description = "What is true", body = At<ProfileRow>), Unknown))]
 pub(super) async fn profile(
     State(app): State<App>,
     Path(id): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let query = Query::read(raw, &[])?;
-    let Answered { as_of, parts } = ask(&app, &query, Question::Profile(id.as_str().into())).await?;
+    let (as_of, row) = one_profile(&app, &query, &id).await?;
+    Ok(json(&At { as_of: as_of.into(), row }))
+}
+
+async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<ProfileRow>), Problem> {
+    let Answered { as_of, parts } = ask(app, query, Question::Profile(id.into())).await?;
     let profile = parts.into_iter().find_map(|part| match part {
         Answer::Profile(profile) => Some(profile),
         _ => None,
     });
-    let row = profile.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
-    Ok(json(&At { as_of: as_of.into(), row }))
+    Ok((as_of, profile.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?))
 }
 
-async fn history(app: App, id: String, raw: Option<String>, view: View) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["limit", "cursor"])?;
+async fn history(app: App, id: String, query: Query, view: View) -> Result<Response, Problem> {
     let page = Page { before: query.key()?, limit: query.limit };
     let Answered { as_of, parts } = ask(&app, &query, Question::History { id: id.as_str().into(), view, page }).await?;
     let found = parts.into_iter().find_map(|part| match part {
@@ -203,7 +100,6 @@ async fn history(app: App, id: String, raw: Option<String>, view: View) -> Resul
             let rows = events.iter().zip(records);
             rows.filter_map(|((profile, _), record)| event_row(profile, &record?)).collect()
         }
-        Rows::Intents(intents) => intents.iter().map(|row| intent(&app, row)).collect(),
         rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
     };
     Ok(json(&List { as_of: as_of.into(), items, next: next.as_ref().map(cursor) }))
@@ -215,52 +111,105 @@ fn raw_json(text: String) -> Box<RawValue> {
 
 /// An intent with the ledger's word, where it has one.
 fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawValue> {
-    let printed = match app.outbox.entry(&row.id) {
-        Some(entry) => serde_json::to_string(&app.outbox.row(&entry)),
-        None => serde_json::to_string(&Intent::new(row, &app.plan.definitions)),
-    };
-    raw_json(printed.expect("rows have string keys"))
+    match app.outbox.entry(&row.id) {
+        Some(entry) => told_intent(app, &entry),
+        None => to_raw_value(&Intent::new(row, &app.plan.definitions)).expect("rows have string keys"),
+    }
+}
+
+/// An intent by the ledger's word.
+fn told_intent(app: &App, entry: &Entry) -> Box<RawValue> {
+    to_raw_value(&app.outbox.row(entry)).expect("rows have string keys")
 }
 
 macro_rules! histories {
-    ($($name:ident $view:ident),*) => {$(
+    ($($what:literal $path:literal $name:ident $view:ident $row:ty, $refusals:ident;)*) => {$(
+        #[doc = $what]
+        #[utoipa::path(get, path = $path, tag = "profiles", params(ById, Asked<query::Part>),
+            responses((status = 200, description = "What is true", body = List<$row>), $refusals))]
         pub(super) async fn $name(
             State(app): State<App>,
             Path(id): Path<String>,
-            RawQuery(raw): RawQuery,
+            Asked { query, .. }: Asked<query::Part>,
         ) -> Result<Response, Problem> {
-            history(app, id, raw, View::$view).await
+            history(app, id, query, View::$view).await
         }
     )*};
 }
 
-histories!(events Events, sessions Sessions, touchpoints Touches);
-histories!(conversions Conversions, intents Intents, changes Changes);
+histories! {
+    "A person's calls as they were sent, newest first." "/v1/profiles/{id}/events" events Events EventRow,
+        UnknownOrNeedsLog;
+    "A person's sessions, newest first." "/v1/profiles/{id}/sessions" sessions Sessions SessionRow, Unknown;
+    "A person's touches, newest first." "/v1/profiles/{id}/touchpoints" touchpoints Touches TouchRow, Unknown;
+    "A person's conversions, newest first." "/v1/profiles/{id}/conversions" conversions Conversions ConversionRow,
+        Unknown;
+    "A person's entries to segments and exits, newest first." "/v1/profiles/{id}/segments/changes" changes Changes
+        ChangeRow, Unknown;
+}
+
+/// A person's intents, newest first; those too that were cancelled or revoked and that the law no longer has.
+#[utoipa::path(get, path = "/v1/profiles/{id}/intents", tag = "profiles", params(ById, Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<Intent>), Unknown))]
+pub(super) async fn intents(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
+    let profile = one_profile(&app, &query, &id).await?.1;
+    // All of them: what the ledger adds is not in the law's order of keys.
+    let page = Page { before: None, limit: usize::MAX };
+    let question = Question::History { id: id.as_str().into(), view: View::Intents, page };
+    let Answered { as_of, parts } = ask(&app, &query, question).await?;
+    let mut rows: Vec<((i64, String), Box<RawValue>)> = Vec::new();
+    for part in parts {
+        if let Answer::History(Rows::Intents(part), _) = part {
+            rows.extend(part.iter().map(|row| ((row.at, row.id.clone()), intent(&app, row))));
+        }
+    }
+    let standing: BTreeSet<String> = rows.iter().map(|((_, id), _)| id.clone()).collect();
+    let ids: BTreeSet<&EcoString> = profile.ids().collect();
+    let mut gone = app.outbox.of_person(&ids);
+    gone.retain(|entry| !standing.contains(&entry.row.id));
+    rows.extend(gone.iter().rev().map(|entry| ((entry.row.at, entry.row.id.clone()), told_intent(&app, entry))));
+    rows.sort_by_key(|((at, _), _)| std::cmp::Reverse(*at));
+    if let Some(last) = query.key::<(i64, String)>()? {
+        // If the row itself is gone, its instant is told again.
+        let after = rows.iter().position(|(key, _)| *key == last).map(|place| place + 1);
+        rows.drain(..after.unwrap_or_else(|| rows.partition_point(|((at, _), _)| *at > last.0)));
+    }
+    let more = rows.len() > query.limit;
+    rows.truncate(query.limit);
+    let next = rows.last().filter(|_| more).map(|(key, _)| cursor(key));
+    let items: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
+    Ok(json(&List { as_of: as_of.into(), items, next }))
+}
+
+#[derive(Serialize, ToSchema)]
+struct EventRow<'a> {
+    profile: &'a str,
+    r#type: &'static str,
+    event: Option<&'a RawValue>,
+    name: Option<&'a RawValue>,
+    #[serde(rename = "messageId")]
+    message_id: &'a str,
+    #[serde(rename = "userId")]
+    user_id: Option<&'a RawValue>,
+    #[serde(rename = "anonymousId")]
+    anonymous_id: Option<&'a RawValue>,
+    #[serde(rename = "previousId")]
+    previous_id: Option<&'a RawValue>,
+    #[serde(rename = "groupId")]
+    group_id: Option<&'a RawValue>,
+    timestamp: i64,
+    received_at: i64,
+    properties: Option<&'a RawValue>,
+    traits: Option<&'a RawValue>,
+    context: Option<&'a RawValue>,
+}
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
 fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
-    #[derive(Serialize)]
-    struct EventRow<'a> {
-        profile: &'a str,
-        r#type: &'static str,
-        event: Option<&'a RawValue>,
-        name: Option<&'a RawValue>,
-        #[serde(rename = "messageId")]
-        message_id: &'a str,
-        #[serde(rename = "userId")]
-        user_id: Option<&'a RawValue>,
-        #[serde(rename = "anonymousId")]
-        anonymous_id: Option<&'a RawValue>,
-        #[serde(rename = "previousId")]
-        previous_id: Option<&'a RawValue>,
-        #[serde(rename = "groupId")]
-        group_id: Option<&'a RawValue>,
-        timestamp: i64,
-        received_at: i64,
-        properties: Option<&'a RawValue>,
-        traits: Option<&'a RawValue>,
-        context: Option<&'a RawValue>,
-    }
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
     let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
     let part = |key: &str| body.get(key).copied();
@@ -280,25 +229,30 @@ fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
         traits: part("traits"),
         context: part("context"),
     };
-    serde_json::value::to_raw_value(&row).ok()
+    to_raw_value(&row).ok()
 }
 
 /// Definitions do not change while the process runs, so each is its first version.
 const VERSION: u32 = 1;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct SegmentRow<'a> {
     name: &'a str,
     size: i64,
     version: u32,
 }
 
-fn size(totals: &BTreeMap<Total, i128>, total: &Total) -> i64 {
+pub(super) fn size(totals: &BTreeMap<Total, i128>, total: &Total) -> i64 {
     totals.get(total).copied().unwrap_or(0) as i64
 }
 
-pub(super) async fn segments(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["limit", "cursor"])?;
+/// The segments, and how many people are in each.
+#[utoipa::path(get, path = "/v1/segments", tag = "segments", params(Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<SegmentRow>), Refused))]
+pub(super) async fn segments(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
     let (as_of, totals) = totals(&app, &query).await?;
     let (names, next) = query.names(app.plan.segments.iter().map(|segment| &segment.name))?;
     let items = names.into_iter().map(|name| SegmentRow {
@@ -309,25 +263,28 @@ pub(super) async fn segments(State(app): State<App>, RawQuery(raw): RawQuery) ->
     Ok(json(&List { as_of: as_of.into(), items: items.collect(), next }))
 }
 
+#[derive(Serialize, ToSchema)]
+struct SegmentWhole<'a> {
+    #[serde(flatten)]
+    row: SegmentRow<'a>,
+    definition: Option<&'a RawValue>,
+    /// Nothing is dropped, so every segment knows all of the past.
+    history_from: Option<i64>,
+}
+
+/// A segment: its size and its definition.
+#[utoipa::path(get, path = "/v1/segments/{name}", tag = "segments", params(ByName, Asked<query::Nothing>),
+    responses((status = 200, description = "What is true", body = At<SegmentWhole>), Unknown))]
 pub(super) async fn segment(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Whole<'a> {
-        #[serde(flatten)]
-        row: SegmentRow<'a>,
-        definition: Option<&'a RawValue>,
-        /// Nothing is dropped, so every segment knows all of the past.
-        history_from: Option<i64>,
-    }
-    let query = Query::read(raw, &[])?;
     let segment = segment_named(&app, &name)?;
     let (as_of, totals) = totals(&app, &query).await?;
     let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version: VERSION };
     let definition = app.segments.get(&name).map(|definition| &**definition);
-    Ok(json(&At { as_of: as_of.into(), row: Whole { row, definition, history_from: None } }))
+    Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from: None } }))
 }
 
 fn segment_named(app: &App, name: &str) -> Result<EcoString, Problem> {
@@ -335,17 +292,20 @@ fn segment_named(app: &App, name: &str) -> Result<EcoString, Problem> {
     Ok(app.plan.segments[number].name.clone())
 }
 
+#[derive(Serialize, ToSchema)]
+struct Member {
+    profile: EcoString,
+    since: i64,
+}
+
+/// Who is in a segment, in order of id.
+#[utoipa::path(get, path = "/v1/segments/{name}/members", tag = "segments", params(ByName, Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<Member>), Unknown))]
 pub(super) async fn members(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Member {
-        profile: EcoString,
-        since: i64,
-    }
-    let query = Query::read(raw, &["limit", "cursor"])?;
     let segment = segment_named(&app, &name)?;
     let after = query.key()?;
     // One more than asked for tells whether there is a next part.
@@ -365,7 +325,7 @@ pub(super) async fn members(
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct JourneyRow {
     name: EcoString,
     version: u32,
@@ -374,13 +334,13 @@ struct JourneyRow {
     transitions: Vec<TransitionRow>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct StateRow {
     state: EcoString,
     profiles: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct TransitionRow {
     from: EcoString,
     to: EcoString,
@@ -416,8 +376,13 @@ fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> Jour
     }
 }
 
-pub(super) async fn journeys(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["limit", "cursor"])?;
+/// The journeys, and where people stand in them.
+#[utoipa::path(get, path = "/v1/journeys", tag = "journeys", params(Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<JourneyRow>), Refused))]
+pub(super) async fn journeys(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
     let (as_of, totals) = totals(&app, &query).await?;
     let (names, next) = query.names(app.plan.journeys.iter().map(|journey| &journey.name))?;
     let numbers = names.into_iter().filter_map(|name| app.plan.journey(name));
@@ -428,32 +393,40 @@ pub(super) async fn journeys(State(app): State<App>, RawQuery(raw): RawQuery) ->
 /// How many of the next deadlines a journey's answer shows.
 const DEADLINES: usize = 10;
 
+#[derive(Serialize, ToSchema)]
+struct JourneyWhole {
+    #[serde(flatten)]
+    row: JourneyRow,
+    next_deadlines: Vec<DueRow>,
+}
+
+/// A journey: where people stand, what moved them, and the next deadlines.
+#[utoipa::path(get, path = "/v1/journeys/{name}", tag = "journeys", params(ByName, Asked<query::Nothing>),
+    responses((status = 200, description = "What is true", body = At<JourneyWhole>), Unknown))]
 pub(super) async fn journey(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Whole {
-        #[serde(flatten)]
-        row: JourneyRow,
-        next_deadlines: Vec<DeadlineRow>,
-    }
-    let query = Query::read(raw, &[])?;
     let number = journey_named(&app, &name)?;
     let question = Question::Deadlines { journey: name.into(), within: None, after: None, limit: DEADLINES };
     let (as_of, mut all, counted) = deadlines(&app, &query, question).await?;
     all.truncate(DEADLINES);
-    let next_deadlines = all.into_iter().map(DeadlineRow::from).collect();
-    Ok(json(&At { as_of: as_of.into(), row: Whole { row: journey_row(&app, number, &counted), next_deadlines } }))
+    let next_deadlines = all.into_iter().map(DueRow::from).collect();
+    Ok(json(&At {
+        as_of: as_of.into(),
+        row: JourneyWhole { row: journey_row(&app, number, &counted), next_deadlines },
+    }))
 }
 
+/// A journey's deadlines to come, the next first.
+#[utoipa::path(get, path = "/v1/journeys/{name}/due", tag = "journeys", params(ByName, Asked<query::PartOfSoon>),
+    responses((status = 200, description = "What is true", body = List<DueRow>), Unknown))]
 pub(super) async fn due(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::PartOfSoon>,
 ) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["within", "limit", "cursor"])?;
     journey_named(&app, &name)?;
     let within = query.own.get("within").map(|within| {
         let wrong = || Problem::bad_request(format!("`within={within}`: a duration such as 4h"));
@@ -466,19 +439,19 @@ pub(super) async fn due(
     let more = all.len() > query.limit;
     all.truncate(query.limit);
     let next = all.last().filter(|_| more).map(cursor);
-    Ok(json(&List { as_of: as_of.into(), items: all.into_iter().map(DeadlineRow::from).collect(), next }))
+    Ok(json(&List { as_of: as_of.into(), items: all.into_iter().map(DueRow::from).collect(), next }))
 }
 
-#[derive(Serialize)]
-struct DeadlineRow {
+#[derive(Serialize, ToSchema)]
+struct DueRow {
     profile: EcoString,
     at: i64,
     emit: Option<EcoString>,
 }
 
-impl From<Deadline> for DeadlineRow {
+impl From<Deadline> for DueRow {
     fn from((at, profile, emit, _): Deadline) -> Self {
-        DeadlineRow { profile, at, emit }
+        DueRow { profile, at, emit }
     }
 }
 
@@ -505,17 +478,19 @@ fn journey_named(app: &App, name: &str) -> Result<usize, Problem> {
     app.plan.journey(name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct CampaignRow {
     name: EcoString,
     active_since: i64,
     intents: i64,
     by_status: BTreeMap<EcoString, i64>,
     revoked: i64,
-    conversions: Option<i64>,
+    /// Conversions that stand and came after an intent that passed all gates, at most the lookback after it.
+    conversions: u64,
 }
 
-fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> CampaignRow {
+/// How many intents a campaign has, by what became of them.
+pub(super) fn by_status(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> BTreeMap<EcoString, i64> {
     let mut by_status = BTreeMap::new();
     for (total, count) in totals {
         if let Total::Intents(of, status) = total {
@@ -525,9 +500,28 @@ fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> 
             }
         }
     }
-    for entry in app.outbox.of_campaign(name) {
-        *by_status.entry(entry.fate.name().into()).or_default() += 1;
+    for (fate, count) in app.outbox.fates(name) {
+        *by_status.entry(fate.into()).or_default() += count;
     }
+    by_status
+}
+
+/// Everything about campaigns: their conversions, by number, and the totals of the same time.
+async fn campaigns_asked(app: &App, query: &Query) -> Result<(AsOf, Vec<u64>, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, parts } = ask(app, query, Question::Followed).await?;
+    let (mut conversions, mut totals) = (vec![0; app.plan.campaigns.len()], BTreeMap::new());
+    for part in parts {
+        match part {
+            Answer::Followed(part) => conversions.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
+            Answer::Totals(part) => totals.extend(part),
+            _ => {}
+        }
+    }
+    Ok((as_of, conversions, totals))
+}
+
+fn campaign_row(app: &App, name: &EcoString, conversions: &[u64], totals: &BTreeMap<Total, i128>) -> CampaignRow {
+    let by_status = by_status(app, name, totals);
     let gone = |status: &&EcoString| matches!(status.as_str(), "cancelled" | "revoked");
     CampaignRow {
         name: name.clone(),
@@ -535,15 +529,20 @@ fn campaign_row(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> 
         intents: by_status.iter().filter(|(status, _)| !gone(status)).map(|(_, count)| count).sum(),
         revoked: by_status.get("revoked").copied().unwrap_or(0),
         by_status,
-        conversions: None,
+        conversions: app.plan.campaign(name).map_or(0, |number| conversions[number]),
     }
 }
 
-pub(super) async fn campaigns(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["limit", "cursor"])?;
-    let (as_of, totals) = totals(&app, &query).await?;
+/// The campaigns, and what became of their intents.
+#[utoipa::path(get, path = "/v1/campaigns", tag = "campaigns", params(Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<CampaignRow>), Refused))]
+pub(super) async fn campaigns(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
+    let (as_of, conversions, totals) = campaigns_asked(&app, &query).await?;
     let (names, next) = query.names(app.plan.campaigns.iter().map(|campaign| &campaign.name))?;
-    let items = names.into_iter().map(|name| campaign_row(&app, name, &totals)).collect();
+    let items = names.into_iter().map(|name| campaign_row(&app, name, &conversions, &totals)).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
@@ -552,23 +551,27 @@ fn campaign_named(app: &App, name: &str) -> Result<EcoString, Problem> {
     Ok(app.plan.campaigns[number].name.clone())
 }
 
+/// A campaign, and what became of its intents.
+#[utoipa::path(get, path = "/v1/campaigns/{name}", tag = "campaigns", params(ByName, Asked<query::Nothing>),
+    responses((status = 200, description = "What is true", body = At<CampaignRow>), Unknown))]
 pub(super) async fn campaign(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let query = Query::read(raw, &[])?;
     let name = campaign_named(&app, &name)?;
-    let (as_of, totals) = totals(&app, &query).await?;
-    Ok(json(&At { as_of: as_of.into(), row: campaign_row(&app, &name, &totals) }))
+    let (as_of, conversions, totals) = campaigns_asked(&app, &query).await?;
+    Ok(json(&At { as_of: as_of.into(), row: campaign_row(&app, &name, &conversions, &totals) }))
 }
 
+/// All intents of a campaign, newest first.
+#[utoipa::path(get, path = "/v1/campaigns/{name}/intents", tag = "campaigns", params(ByName, Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<Intent>), Unknown))]
 pub(super) async fn campaign_intents(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["limit", "cursor"])?;
     let name = campaign_named(&app, &name)?;
     let Answered { as_of, parts } = ask(&app, &query, Question::Dump(View::Intents)).await?;
     let mut rows: BTreeMap<(i64, String), Box<RawValue>> = BTreeMap::new();
@@ -580,8 +583,7 @@ pub(super) async fn campaign_intents(
     }
     // What was sent and no longer stands is listed too.
     for entry in app.outbox.of_campaign(&name) {
-        let printed = serde_json::to_string(&app.outbox.row(&entry)).expect("rows have string keys");
-        rows.insert((entry.row.at, entry.row.id.clone()), raw_json(printed));
+        rows.insert((entry.row.at, entry.row.id.clone()), told_intent(&app, &entry));
     }
     let mut rows: Vec<_> = rows.into_iter().rev().collect();
     if let Some(before) = query.key()? {
@@ -594,37 +596,44 @@ pub(super) async fn campaign_intents(
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
-pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Credit<'a> {
-        model: &'a str,
-        by: &'a str,
-        rows: Vec<CreditRow>,
-        total: Sum,
-        basis: Basis,
-        /// Keys with too few conversions for their model; the rule models need no number of them.
-        fallback: [(); 0],
-    }
-    #[derive(Serialize)]
-    struct CreditRow {
-        channel: EcoString,
-        campaign: Option<EcoString>,
-        conversions: String,
-        value: String,
-    }
-    #[derive(Serialize)]
-    struct Sum {
-        conversions: String,
-        value: String,
-    }
-    #[derive(Serialize)]
-    struct Basis {
-        conversions: u64,
-        with_touch: u64,
-        null_paths: u64,
-        touches: u64,
-    }
-    let query = Query::read(raw, &["model", "by", "conversion", "from", "to"])?;
+#[derive(Serialize, ToSchema)]
+struct Credit<'a> {
+    model: &'a str,
+    by: &'a str,
+    rows: Vec<CreditRow>,
+    total: Sum,
+    basis: Basis,
+    /// Keys with too few conversions for their model; the rule models need no number of them.
+    #[schema(value_type = Vec<String>)]
+    fallback: [(); 0],
+}
+#[derive(Serialize, ToSchema)]
+struct CreditRow {
+    channel: EcoString,
+    campaign: Option<EcoString>,
+    conversions: String,
+    value: String,
+}
+#[derive(Serialize, ToSchema)]
+struct Sum {
+    conversions: String,
+    value: String,
+}
+#[derive(Serialize, ToSchema)]
+struct Basis {
+    conversions: u64,
+    with_touch: u64,
+    null_paths: u64,
+    touches: u64,
+}
+
+/// Exact credit of conversions, and what it rests on.
+#[utoipa::path(get, path = "/v1/attribution", tag = "attribution", params(Asked<query::Credit>),
+    responses((status = 200, description = "What is true", body = At<Credit>), Refused))]
+pub(super) async fn attribution(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Credit>,
+) -> Result<Response, Problem> {
     let models = app.plan.models();
     let named = query.own.get("model");
     let model = models.iter().find(|model| named.is_none_or(|named| named == model.name())).ok_or_else(|| {
@@ -668,8 +677,13 @@ pub(super) async fn attribution(State(app): State<App>, RawQuery(raw): RawQuery)
     Ok(json(&At { as_of: as_of.into(), row }))
 }
 
-pub(super) async fn all_sessions(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["from", "to", "limit", "cursor"])?;
+/// Sessions of all people, latest start first.
+#[utoipa::path(get, path = "/v1/sessions", tag = "sessions", params(Asked<query::PartOfDates>),
+    responses((status = 200, description = "What is true", body = List<SessionRow>), Refused))]
+pub(super) async fn all_sessions(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::PartOfDates>,
+) -> Result<Response, Problem> {
     // One more than asked for tells whether there is a next part.
     let question = Question::Sessions { span: query.span()?, before: query.key()?, limit: query.limit + 1 };
     let Answered { as_of, parts } = ask(&app, &query, question).await?;
@@ -686,17 +700,25 @@ pub(super) async fn all_sessions(State(app): State<App>, RawQuery(raw): RawQuery
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
-pub(super) async fn visits(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Summary {
-        sessions: u64,
-        events: u64,
-        mean_length_ms: Option<Box<RawValue>>,
-        bounces: u64,
-        bounce_rate: Option<Box<RawValue>>,
-        buying: u64,
-    }
-    let query = Query::read(raw, &["from", "to"])?;
+#[derive(Serialize, ToSchema)]
+struct Summary {
+    sessions: u64,
+    events: u64,
+    #[schema(value_type = Option<f64>)]
+    mean_length_ms: Option<Box<RawValue>>,
+    bounces: u64,
+    #[schema(value_type = Option<f64>)]
+    bounce_rate: Option<Box<RawValue>>,
+    buying: u64,
+}
+
+/// Sums over sessions.
+#[utoipa::path(get, path = "/v1/sessions/summary", tag = "sessions", params(Asked<query::Dates>),
+    responses((status = 200, description = "What is true", body = At<Summary>), Refused))]
+pub(super) async fn visits(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Dates>,
+) -> Result<Response, Problem> {
     let Answered { as_of, parts } = ask(&app, &query, Question::Visits(query.span()?)).await?;
     let mut sum = Visits::default();
     for part in parts {
@@ -715,18 +737,26 @@ pub(super) async fn visits(State(app): State<App>, RawQuery(raw): RawQuery) -> R
     Ok(json(&At { as_of: as_of.into(), row }))
 }
 
-pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Row {
-        reason: &'static str,
-        detail: String,
-        position: String,
-        received_at: i64,
-        body: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        encoding: Option<String>,
-    }
-    let query = Query::read(raw, &["limit", "cursor"])?;
+#[derive(Serialize, ToSchema)]
+struct Letter {
+    reason: &'static str,
+    detail: String,
+    position: String,
+    received_at: i64,
+    body: String,
+    /// `base64`, where what came is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    encoding: Option<String>,
+}
+
+/// What was not taken, newest first.
+#[utoipa::path(get, path = "/v1/dead-letters", tag = "dead-letters", params(Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<Letter>), NeedsLog))]
+pub(super) async fn dead_letters(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
     let log = app.log()?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let found = app.hub.dead_letters(query.key()?, query.limit + 1);
@@ -740,31 +770,7 @@ pub(super) async fn dead_letters(State(app): State<App>, RawQuery(raw): RawQuery
         let letter = DeadLetter::of(&record, verdict);
         let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
         let (position, received_at) = (position.to_string(), record.received_at);
-        items.push(Row { reason: reason.name(), detail, position, received_at, body, encoding });
+        items.push(Letter { reason: reason.name(), detail, position, received_at, body, encoding });
     }
     Ok(json(&List { as_of: as_of.into(), items, next }))
-}
-
-/// A few numbers for Prometheus.
-pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
-    let query = Query::read(None, &[])?;
-    let (as_of, totals) = totals(&app, &query).await?;
-    let mut text = String::new();
-    for (name, help, value) in [
-        ("thalweg_log_position", "The last log position that the views include.", as_of.position as i64),
-        ("thalweg_clock_milliseconds", "The clock that the views are true at.", as_of.clock),
-        ("thalweg_profiles", "Profiles that exist.", size(&totals, &Total::Profiles)),
-        ("thalweg_sessions", "Sessions.", size(&totals, &Total::Sessions)),
-        ("thalweg_session_events", "Events in sessions.", size(&totals, &Total::SessionEvents)),
-        ("thalweg_dead_letters", "Dead letters.", app.hub.dead_letters(None, usize::MAX).len() as i64),
-    ] {
-        text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
-    }
-    text += "# HELP thalweg_records_total Records by what was decided on them, since the process started.\n";
-    text += "# TYPE thalweg_records_total counter\n";
-    for (verdict, count) in app.hub.verdicts() {
-        text += &format!("thalweg_records_total{{verdict=\"{verdict}\"}} {count}\n");
-    }
-    text += &super::channels::metrics(&app);
-    Ok(text)
 }

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use dataflows::definitions::WriteKey;
 use serde_json::json;
 
+use super::described::{ByKey, KeyInQuery, Keyless};
 use super::events::authorize;
 use super::{App, json};
 use crate::problem::Problem;
@@ -55,6 +56,8 @@ pub(super) async fn share(State(app): State<App>, request: Request, next: Next) 
 }
 
 /// What Segment's browser SDK reads when it starts: it is to send calls to where it read this, and nothing elsewhere.
+#[utoipa::path(get, path = "/v1/projects/{key}/settings", tag = "events", params(ByKey),
+    responses((status = 200, description = "Here they are", body = serde_json::Value), Keyless))]
 pub(super) async fn settings(
     State(app): State<App>,
     OriginalUri(uri): OriginalUri,
@@ -74,6 +77,8 @@ pub(super) async fn settings(
 }
 
 /// What RudderStack's browser SDK reads when it starts: a source that is on, with no destinations of its own.
+#[utoipa::path(get, path = "/sourceConfig/", tag = "events", params(KeyInQuery),
+    responses((status = 200, description = "Here it is", body = serde_json::Value), Keyless))]
 pub(super) async fn source_config(
     State(app): State<App>,
     OriginalUri(uri): OriginalUri,

@@ -1,21 +1,26 @@
 //! Channels: how deliveries go, what is parked, and how to have it sent again.
 
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use dataflows::definitions::Deliver;
 use dataflows::protocol::Question;
+use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
-use super::answers::{At, List, Query, ask, cursor};
+use super::answers::{At, List, ask};
+use super::described::{ByName, Refused, Unknown, UnknownOrNeedsLog};
+use super::query::{self, Asked, cursor};
 use super::{App, json};
+use crate::metrics::Exposition;
 use crate::outbox::{Counts, Parked, message};
 use crate::problem::Problem;
 use crate::triggers::{TOOK_AT_MOST, Took, Traffic};
 use crate::writer::{Answered, NotTaken};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ChannelRow<'a> {
     name: &'a str,
     deliver: &'static str,
@@ -32,7 +37,7 @@ struct ChannelRow<'a> {
 }
 
 /// How long deliveries took.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct TookRow {
     p50: i64,
     p99: i64,
@@ -79,38 +84,47 @@ fn known<'a>(app: &'a App, name: &str) -> Result<&'a String, Problem> {
     known.map(|(name, _)| name).ok_or_else(|| Problem::not_found(format!("no channel is named {name:?}")))
 }
 
-pub(super) async fn channels(State(app): State<App>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    let query = Query::read(raw, &["limit", "cursor"])?;
+/// The channels, and how deliveries go.
+#[utoipa::path(get, path = "/v1/channels", tag = "channels", params(Asked<query::Part>),
+    responses((status = 200, description = "How it goes", body = List<ChannelRow>), Refused))]
+pub(super) async fn channels(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let (names, next) = query.names(app.plan.definitions.channels.keys())?;
     Ok(json(&List { as_of: as_of.into(), items: rows(&app, names), next }))
 }
 
+/// A channel, and how its deliveries go.
+#[utoipa::path(get, path = "/v1/channels/{name}", tag = "channels", params(ByName, Asked<query::Nothing>),
+    responses((status = 200, description = "How it goes", body = At<ChannelRow>), Unknown))]
 pub(super) async fn channel(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let query = Query::read(raw, &[])?;
     let name = known(&app, &name)?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let row = rows(&app, [name]).remove(0);
     Ok(json(&At { as_of: as_of.into(), row }))
 }
 
+#[derive(Serialize, ToSchema)]
+struct ParkedRow {
+    why: String,
+    /// As its subscribers see it.
+    message: Box<RawValue>,
+}
+
 /// What is parked of a channel, the latest intent first.
+#[utoipa::path(get, path = "/v1/channels/{name}/parked", tag = "channels", params(ByName, Asked<query::Part>),
+    responses((status = 200, description = "What is parked", body = List<ParkedRow>), Unknown))]
 pub(super) async fn parked(
     State(app): State<App>,
     Path(name): Path<String>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Row {
-        why: String,
-        /// As its subscribers see it.
-        message: Box<RawValue>,
-    }
-    let query = Query::read(raw, &["limit", "cursor"])?;
     known(&app, &name)?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let mut found = app.outbox.parked(&name);
@@ -122,23 +136,29 @@ pub(super) async fn parked(
     let more = found.len() > query.limit;
     found.truncate(query.limit);
     let next = found.last().filter(|_| more).map(|last| cursor(&key(last)));
-    let row = |Parked { entry, why }| Row { why, message: message(&app.outbox, &entry) };
+    let row = |Parked { entry, why }| ParkedRow { why, message: message(&app.outbox, &entry) };
     Ok(json(&List { as_of: as_of.into(), items: found.into_iter().map(row).collect(), next }))
 }
 
+/// What is to be sent again.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    channel: String,
+    /// Of one intent alone.
+    id: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Resent {
+    resent: usize,
+    position: String,
+}
+
 /// Has what is parked sent again.
+#[utoipa::path(post, path = "/v1/channels:resend", tag = "channels", request_body = inline(Wanted),
+    responses((status = 200, description = "Durable", body = Resent), UnknownOrNeedsLog))]
 pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Wanted {
-        channel: String,
-        id: Option<String>,
-    }
-    #[derive(Serialize)]
-    struct Resent {
-        resent: usize,
-        position: String,
-    }
     app.log()?;
     let Wanted { channel, id } = serde_json::from_slice(&body).map_err(|error| {
         let form = r#"the body is {"channel": …}, with "id" for one intent alone"#;
@@ -156,36 +176,31 @@ pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Respon
 }
 
 /// The same for Prometheus.
-pub(super) fn metrics(app: &App) -> String {
+pub(super) fn metrics(app: &App, page: &mut Exposition) {
     let rows = rows(app, app.plan.definitions.channels.keys());
-    let mut text = String::new();
-    let mut gauge = |name: &str, help: &str, value: &dyn Fn(&ChannelRow<'_>) -> usize| {
-        text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
+    let mut gauge = |name, help, value: &dyn Fn(&ChannelRow<'_>) -> usize| {
+        page.family(name, "gauge", help);
         for row in &rows {
-            text += &format!("{name}{{channel=\"{}\"}} {}\n", row.name, value(row));
+            page.value(&[("channel", row.name)], value(row));
         }
     };
     gauge("thalweg_channel_pending", "Messages still to be delivered.", &|row| row.pending);
     gauge("thalweg_channel_in_flight", "Attempts under way.", &|row| row.in_flight);
     gauge("thalweg_channel_parked", "Messages that are parked.", &|row| row.parked);
     gauge("thalweg_channel_disabled", "1 where nothing is attempted.", &|row| row.disabled.is_some().into());
-    let (failures, took) = ("thalweg_delivery_failures_total", "thalweg_delivery_seconds");
-    text += &format!("# HELP {failures} Attempts that failed.\n# TYPE {failures} counter\n");
-    for name in rows.iter().map(|row| row.name) {
-        text += &format!("{failures}{{channel=\"{name}\"}} {}\n", app.outbox.outlet(name).traffic().failures);
+    let traffic = |row: &ChannelRow<'_>| app.outbox.outlet(row.name).traffic();
+    page.family("thalweg_delivery_failures_total", "counter", "Attempts that failed.");
+    for row in &rows {
+        page.value(&[("channel", row.name)], traffic(row).failures);
     }
-    text +=
-        &format!("# HELP {took} From when an intent might go out until it was delivered.\n# TYPE {took} histogram\n");
-    for name in rows.iter().map(|row| row.name) {
-        let Traffic { took: Took { classes, sum, .. }, .. } = app.outbox.outlet(name).traffic();
-        let mut count = 0;
-        let bounds = TOOK_AT_MOST.map(|most| (most as f64 / 1_000.0).to_string());
-        for (class, bound) in classes.into_iter().zip(bounds.into_iter().chain(["+Inf".into()])) {
-            count += class;
-            text += &format!("{took}_bucket{{channel=\"{name}\",le=\"{bound}\"}} {count}\n");
-        }
-        let seconds = sum as f64 / 1_000.0;
-        text += &format!("{took}_sum{{channel=\"{name}\"}} {seconds}\n{took}_count{{channel=\"{name}\"}} {count}\n");
+    let help = "From when an intent might go out until it was delivered.";
+    page.family("thalweg_delivery_seconds", "histogram", help);
+    for row in &rows {
+        let Took { classes, sum, .. } = traffic(row).took;
+        page.buckets(&[("channel", row.name)], &TOOK_AT_MOST.map(seconds), &classes, seconds(sum));
     }
-    text
+}
+
+fn seconds(millis: Millis) -> f64 {
+    millis as f64 / 1e3
 }

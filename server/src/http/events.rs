@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -15,19 +15,22 @@ use base64::prelude::BASE64_STANDARD;
 use dataflows::admission::Verdict;
 use dataflows::event::{Decoder, Kind, Reason, Rejection};
 use dataflows::json::{Next, Reader};
+use dataflows::number::Number;
 use ecow::{EcoString, eco_format};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_stream::StreamExt;
+use utoipa::ToSchema;
 
 use super::browsers::{admits, foreign};
+use super::described::{BatchForm, CallForm, KeyInQuery, UnknownOrNeedsLog, Untaken};
 use super::{App, TOO_LARGE, WIRE_BYTES_MAX, json};
 use crate::door::{Arrived, Calls, Door, Incoming, Stamp, Unreadable, unpack};
 use crate::problem::Problem;
 use crate::record::DeadLetter;
 use crate::writer::{ClockMode, NotTaken, Receipt, Work};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Taken {
     success: bool,
     position: String,
@@ -35,7 +38,7 @@ struct Taken {
     rejected: Vec<Rejected>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Rejected {
     index: usize,
     #[serde(rename = "messageId")]
@@ -44,13 +47,36 @@ struct Rejected {
     detail: String,
 }
 
-/// Takes a body of one call or many.
-pub(super) async fn take(
+/// Takes one call; answered when it is durable.
+///
+/// The body is JSON, whatever its content type says, and may be packed by gzip. A bad call is answered too, among those
+/// that were rejected, and becomes a dead letter.
+#[utoipa::path(post, path = "/v1/track", tag = "events", params(KeyInQuery), request_body = inline(CallForm),
+    responses((status = 200, description = "Durable", body = Taken), Untaken))]
+pub(super) async fn single(
     State(app): State<App>,
     Extension(room): Extension<Room>,
     OriginalUri(uri): OriginalUri,
     request: Request,
 ) -> Result<Response, Problem> {
+    take(app, room, uri, request).await
+}
+
+/// Takes several calls; answered when they are durable.
+///
+/// As with one call; a bad one never spoils its batch.
+#[utoipa::path(post, path = "/v1/batch", tag = "events", params(KeyInQuery), request_body = inline(BatchForm),
+    responses((status = 200, description = "Durable", body = Taken), Untaken))]
+pub(super) async fn batch(
+    State(app): State<App>,
+    Extension(room): Extension<Room>,
+    OriginalUri(uri): OriginalUri,
+    request: Request,
+) -> Result<Response, Problem> {
+    take(app, room, uri, request).await
+}
+
+async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Response, Problem> {
     app.log()?;
     let (parts, body) = request.into_parts();
     let (body, mut held) = room.receive(&parts.headers, body).await?;
@@ -126,7 +152,7 @@ async fn keep(
             hub.give(Work::DeadLetters(letters))?;
         }
         let (reply, receipt) = oneshot::channel();
-        hub.give(Work::Events(good, reply))?;
+        hub.give(Work::Events(good, Instant::now(), reply))?;
         receipt.await.map_err(|_| NotTaken::Stopping)
     };
     tokio::spawn(kept).await.unwrap_or(Err(NotTaken::Stopping))
@@ -234,13 +260,25 @@ pub(super) fn authorize(app: &App, headers: &HeaderMap, uri: &Uri, told: Option<
     }
 }
 
+#[derive(Serialize, ToSchema)]
+struct Moved {
+    clock: i64,
+    position: String,
+}
+
+/// Where the clock is to go.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is read by hand, and described here")]
+struct Clock {
+    /// Milliseconds; a lower clock is left as it is.
+    #[schema(minimum = 946684800000_i64, maximum = 4102444799999_i64)]
+    to: i64,
+}
+
 /// Moves the clock, where events do.
+#[utoipa::path(post, path = "/v1/clock", tag = "events", request_body = inline(Clock),
+    responses((status = 200, description = "Durable", body = Moved), UnknownOrNeedsLog))]
 pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct Moved {
-        clock: i64,
-        position: String,
-    }
     app.log()?;
     if app.clock != ClockMode::Events {
         return Err(Problem::not_found("the clock moves with the wall; start with --clock events to move it yourself"));
@@ -250,7 +288,8 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
     let mut reader = Reader::new(text);
     let read = reader.object(|reader, key| {
         if key == "to" && reader.peek()? == Next::Number {
-            to = reader.number()?.parse::<i64>().ok();
+            let number = Number::parse(reader.number()?).map(|number| number.0);
+            to = number.filter(|millionths| millionths % Number::ONE.0 == 0).map(|whole| whole / Number::ONE.0);
             return Ok(());
         }
         reader.skip().map(|_| ())

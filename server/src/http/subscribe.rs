@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
@@ -12,8 +12,10 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
 
-use super::answers::decode;
+use super::described::NeedsLog;
+use super::query::{self, Asked};
 use super::{App, AsOfRow};
 use crate::outbox::{Entry, message};
 use crate::problem::Problem;
@@ -24,7 +26,7 @@ const MESSAGES_MAX: usize = 64;
 /// Rows in one message of a snapshot.
 const SNAPSHOT_ROWS: usize = 1_000;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Message {
     as_of: AsOfRow,
     view: &'static str,
@@ -32,40 +34,41 @@ struct Message {
     complete: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Row {
     diff: i8,
     row: Box<RawValue>,
 }
 
 /// Whose intents, of which campaign.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Filter {
     profile: Option<String>,
     campaign: Option<String>,
 }
 
+/// Intents, as server-sent events: a snapshot, then what changes with each time that closes.
+///
+/// Events are `snapshot` (several, the last with `complete`), `change`, and `dropped` for a reader that was too slow.
+/// Each but the last has an id `<position>.<n>` and this data. A resumption gets a snapshot that replaces all.
+#[utoipa::path(get, path = "/v1/subscribe", tag = "subscribe",
+    params(
+        Asked<query::Follow>,
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was read."),
+    ),
+    responses((status = 200, description = "Events", body = Message, content_type = "text/event-stream"), NeedsLog))]
 pub(super) async fn subscribe(
     State(app): State<App>,
-    RawQuery(raw): RawQuery,
+    Asked { query, .. }: Asked<query::Follow>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     app.log()?;
-    let mut filter = Filter::default();
-    let mut view = None;
-    for pair in raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("view", "intents")) if view.is_none() => view = Some("intents"),
-            Some(("profile", profile)) if filter.profile.is_none() => filter.profile = Some(decode(profile)?),
-            Some(("name", name)) if filter.campaign.is_none() => filter.campaign = Some(decode(name)?),
-            _ => {
-                return Err(Problem::bad_request(format!(
-                    "`{pair}`: view=intents, profile=ID and name=CAMPAIGN are known here, each once"
-                )));
-            }
-        }
-    }
-    let view = view.ok_or_else(|| Problem::bad_request("`view` is missing; this version has view=intents"))?;
+    let view = match query.own.get("view").map(String::as_str) {
+        Some("intents") => "intents",
+        Some(view) => return Err(Problem::bad_request(format!("`view={view}`: this version has view=intents"))),
+        None => return Err(Problem::bad_request("`view` is missing; this version has view=intents")),
+    };
+    let filter = Filter { profile: query.own.get("profile").cloned(), campaign: query.own.get("name").cloned() };
     // A resumption gets a fresh snapshot, which replaces all; but what is no id is a mistake worth telling.
     if let Some(last) = headers.get("last-event-id") {
         let parts = last.to_str().ok().and_then(|last| last.split_once('.'));
@@ -73,6 +76,8 @@ pub(super) async fn subscribe(
             return Err(Problem::bad_request("`Last-Event-ID` is not one that an event gave"));
         }
     }
+    let deadline = query.deadline();
+    while !query.is_included(app.outbox.as_of(), deadline).await? {}
     let (send, messages) = mpsc::channel(MESSAGES_MAX);
     let mut stopping = app.stopping.clone();
     tokio::spawn(async move {
@@ -87,7 +92,6 @@ pub(super) async fn subscribe(
 /// Sends the snapshot and then the changes, until the reader goes or cannot keep up.
 async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender<Result<Event, Infallible>>) {
     let (as_of, number, entries, mut changes) = app.outbox.subscribe();
-    let as_of = as_of.unwrap_or(AsOf { position: 0, clock: 0 });
     let mut rows = Vec::new();
     for entry in entries {
         if admits(&app, &filter, &entry).await {
@@ -123,6 +127,7 @@ async fn follow(app: App, view: &'static str, filter: Filter, send: mpsc::Sender
             return;
         }
     }
+    tracing::info!("a subscription was dropped: its reader was too slow");
     // The changes ran away from this reader: it is told why, and may come again for a snapshot.
     let _ = send.send(Ok(Event::default().event("dropped").data(r#"{"reason":"the reader was too slow"}"#))).await;
 }

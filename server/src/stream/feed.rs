@@ -1,8 +1,8 @@
 //! The stream as the writer's log: what is to be kept goes out, what the stream has taken comes back in its order.
 //!
-//! Three tasks. One publishes, many messages at a time. One reads, takes calls apart, and hands all over in order; where
-//! several processes share a stream, each takes its own part of the calls apart. One tells of what was not taken under
-//! `thalweg.dead_letters`, once each.
+//! Three tasks. One publishes, many messages at a time. One reads, takes calls apart, and hands all over in order;
+//! where several processes share a stream, each takes its own part of the calls apart. One tells of what was not taken
+//! under `thalweg.dead_letters`, once each.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
-use dataflows::event::{Call, Decoder, Kind, Rejection};
+use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::place;
 use dataflows::plan::Plan;
@@ -59,8 +59,8 @@ pub enum What {
     Calls(Vec<Arrived>),
     /// Calls that another process takes apart, or nothing that is known.
     Nothing,
-    /// A call that a door has refused.
-    Refused,
+    /// A call that a door has refused, and why.
+    Refused(Reason),
     /// The clock goes on.
     Clock(Millis),
     /// Definitions hold from here on.
@@ -276,7 +276,8 @@ fn what(
         let fresh = id.is_none();
         let id = id.map_or_else(|| dead_letter_id(entry.sequence, 0), str::to_owned);
         told.lock().expect("nobody panics while holding it").insert(id);
-        return if fresh && is_ours { What::Refused } else { What::Nothing };
+        let reason = || Returned::decode(&entry.body).map_or(Reason::Invalid, |returned| returned.letter.reason);
+        return if fresh && is_ours { What::Refused(reason()) } else { What::Nothing };
     }
     if own("clock") {
         return serde_json::from_slice(&entry.body).map_or(What::Nothing, |Clock { to }| What::Clock(to));

@@ -1,0 +1,30 @@
+"""What schemathesis cannot know: ids and names that exist, and what only an answer can give."""
+
+import schemathesis
+
+EXAMPLES = {
+    "profiles": "ada",
+    "segments": "vip",
+    "journeys": "cart",
+    "campaigns": "vip_checkout",
+    "channels": "crm",
+    "projects": "SHOP",
+}
+ONLY_FROM_ANSWERS = {"after", "wait", "cursor"}
+
+
+@schemathesis.hook
+def before_load_schema(context, raw_schema):
+    for path, methods in raw_schema["paths"].items():
+        for operation in methods.values():
+            parameters = operation.get("parameters", [])
+            parameters[:] = [of for of in parameters if of["name"] not in ONLY_FROM_ANSWERS]
+            for parameter in parameters:
+                if parameter["in"] == "path":
+                    parameter["example"] = EXAMPLES[path.split("/")[2]]
+                if parameter["name"] == "conversion":
+                    parameter["schema"] = {"enum": ["purchase"]}
+                if parameter["name"] == "model":
+                    parameter["schema"] = {"enum": ["first_touch", "linear", "position_based"]}
+    resend = raw_schema["paths"]["/v1/channels:resend"]["post"]["requestBody"]
+    resend["content"]["application/json"]["schema"]["properties"]["channel"]["enum"] = ["crm"]
