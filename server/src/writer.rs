@@ -25,6 +25,7 @@ use crate::cluster::{LEADER, Letter, Others, Round, Team, lost};
 use crate::desk::Desk;
 use crate::door::Arrived;
 use crate::door::Incoming;
+use crate::follow::Follows;
 use crate::log::{Log, LogReader};
 use crate::metrics::Histogram;
 use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
@@ -87,6 +88,8 @@ pub struct Receipt {
 pub struct Answered {
     /// When it is true.
     pub as_of: AsOf,
+    /// The number of the step that it belongs to.
+    pub number: u64,
     /// The parts.
     pub parts: Vec<Answer>,
 }
@@ -134,6 +137,8 @@ struct Shared {
     queued: AtomicUsize,
     step_times: Histogram,
     receipt_times: Histogram,
+    /// Views that somebody follows here.
+    follows: Follows,
     /// By which it is told what was not taken, where the log is a stream and this process leads.
     feed: OnceLock<Feed>,
 }
@@ -204,7 +209,7 @@ impl Hub {
                 shared.queued.fetch_sub(1, Ordering::Relaxed);
                 if let Work::Ask(question, reply) = work {
                     // Whoever asked may have gone.
-                    let _ = reply.send(Answered { as_of, parts: answer(question) });
+                    let _ = reply.send(Answered { as_of, number: 0, parts: answer(question) });
                 }
             }
         };
@@ -238,6 +243,11 @@ impl Hub {
         let open = self.lock();
         let due = open.ticks || !open.steps.is_empty();
         open.closed_at.filter(|_| due).map_or(Duration::ZERO, |closed| closed.elapsed())
+    }
+
+    /// Views that somebody follows here.
+    pub(crate) fn follows(&self) -> &Follows {
+        &self.shared.follows
     }
 
     /// How many events of the log were decided on so; refused edges are accepted besides.
@@ -440,7 +450,9 @@ impl Shared {
     }
 
     /// A step is closed: answers those who wait for that. Those who asked may have gone.
-    fn close(&self, closed: protocol::Closed, told: &mpsc::UnboundedSender<Told>) {
+    fn close(&self, mut closed: protocol::Closed, told: &mpsc::UnboundedSender<Told>) {
+        self.follows.close(&mut closed);
+        let number = closed.number;
         let mut open = self.lock();
         let Some((handed, waiting)) = open.steps.remove(&closed.number) else { return };
         let as_of = AsOf { position: closed.position, clock: closed.clock };
@@ -468,7 +480,7 @@ impl Shared {
             answers.entry(question).or_default().push(part);
         }
         for (question, reply) in waiting.questions {
-            let _ = reply.send(Answered { as_of, parts: answers.remove(&question).unwrap_or_default() });
+            let _ = reply.send(Answered { as_of, number, parts: answers.remove(&question).unwrap_or_default() });
         }
         for (reply, first, count) in waiting.receipts {
             let verdict = |position| decided.get(&position).copied().unwrap_or(Verdict::Accepted);

@@ -37,7 +37,16 @@ impl Message {
 impl Subscription {
     /// Subscribes with a query such as `view=intents`.
     pub(crate) fn open(to: SocketAddr, query: &str) -> io::Result<Subscription> {
-        let accepts = [("accept", "text/event-stream")];
+        Subscription::with(to, query, &[])
+    }
+
+    /// Subscribes again after the event of an id.
+    pub(crate) fn resume(to: SocketAddr, query: &str, id: &str) -> io::Result<Subscription> {
+        Subscription::with(to, query, &[("last-event-id", id)])
+    }
+
+    fn with(to: SocketAddr, query: &str, headers: &[(&str, &str)]) -> io::Result<Subscription> {
+        let accepts = [&[("accept", "text/event-stream")], headers].concat();
         let socket = begin(to, "GET", &format!("/v1/subscribe?{query}"), &accepts, 0)?;
         let mut reader = BufReader::new(socket.try_clone()?);
         let (status, headers) = head(&mut reader)?;

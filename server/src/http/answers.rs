@@ -54,7 +54,7 @@ pub(super) async fn ask(app: &App, query: &Query, question: Question) -> Result<
 }
 
 pub(super) async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>), Problem> {
-    let Answered { as_of, parts } = ask(app, query, Question::Totals).await?;
+    let Answered { as_of, parts, .. } = ask(app, query, Question::Totals).await?;
     let mut totals = BTreeMap::new();
     for part in parts {
         if let Answer::Totals(part) = part {
@@ -77,7 +77,7 @@ pub(super) async fn profile(
 }
 
 async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<ProfileRow>), Problem> {
-    let Answered { as_of, parts } = ask(app, query, Question::Profile(id.into())).await?;
+    let Answered { as_of, parts, .. } = ask(app, query, Question::Profile(id.into())).await?;
     let profile = parts.into_iter().find_map(|part| match part {
         Answer::Profile(profile) => Some(profile),
         _ => None,
@@ -87,7 +87,8 @@ async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<Pr
 
 async fn history(app: App, id: String, query: Query, view: View) -> Result<Response, Problem> {
     let page = Page { before: query.key()?, limit: query.limit };
-    let Answered { as_of, parts } = ask(&app, &query, Question::History { id: id.as_str().into(), view, page }).await?;
+    let Answered { as_of, parts, .. } =
+        ask(&app, &query, Question::History { id: id.as_str().into(), view, page }).await?;
     let found = parts.into_iter().find_map(|part| match part {
         Answer::History(rows, next) => Some((rows, next)),
         _ => None,
@@ -160,7 +161,7 @@ pub(super) async fn intents(
     // All of them: what the ledger adds is not in the law's order of keys.
     let page = Page { before: None, limit: usize::MAX };
     let question = Question::History { id: id.as_str().into(), view: View::Intents, page };
-    let Answered { as_of, parts } = ask(&app, &query, question).await?;
+    let Answered { as_of, parts, .. } = ask(&app, &query, question).await?;
     let mut rows: Vec<((i64, String), Box<RawValue>)> = Vec::new();
     for part in parts {
         if let Answer::History(Rows::Intents(part), _) = part {
@@ -309,7 +310,7 @@ pub(super) async fn members(
     let segment = segment_named(&app, &name)?;
     let after = query.key()?;
     // One more than asked for tells whether there is a next part.
-    let Answered { as_of, parts } =
+    let Answered { as_of, parts, .. } =
         ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
     let mut all = Vec::new();
     for part in parts {
@@ -461,7 +462,7 @@ async fn deadlines(
     query: &Query,
     question: Question,
 ) -> Result<(AsOf, Vec<Deadline>, BTreeMap<Total, i128>), Problem> {
-    let Answered { as_of, parts } = ask(app, query, question).await?;
+    let Answered { as_of, parts, .. } = ask(app, query, question).await?;
     let (mut all, mut counted) = (Vec::new(), BTreeMap::new());
     for part in parts {
         match part {
@@ -508,7 +509,7 @@ pub(super) fn by_status(app: &App, name: &EcoString, totals: &BTreeMap<Total, i1
 
 /// Everything about campaigns: their conversions, by number, and the totals of the same time.
 async fn campaigns_asked(app: &App, query: &Query) -> Result<(AsOf, Vec<u64>, BTreeMap<Total, i128>), Problem> {
-    let Answered { as_of, parts } = ask(app, query, Question::Followed).await?;
+    let Answered { as_of, parts, .. } = ask(app, query, Question::Followed).await?;
     let (mut conversions, mut totals) = (vec![0; app.plan.campaigns.len()], BTreeMap::new());
     for part in parts {
         match part {
@@ -573,7 +574,7 @@ pub(super) async fn campaign_intents(
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
     let name = campaign_named(&app, &name)?;
-    let Answered { as_of, parts } = ask(&app, &query, Question::Dump(View::Intents)).await?;
+    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Dump(View::Intents)).await?;
     let mut rows: BTreeMap<(i64, String), Box<RawValue>> = BTreeMap::new();
     for part in parts {
         if let Answer::Rows(Rows::Intents(part)) = part {
@@ -649,7 +650,7 @@ pub(super) async fn attribution(
         return Err(Problem::bad_request("the definitions have no conversion of this name"));
     }
     let sought = Sought { model: *model, conversion, span: query.span()? };
-    let Answered { as_of, parts } = ask(&app, &query, Question::Credit(sought)).await?;
+    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Credit(sought)).await?;
     let mut found = Credited::default();
     for part in parts {
         if let Answer::Credit(part) = part {
@@ -686,7 +687,7 @@ pub(super) async fn all_sessions(
 ) -> Result<Response, Problem> {
     // One more than asked for tells whether there is a next part.
     let question = Question::Sessions { span: query.span()?, before: query.key()?, limit: query.limit + 1 };
-    let Answered { as_of, parts } = ask(&app, &query, question).await?;
+    let Answered { as_of, parts, .. } = ask(&app, &query, question).await?;
     let mut items = Vec::new();
     for part in parts {
         if let Answer::Sessions(part) = part {
@@ -719,7 +720,7 @@ pub(super) async fn visits(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Dates>,
 ) -> Result<Response, Problem> {
-    let Answered { as_of, parts } = ask(&app, &query, Question::Visits(query.span()?)).await?;
+    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Visits(query.span()?)).await?;
     let mut sum = Visits::default();
     for part in parts {
         if let Answer::Visits(part) = part {
