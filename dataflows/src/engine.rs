@@ -15,6 +15,7 @@
 mod acceptance;
 mod assemble;
 mod profiles;
+pub mod wire;
 
 use std::any::Any;
 use std::collections::BTreeMap;
