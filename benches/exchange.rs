@@ -273,6 +273,7 @@ fn take<const N: usize>(batch: &mut Batch<Record, N>, digest: &mut Digest) {
 }
 
 /// A way to write what a container holds.
+#[allow(clippy::ptr_arg)] // timely and abomonation write a `Vec`, not a slice
 trait Way: Copy + Default + 'static {
     type Item: Clone + Send + 'static;
 
