@@ -52,7 +52,7 @@ fn check(seed: u64, processes: usize, workers: usize) {
     let lateness = if random.below(4) == 0 { Some(60_000 * (1 + random.below(4) as i64)) } else { None };
     let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
     let mut run = Run::start_among(&definitions, &later, lateness, processes, workers);
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         run.follow().expect("an empty step finishes");
     }
     let mut told = Vec::new();
@@ -194,7 +194,7 @@ fn every_view_equals_the_oracle_at_every_step() {
             check(seed, 1, workers);
         }
         check(seed, 2, 1);
-        if seed % 4 == 0 {
+        if seed.is_multiple_of(4) {
             check(seed, 3, 2);
         }
     }

@@ -16,6 +16,7 @@ mod acceptance;
 mod assemble;
 mod profiles;
 mod watch;
+pub mod wire;
 
 use std::any::Any;
 use std::collections::BTreeMap;

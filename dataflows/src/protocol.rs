@@ -56,7 +56,7 @@ pub struct Step {
 }
 
 /// Records in a chunk: of a size that allocators hand out again, and not so few that workers starve.
-const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 128;
 
 impl Step {
     /// The first step, with nothing in it.

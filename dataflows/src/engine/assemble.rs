@@ -14,19 +14,21 @@ use differential_dataflow::{AsCollection, VecCollection};
 use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
-use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::channels::pact::{Exchange, ExchangeCore, Pipeline};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
-use timely::dataflow::operators::vec::Input;
-use timely::dataflow::operators::{Capability, Concatenate, ConnectLoop, Exchange as _, Feedback, InputCapability};
-use timely::dataflow::{InputHandle, StreamVec};
+use timely::dataflow::operators::{
+    Capability, Concatenate, ConnectLoop, Exchange as _, Feedback, Input, InputCapability,
+};
+use timely::dataflow::{InputHandle, Stream, StreamVec};
 use timely::progress::frontier::{AntichainRef, MutableAntichain};
 use timely::progress::{Antichain, Timestamp};
 use timely::worker::Worker;
 
 use super::acceptance::{Accepting, Admitted, Turn, in_order};
 use super::profiles::{Profiles, Settled};
+use super::wire::Batch;
 use super::{Acceptance, Time};
 use crate::admission::Verdict;
 use crate::event::Event;
@@ -40,13 +42,16 @@ use crate::total::{Counted, Total};
 /// The arrangement of everything that is counted.
 type Totals = TraceAgent<KeySpine<Counted, Time, i128>>;
 
+/// An exchange of what there is most of.
+type Batches<T, F> = ExchangeCore<CapacityContainerBuilder<Batch<T>>, F>;
+
 /// A letter between processes: from which, to which, what it says.
 type Letter = (usize, usize, Vec<u8>);
 
 /// What a worker puts in.
 pub(super) struct Inputs {
     letters: InputHandle<Time, CapacityContainerBuilder<Vec<Letter>>>,
-    records: InputHandle<Time, CapacityContainerBuilder<Vec<Record>>>,
+    records: InputHandle<Time, CapacityContainerBuilder<Batch<Record>>>,
     turns: InputHandle<Time, CapacityContainerBuilder<Vec<Turn>>>,
 }
 
@@ -142,7 +147,7 @@ pub(super) enum Assignment {
 }
 
 /// What goes on from the worker of an id to that of its person, by its key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(super) enum Forward {
     /// An event.
     Event(Event),
@@ -158,8 +163,8 @@ impl Inputs {
         let Step { position, clock, lateness, records, plan, questions, .. } = step;
         self.records.advance_to(time);
         self.turns.advance_to(time);
-        for mut chunk in records {
-            self.records.send_batch(&mut chunk);
+        for chunk in records {
+            self.records.send_batch(&mut chunk.into());
         }
         self.turns.send(Turn { position, clock, lateness, plan, questions });
         self.records.advance_to(time + 2);
@@ -216,7 +221,7 @@ pub(super) fn assemble(
         let accepted = accept(records, turns.clone(), acceptance, workers);
         let ids_max = plan.definitions.identity.max_ids as usize;
         let (assigned, refused) = identity(accepted.links, turns.clone(), ids_max, workers);
-        let (loops, forwarded) = scope.feedback::<Vec<(Id, Forward)>>(1);
+        let (loops, forwarded) = scope.feedback::<Batch<(Id, Forward)>>(1);
         // Where one worker decides on all records, they have yet to be brought home.
         let admitted = match acceptance {
             Acceptance::InOrder => accepted.admitted.exchange(|admitted| match admitted {
@@ -245,7 +250,7 @@ struct Accepted<'s> {
 
 /// Records, decided on in their order by the worker of their own id, or all by one.
 fn accept<'s>(
-    records: StreamVec<'s, Time, Record>,
+    records: Stream<'s, Time, Batch<Record>>,
     turns: StreamVec<'s, Time, Turn>,
     acceptance: Acceptance,
     workers: usize,
@@ -257,7 +262,7 @@ fn accept<'s>(
     }
     let scope = records.scope();
     let (peers, index) = (scope.peers(), scope.index());
-    let by_id = Exchange::new(move |record: &Record| match record {
+    let by_id = Batches::new(move |record: &Record| match record {
         _ if acceptance == Acceptance::InOrder => 0,
         Record::Event(prepared) => prepared.event.own.hashed(),
         Record::Retract(_, own, ..) => own.hashed(),
@@ -282,7 +287,7 @@ fn accept<'s>(
         move |frontiers: &[MutableAntichain<Time>]| {
             records.for_each(|capability, data| {
                 let Some(time) = capability.least() else { return };
-                arrived.entry(*time).or_default().push(std::mem::take(data));
+                arrived.entry(*time).or_default().push(std::mem::take(&mut data.items));
             });
             turns.for_each(|capability, data| {
                 let retain = |port| capability.retain_least(port);
@@ -506,11 +511,11 @@ fn profiles<'s>(
     admitted: StreamVec<'s, Time, Admitted>,
     signals: StreamVec<'s, Time, (u64, Signal)>,
     assigned: StreamVec<'s, Time, Assignment>,
-    forwarded: StreamVec<'s, Time, (Id, Forward)>,
+    forwarded: Stream<'s, Time, Batch<(Id, Forward)>>,
     turns: StreamVec<'s, Time, Turn>,
     plan: Arc<Plan>,
     workers: usize,
-) -> (StreamVec<'s, Time, (Id, Forward)>, VecCollection<'s, Time, Counted, i128>, StreamVec<'s, Time, Told>) {
+) -> (Stream<'s, Time, Batch<(Id, Forward)>>, VecCollection<'s, Time, Counted, i128>, StreamVec<'s, Time, Told>) {
     let scope = signals.scope();
     let (peers, index) = (scope.peers(), scope.index());
     let to_one = Exchange::new(|(peer, _): &(u64, Signal)| *peer);
@@ -518,7 +523,7 @@ fn profiles<'s>(
         Assignment::Home(id, _) => id.hashed(),
         Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => key.hashed(),
     });
-    let by_key = Exchange::new(|(key, _): &(Id, Forward)| key.hashed());
+    let by_key = Batches::new(|(key, _): &(Id, Forward)| key.hashed());
     let mut builder = OperatorBuilder::new("Profiles".to_owned(), scope);
     // What is admitted is where it belongs already.
     let mut admitted = builder.new_input(admitted, Pipeline);
@@ -531,7 +536,7 @@ fn profiles<'s>(
     let (forward, forward_stream) = builder.new_output_connection(sends_on);
     let (changes, changes_stream) = builder.new_output::<Vec<(Counted, Time, i128)>>();
     let (told, told_stream) = builder.new_output::<Vec<Told>>();
-    let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Id, Forward)>>>::from(forward);
+    let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Batch<(Id, Forward)>>>::from(forward);
     let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Counted, Time, i128)>>>::from(changes);
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
     builder.build(move |capabilities| {
@@ -570,7 +575,7 @@ fn profiles<'s>(
             forwarded.for_each(|capability, data| {
                 // Every worker hears of every step, so the one that this belongs to is under way here.
                 let under = capability.least().and_then(|time| stash.get_mut(&(time - 1)));
-                under.expect("what goes on belongs to a step under way").forwarded.append(data);
+                under.expect("what goes on belongs to a step under way").forwarded.append(&mut data.items);
             });
             let mut forward = forward.activate();
             let mut changes = changes.activate();
