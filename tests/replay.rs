@@ -451,6 +451,8 @@ impl Heard {
                 }
                 match row["status"].as_str() {
                     Some("revoked") => drop(self.revoked.insert(row["id"].to_string())),
+                    // Nothing of it was sent, and nothing of it stands.
+                    Some("cancelled") => continue,
                     // What the law lets pass goes by what became of it.
                     Some(status) if !["audience", "consent", "cap"].contains(&status) => {
                         row["status"] = "due".into();

@@ -37,7 +37,12 @@ pub(crate) fn law(mut value: Value) -> Value {
             }
             members.values_mut().for_each(|of| *of = law(of.take()));
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| *item = law(item.take())),
+        Value::Array(items) => {
+            // What fell away before or after it was sent is no more than what became of messages.
+            let fell = |item: &Value| matches!(item["status"].as_str(), Some("cancelled" | "revoked"));
+            items.retain(|item| !fell(item));
+            items.iter_mut().for_each(|item| *item = law(item.take()));
+        }
         _ => {}
     }
     value
