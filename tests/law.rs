@@ -63,7 +63,8 @@ fn check(seed: u64, processes: usize, workers: usize) {
         let fail = |told: &[String], clock: i64, why: &str| -> ! {
             let history = told.join("\n");
             panic!(
-                "seed {seed}, {processes} processes, {workers} workers, step {number}: {why}\nclock {clock}\n{history}\n{definitions}"
+                "seed {seed}, {processes} processes, {workers} workers, step {number}: {why}\n\
+                 clock {clock}\n{history}\n{definitions}"
             )
         };
         if number == redefined {

@@ -121,8 +121,8 @@ struct Block {
     invalid: u64,
 }
 
-/// Replays; gives the report and the state, or a sentence on what is wrong. Of several processes that share a replay the
-/// leader does; the others give nothing, once it is done.
+/// Replays; gives the report and the state, or a sentence on what is wrong. Of several processes that share a replay
+/// the leader does; the others give nothing, once it is done.
 pub fn replay(replay: &Replay, team: Option<Team>) -> Result<Option<(Report, Run)>, String> {
     let started = Instant::now();
     let answers = Arc::new(Answers::default());

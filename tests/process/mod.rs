@@ -252,9 +252,13 @@ impl Server {
         String::from_utf8_lossy(&std::fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The most memory that it has held so far, as Linux counts it.
     pub(crate) fn peak_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("this is Linux");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("this is Linux");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
         peak.and_then(|peak| peak.parse::<u64>().ok()).expect("a peak in kB") << 10
     }

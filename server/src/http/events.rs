@@ -1,8 +1,8 @@
 //! The Segment tracking API: calls in, and the clock where events move it.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Extension;
@@ -85,7 +85,7 @@ async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Respon
         drop(held);
         held = room.take(plain.len())?;
     }
-    let read = plain.as_deref().map_err(Unreadable::clone).and_then(|plain| read(&app, uri.path(), plain));
+    let read = plain.as_deref().map_err(Unreadable::clone).and_then(|plain| room.read(&app, uri.path(), plain));
     let Calls { write_key, calls } = match read {
         Ok(body) => body,
         Err(unreadable) => {
@@ -166,18 +166,22 @@ const BODY_BYTES_MIN: usize = 8 << 10;
 /// Longer than a body may take to come.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The room for bodies that are under way.
+/// The room for bodies that are under way, and those who read them.
 #[derive(Clone)]
-pub(super) struct Room(Arc<Semaphore>);
+pub(super) struct Room {
+    bytes: Arc<Semaphore>,
+    /// Decoders that nobody uses now. What one has learned of agents and details serves the next body.
+    decoders: Arc<Mutex<Vec<Decoder>>>,
+}
 
 impl Room {
     pub(super) fn new() -> Room {
-        Room(Arc::new(Semaphore::new(ROOM_BYTES)))
+        Room { bytes: Arc::new(Semaphore::new(ROOM_BYTES)), decoders: Arc::default() }
     }
 
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, NotTaken> {
         let bytes = bytes.max(BODY_BYTES_MIN) as u32;
-        Arc::clone(&self.0).try_acquire_many_owned(bytes).map_err(|_| NotTaken::Busy)
+        Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| NotTaken::Busy)
     }
 
     /// Reads a body, if there is room for what it says it will be. If there is none, it is read all the same, and
@@ -209,19 +213,24 @@ impl Room {
         tokio::time::timeout(BODY_PATIENCE, read).await.map_err(slow)??;
         Ok((whole, held?))
     }
-}
 
-fn read(app: &App, path: &str, body: &[u8]) -> Result<Calls, Unreadable> {
-    let mut decoder = Decoder::new(Arc::clone(&app.plan.vocabulary));
-    let stamp = match app.clock {
-        ClockMode::Wall => Stamp::Wall((app.now)()),
-        ClockMode::Events => Stamp::Events(app.hub.clock()),
-    };
-    let mut door = Door { decoder: &mut decoder, secret: &app.secret, stamp, fresh_id: &|_| fresh_id() };
-    let name = path.rsplit('/').next().unwrap_or_default();
-    match Kind::ALL.into_iter().find(|kind| kind.name() == name || kind.name()[..1] == *name) {
-        Some(kind) => door.single(body, kind),
-        None => door.batch(body),
+    /// Takes a body apart.
+    fn read(&self, app: &App, path: &str, body: &[u8]) -> Result<Calls, Unreadable> {
+        let lock = || self.decoders.lock().expect("nobody panics while holding it");
+        let free = lock().pop();
+        let mut decoder = free.unwrap_or_else(|| Decoder::new(Arc::clone(&app.plan.vocabulary)));
+        let stamp = match app.clock {
+            ClockMode::Wall => Stamp::Wall((app.now)()),
+            ClockMode::Events => Stamp::Events(app.hub.clock()),
+        };
+        let mut door = Door { decoder: &mut decoder, secret: &app.secret, stamp, fresh_id: &|_| fresh_id() };
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let calls = match Kind::ALL.into_iter().find(|kind| kind.name() == name || kind.name()[..1] == *name) {
+            Some(kind) => door.single(body, kind),
+            None => door.batch(body),
+        };
+        lock().push(decoder);
+        calls
     }
 }
 

@@ -65,8 +65,8 @@ const WATCHED: [(&str, Watched); 4] = [
 ///
 /// Events are `snapshot` (several, the last with `complete`), `change`, and `dropped` for a reader that was too slow.
 /// Each but the last has an id `<position>.<n>` and this data. A resumption gets the changes since, or a snapshot that
-/// replaces all. Rows: an intent; `{segment, profile, since}`; `{journey, profile, state, since, deadlines}`; a session;
-/// `{model, channel, campaign, conversions, value}`.
+/// replaces all. Rows: an intent; `{segment, profile, since}`; `{journey, profile, state, since, deadlines}`; a
+/// session; `{model, channel, campaign, conversions, value}`.
 #[utoipa::path(get, path = "/v1/subscribe", tag = "subscribe",
     params(
         Asked<query::Follow>,
