@@ -94,9 +94,17 @@ async fn doors(broker: &Broker) -> jetstream::Context {
 }
 
 async fn ask(doors: &jetstream::Context, what: &str, request: &Value) -> Value {
-    let answer: Value = doors.request(what.to_owned(), request).await.expect("an answer");
-    assert!(answer.get("error").is_none(), "{what}: {answer}");
-    answer
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let answer: Value = doors.request(what.to_owned(), request).await.expect("an answer");
+        // The server says that a stream is deleted before its files are gone, and makes no other until they are.
+        let is_going = answer["error"]["err_code"] == 10_049 && tokio::time::Instant::now() < deadline;
+        if !is_going {
+            assert!(answer.get("error").is_none(), "{what}: {answer}");
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// The configuration of the stream, with changes.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -63,6 +64,8 @@ fn from_base64<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> 
     BASE64_STANDARD.decode(String::deserialize(from)?).map_err(de::Error::custom)
 }
 
+/// One that does not answer for so long stands still.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest answer of a door that is passed on, bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -107,11 +110,14 @@ impl Desk {
 
     /// Asks a process; none if it answers something else, or nothing any more.
     async fn ask(&self, to: usize, ask: Ask) -> Option<Reply> {
+        let others = self.others.get()?;
         let (reply, answered) = oneshot::channel();
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         self.waiting.lock().expect("nobody panics while holding it").insert(number, reply);
-        self.others.get()?.tell(to, &Letter::Ask(number, ask));
-        answered.await.ok()
+        others.tell(to, &Letter::Ask(number, ask));
+        let answered = tokio::time::timeout(PATIENCE, answered).await;
+        self.waiting.lock().expect("nobody panics while holding it").remove(&number);
+        answered.ok()?.ok()
     }
 
     /// Another process asks.
