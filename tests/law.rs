@@ -8,6 +8,7 @@ mod run;
 use std::collections::BTreeMap;
 
 use dataflows::definitions::Model;
+use dataflows::engine::Acceptance;
 use dataflows::profile::answers::View;
 use dataflows::profile::sums::{Credited, Sought, Span};
 use dataflows::total::Total;
@@ -51,7 +52,12 @@ fn check(seed: u64, processes: usize, workers: usize) {
     let (definitions, later) = (definitions(&mut random), definitions(&mut random));
     let lateness = if random.below(4) == 0 { Some(60_000 * (1 + random.below(4) as i64)) } else { None };
     let mut oracle = Oracle::new(&definitions).with_lateness(lateness);
-    let mut run = Run::start_among(&definitions, &later, lateness, processes, workers);
+    // Live, the log stamps records; a file's events move the clock themselves.
+    let is_stamped = seed % 3 == 1;
+    let mut run = match is_stamped {
+        true => Run::start_as(Acceptance::Stamped, &definitions, &later, lateness, (processes, workers)),
+        false => Run::start_among(&definitions, &later, lateness, processes, workers),
+    };
     if seed.is_multiple_of(2) {
         run.follow().expect("an empty step finishes");
     }
@@ -75,8 +81,13 @@ fn check(seed: u64, processes: usize, workers: usize) {
         }
         let mut verdicts = Vec::new();
         for line in &step {
+            let before = oracle.clock();
             let verdict = oracle.push(line);
-            verdicts.push((run.push(line), verdict));
+            let position = match is_stamped {
+                true => run.push_stamped(line, before, oracle.clock()),
+                false => run.push(line),
+            };
+            verdicts.push((position, verdict));
             told.push(format!("{line}   // {verdict}"));
         }
         let expected = oracle.dump();

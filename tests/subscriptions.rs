@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use asked::{lines, send};
 use histories::Random;
+use process::Home;
 use process::sse::Subscription;
-use process::{Home, until};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,16 +75,16 @@ fn changes_add_up_to_what_stands() {
         send(&server, line);
     }
     for ((view, mut held), subscription) in VIEWS.iter().zip(held).zip(&again) {
-        let before = held.changes;
+        let before = std::mem::take(&mut held.changes);
         if *view == "attribution" {
             // Sums are told anew.
-            held = Held::default();
+            held.rows.clear();
         }
         held.take(subscription);
         let mut now = Held::default();
         now.take(&server.subscribe(&query(view)));
         assert_eq!(held.rows, now.rows, "{view}");
-        assert!(held.changes > 0 && (before == 0 || !held.rows.is_empty()), "{view} has not changed");
+        assert!(before > 0 && held.changes > 0, "{view} has not changed: {before}, {}", held.changes);
     }
 }
 
@@ -131,6 +131,4 @@ fn what_cannot_be_followed_is_refused() {
     }
     let answer = server.ask("GET", "/v1/subscribe?view=segments", &[("last-event-id", "x")], &[]);
     assert_eq!(answer.status, 400);
-    let metric = |server: &process::Server| server.get("/healthz").status;
-    until(PATIENCE, "it lives", || (metric(&server) == 200).then_some(()));
 }

@@ -410,7 +410,11 @@ impl Outbox {
         let durable = loop {
             let (reply, durable) = oneshot::channel();
             match self.hub.give(Work::Dispatch(dispatches.clone(), reply)) {
-                Ok(()) => break durable.await.ok()?,
+                Ok(()) => match durable.await {
+                    Ok(durable) => break durable,
+                    // A broker that had no room may have some later; a writer that is gone says so next.
+                    Err(_) => tokio::time::sleep(BUSY).await,
+                },
                 Err(NotTaken::Busy) => tokio::time::sleep(BUSY).await,
                 Err(NotTaken::Stopping) => return None,
             }

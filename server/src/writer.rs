@@ -864,10 +864,10 @@ impl Writer {
                 };
                 if mode == ClockMode::Events || lateness.is_some_and(late) {
                     let kept = await_it(streamed, &id, Awaited::Receipt(reply, count));
-                    streamed.feed.publish(vec![message], kept);
+                    streamed.feed.publish(message, kept);
                 } else {
                     let to = streamed.to.clone();
-                    streamed.feed.publish(vec![message], move |kept| {
+                    streamed.feed.publish(message, move |kept| {
                         let Some(sequence) = kept else { return drop(to.send(Work::NotKept(id))) };
                         let as_of = AsOf { position: place(sequence, LEADER, count - 1), clock };
                         let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
@@ -882,11 +882,11 @@ impl Writer {
             Work::Clock(to, reply) => {
                 let message = feed::own(record::CLOCK, id.clone(), &Clock { to });
                 let kept = await_it(streamed, &id, Awaited::Clock(reply));
-                streamed.feed.publish(vec![message], kept);
+                streamed.feed.publish(message, kept);
             }
             Work::Dispatch(entries, reply) => {
                 let message = feed::own(record::DISPATCH, id, &entries);
-                streamed.feed.publish(vec![message], move |kept| {
+                streamed.feed.publish(message, move |kept| {
                     let Some(sequence) = kept else { return };
                     let _ = reply.send(AsOf { position: place(sequence, LEADER, 0), clock });
                 });
@@ -939,11 +939,11 @@ impl Writer {
 
     /// Makes the group durable, then answers those who wait for that alone.
     fn commit(&mut self) -> Result<(), String> {
+        let next = self.next_position();
         if let Backing::Own(log) = &mut self.log
             && !self.group.is_empty()
         {
-            let process = self.others.as_ref().map_or(LEADER, |others| others.process);
-            self.step.position = place(self.step.number, process, self.group.len() - 1);
+            self.step.position = next - 1;
             log.append(self.step.number, &self.group).map_err(|error| error.to_string())?;
             self.group.clear();
         }
@@ -1106,7 +1106,7 @@ impl Writer {
                 is_asked = true;
                 let id = format!("thalweg:{:x}:definitions", self.life);
                 let (to, message) = (streamed.to.clone(), feed::own(record::DEFINITIONS, id, &defined));
-                streamed.feed.publish(vec![message], move |kept| {
+                streamed.feed.publish(message, move |kept| {
                     if kept.is_none() {
                         let why = "the broker has not kept the definitions; see its limits and its disk";
                         let _ = to.send(Work::Failed(why.into()));
@@ -1149,8 +1149,7 @@ impl Writer {
         loop {
             match self.queue.recv() {
                 Ok(Work::Letter(_, Letter::Round(round))) => {
-                    self.step.number = round.number;
-                    self.clock = self.clock.max(round.clock);
+                    self.begin(round);
                     return round.until.unwrap_or(u64::MAX);
                 }
                 Ok(Work::Letter(_, Letter::Ledger(active_since, mut dispatched))) => {

@@ -17,7 +17,7 @@ use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
-use dataflows::protocol::{Answer, Closed, Question, Response, Step, Watched};
+use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step, Watched};
 use dataflows::total::Total;
 use serde_json::{Value, json};
 
@@ -91,8 +91,19 @@ impl Run {
 
     /// The same in as many processes, each with as many workers.
     pub fn start_among(definitions: &str, later: &str, lateness: Option<i64>, processes: usize, workers: usize) -> Run {
-        let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
         let acceptance = if lateness.is_none() { Acceptance::AnyTime } else { Acceptance::InOrder };
+        Run::start_as(acceptance, definitions, later, lateness, (processes, workers))
+    }
+
+    /// The same, with records accepted by this.
+    pub fn start_as(
+        acceptance: Acceptance,
+        definitions: &str,
+        later: &str,
+        lateness: Option<i64>,
+        (processes, workers): (usize, usize),
+    ) -> Run {
+        let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
         let start = |(process, connections): (usize, Vec<Option<UnixStream>>)| {
             let (told, closed) = channel();
             let config = Config { workers, plan: Arc::clone(&plan), acceptance };
@@ -176,6 +187,21 @@ impl Run {
         // Wherever it comes in, its place is the same.
         let process = self.position as usize % self.steps.len();
         self.steps[process].record(record);
+        Some(self.position)
+    }
+
+    /// Takes one line as a log stamps it whose clock stands at an instant before it, and at another with it.
+    pub fn push_stamped(&mut self, line: &str, before: i64, with: i64) -> Option<u64> {
+        self.position += 1;
+        let mut record = prepare(line, self.position, &mut self.decoder, &SECRET).ok()?;
+        let process = self.position as usize % self.steps.len();
+        if let Record::Event(prepared) = &mut record {
+            let lateness = self.steps[process].lateness;
+            let earliest = lateness.map(|lateness| before.saturating_sub(lateness));
+            prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
+        }
+        self.steps[process].record(record);
+        self.steps.iter_mut().for_each(|step| step.clock = step.clock.max(with));
         Some(self.position)
     }
 

@@ -69,13 +69,8 @@ pub enum What {
     Dispatched(Vec<Dispatch>),
 }
 
-/// Messages to be kept, and whom to tell that they are: the sequence of the last, none if they are not.
-pub struct Publication {
-    /// The messages.
-    pub messages: Vec<Message>,
-    /// Told when all are kept.
-    pub kept: Box<dyn FnOnce(Option<u64>) + Send>,
-}
+/// A message to be kept, and whom to tell that it is: its sequence, none if it is not.
+type Publication = (Message, Box<dyn FnOnce(Option<u64>) + Send>);
 
 /// What a feed needs.
 pub struct Feeding {
@@ -124,10 +119,10 @@ impl Feed {
         Feed { stream, runtime, publications, letters, caught_up }
     }
 
-    /// Has messages kept.
-    pub fn publish(&self, messages: Vec<Message>, kept: impl FnOnce(Option<u64>) + Send + 'static) {
+    /// Has a message kept; tells its sequence, or nothing if it is not.
+    pub fn publish(&self, message: Message, kept: impl FnOnce(Option<u64>) + Send + 'static) {
         // The task is gone only when the process ends.
-        let _ = self.publications.send(Publication { messages, kept: Box::new(kept) });
+        let _ = self.publications.send((message, Box::new(kept)));
     }
 
     /// A record was not taken as it is: that is told once all that was told before is known.
@@ -189,24 +184,12 @@ pub fn own(kind: u8, id: String, record: &impl serde::Serialize) -> Message {
 async fn publish(stream: Stream, mut publications: mpsc::UnboundedReceiver<Publication>) {
     while let Some(first) = publications.recv().await {
         let more = std::iter::from_fn(|| publications.try_recv().ok()).take(TOGETHER_MAX);
-        let mut together: Vec<Publication> = std::iter::once(first).chain(more).collect();
-        let messages = together.iter_mut().map(|publication| std::mem::take(&mut publication.messages));
-        let messages: Vec<Vec<Message>> = messages.collect();
-        let outcomes = stream.publish_all(&messages.concat()).await;
-        let mut outcomes = outcomes.into_iter();
-        for (publication, messages) in together.into_iter().zip(messages) {
-            let mut last = None;
-            let mut is_kept = true;
-            for outcome in outcomes.by_ref().take(messages.len()) {
-                match outcome {
-                    Ok(sequence) => last = Some(sequence),
-                    Err(error) => {
-                        tracing::warn!(%error, "the broker has not kept a message");
-                        is_kept = false;
-                    }
-                }
+        let (messages, tell): (Vec<_>, Vec<_>) = std::iter::once(first).chain(more).unzip();
+        for (outcome, kept) in stream.publish_all(&messages).await.into_iter().zip(tell) {
+            if let Err(error) = &outcome {
+                tracing::warn!(%error, "the broker has not kept a message");
             }
-            (publication.kept)(last.filter(|_| is_kept));
+            kept(outcome.ok());
         }
     }
 }
