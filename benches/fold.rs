@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use dataflows::admission::{Admission, Verdict};
 use dataflows::intake::Prepared;
-use dataflows::keyed::Keyed;
+use dataflows::keyed::{Folding, Keyed};
 use dataflows::plan::Plan;
 use dataflows::profile::Effects;
 use mimalloc::MiMalloc;
@@ -58,15 +58,16 @@ fn decide(steps: Vec<Vec<Prepared>>) {
     }
 }
 
-fn fold(plan: &Plan, steps: Vec<Vec<Prepared>>) {
-    let (mut keyed, mut effects, mut clock) = (Keyed::<Plan>::default(), Effects::new(plan), 0);
+fn fold(plan: &Arc<Plan>, steps: Vec<Vec<Prepared>>) {
+    let mut keyed = Keyed::new(Folding { fold: Arc::clone(plan), effects: Effects::new(plan) });
+    let mut clock = 0;
     for step in steps {
         for prepared in step {
             clock = clock.max(prepared.event.timestamp);
-            let slot = keyed.touch(&prepared.event.own, plan);
-            keyed.insert(slot, prepared.event, plan, &mut effects, |_, effects| effects.intents.clear());
+            let slot = keyed.touch(&prepared.event.own);
+            keyed.insert(slot, prepared.event, |_, _, effects| effects.intents.clear());
         }
-        keyed.advance(clock, plan, &mut effects, |_, effects| effects.intents.clear());
-        drop(effects.credit.take());
+        keyed.advance(clock, |_, _, effects| effects.intents.clear());
+        drop(keyed.now.effects.take(plan));
     }
 }

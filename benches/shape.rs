@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use dataflows::admission::{Admission, Verdict};
 use dataflows::definitions::Definitions;
 use dataflows::intake::Prepared;
-use dataflows::keyed::Keyed;
+use dataflows::keyed::{Folding, Keyed};
 use dataflows::plan::Plan;
 use dataflows::profile::Effects;
 use mimalloc::MiMalloc;
@@ -38,20 +38,19 @@ fn main() {
 }
 
 /// Histories, and how long they took.
-struct Folding {
+struct Run {
     plan: Arc<Plan>,
     keyed: Keyed<Plan>,
-    effects: Effects,
     admission: Admission,
     clock: i64,
     events: usize,
     taken: Duration,
 }
 
-impl Folding {
-    fn new(plan: Arc<Plan>) -> Folding {
-        let (keyed, effects) = (Keyed::default(), Effects::new(&plan));
-        Folding { plan, keyed, effects, admission: Admission::default(), clock: 0, events: 0, taken: Duration::ZERO }
+impl Run {
+    fn new(plan: Arc<Plan>) -> Run {
+        let keyed = Keyed::new(Folding { fold: Arc::clone(&plan), effects: Effects::new(&plan) });
+        Run { plan, keyed, admission: Admission::default(), clock: 0, events: 0, taken: Duration::ZERO }
     }
 
     /// Takes clicks in steps; neither decoding nor the search for duplicates is timed.
@@ -68,12 +67,11 @@ impl Folding {
             }
             for prepared in step {
                 self.clock = self.clock.max(prepared.event.timestamp);
-                let slot = self.keyed.touch(&prepared.event.own, &self.plan);
-                let forget = |_: &mut _, effects: &mut Effects| effects.intents.clear();
-                self.keyed.insert(slot, prepared.event, &self.plan, &mut self.effects, forget);
+                let slot = self.keyed.touch(&prepared.event.own);
+                self.keyed.insert(slot, prepared.event, |_, _, effects| effects.intents.clear());
             }
-            self.keyed.advance(self.clock, &self.plan, &mut self.effects, |_, effects| effects.intents.clear());
-            drop(self.effects.credit.take());
+            self.keyed.advance(self.clock, |_, _, effects| effects.intents.clear());
+            drop(self.keyed.now.effects.take(&self.plan));
         }
         self.taken += started.elapsed();
     }
@@ -91,7 +89,7 @@ fn one_person() {
     for (late, name) in [(10 * MINUTE, "ten minutes"), (DAY, "a day")] {
         println!("one person, 5 % up to {name} late");
         let clicks = of_one_person(1_000_000, late);
-        let mut folding = Folding::new(plan());
+        let mut folding = Run::new(plan());
         let mut from = 0;
         for to in [1_000, 10_000, 100_000, 1_000_000] {
             clicks[from..to].chunks(CHUNK).for_each(|clicks| folding.take(clicks, 1));
@@ -121,7 +119,7 @@ fn segments() {
     println!("segments with windows");
     let clicks = clicks(100_000, 7, Arrival::Disordered);
     for count in [0, 1, 10, 100] {
-        let mut folding = Folding::new(with_segments(count));
+        let mut folding = Run::new(with_segments(count));
         clicks.chunks(CHUNK).for_each(|clicks| folding.take(clicks, 1_000));
         println!("  {count:>3}: {:>8.0} ns", folding.each());
     }
@@ -143,7 +141,7 @@ fn with_segments(count: usize) -> Arc<Plan> {
 fn everybody(events: usize) {
     println!("everybody");
     let clicks = clicks((events / EVENTS_OF_A_SESSION) as u32, 7, Arrival::Disordered);
-    let mut folding = Folding::new(plan());
+    let mut folding = Run::new(plan());
     let mut from = 0;
     for part in [20, 10, 4, 2, 1] {
         let to = clicks.len() / part;

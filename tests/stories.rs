@@ -43,7 +43,7 @@ fn check(name: &str) {
 
 /// Tells a story as it stands; gives what is true at its end.
 fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
-    let mut run = Run::start(&story.definitions, &story.definitions, None, workers);
+    let mut run = Run::start(&story.definitions, None, workers);
     let is_told = |what: &What| !matches!(what, What::Verdict(_));
     let last = story.steps.iter().rposition(|step| is_told(&step.what)).expect("something happens");
     for (place, step) in story.steps.iter().enumerate() {
@@ -80,7 +80,7 @@ fn shuffle(story: &Story, workers: usize, seed: u64) -> Dump {
     for place in (1..calls.len()).rev() {
         calls.swap(place, random.below(place as u64 + 1) as usize);
     }
-    let mut run = Run::start(&story.definitions, &story.definitions, None, workers);
+    let mut run = Run::start(&story.definitions, None, workers);
     for line in calls.into_iter().chain(controls) {
         run.push(line);
         if random.below(3) == 0 {

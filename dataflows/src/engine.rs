@@ -181,13 +181,13 @@ impl Engine {
 
     /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
     pub fn step(&self, step: Step) {
-        let Step { number, position, clock, lateness, records, plan, mut questions } = step;
+        let Step { number, position, clock, terms, records, plan, mut questions } = step;
         let (mut chunks, workers) = (records.into_iter(), self.doors.len());
         for (index, door) in self.doors.iter().enumerate() {
             // What follows each other stays together, so that whoever gathers it finds it in order.
             let share = chunks.len().div_ceil(workers - index);
             let (records, questions) = (chunks.by_ref().take(share).collect(), std::mem::take(&mut questions));
-            let step = Step { number, position, clock, lateness, records, plan: plan.clone(), questions };
+            let step = Step { number, position, clock, terms, records, plan: plan.clone(), questions };
             door.give(Command::Step(step));
         }
     }
@@ -252,13 +252,15 @@ fn told(number: u64, said: Vec<Saying>) -> Closed {
     let mut closed = Closed { number, ..Closed::default() };
     for saying in said {
         match saying {
-            Saying::Now(Now { position, clock, accepted }) => {
+            Saying::Now(Now { position, clock, accepted, .. }) => {
                 (closed.position, closed.clock, closed.accepted) = (position, clock, accepted);
             }
             Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
             Saying::Intent(intent, change) => closed.intents.push((intent, change)),
             Saying::Row(view, row, change) => closed.rows.push((view, row, change)),
             Saying::Credit(total, change) => closed.credit.push((total, change)),
+            Saying::Switched(number) => closed.switched = Some(number),
+            Saying::Prepared(done, all) => closed.prepared = (closed.prepared.0 + done, closed.prepared.1 + all),
             Saying::Answer(number, part) => closed.answers.push((number, part)),
         }
     }

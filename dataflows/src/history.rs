@@ -65,29 +65,38 @@ struct Place<M> {
     mark: M,
 }
 
-/// The history of one key.
-pub struct History<F: Fold> {
-    entries: Vec<F::Entry>,
+/// What entries fold to.
+pub struct Folded<F: Fold> {
     folded: usize,
     at: Millis,
     state: F::State,
     places: Vec<Place<F::Mark>>,
 }
 
+/// Another fold of the same entries, if there is one, and where its consequences are added up.
+pub type Other<'a, F> = Option<(&'a F, &'a mut <F as Fold>::Effects)>;
+
+/// The history of one key: its entries, what they fold to, and what they will fold to when other rules hold.
+pub struct History<F: Fold> {
+    entries: Vec<F::Entry>,
+    now: Folded<F>,
+    next: Option<Box<Folded<F>>>,
+}
+
 impl<F: Fold> History<F> {
     /// A history without entries.
     pub fn new(fold: &F) -> Self {
-        History { entries: Vec::new(), folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new() }
+        History { entries: Vec::new(), now: Folded::new(fold), next: None }
     }
 
     /// What is true after the last instant folded.
     pub fn state(&self) -> &F::State {
-        &self.state
+        &self.now.state
     }
 
     /// The same, to note there what is not folded.
     pub fn state_mut(&mut self) -> &mut F::State {
-        &mut self.state
+        &mut self.now.state
     }
 
     /// All entries, in order, those of the future too.
@@ -97,18 +106,18 @@ impl<F: Fold> History<F> {
 
     /// The entries that have been folded: those up to the clock.
     pub fn past(&self) -> &[F::Entry] {
-        &self.entries[..self.folded]
+        &self.entries[..self.now.folded]
     }
 
     /// The next instant at which something happens if no entry comes. May be early, never late.
-    pub fn due(&self, fold: &F) -> Millis {
-        let next = self.entries.get(self.folded).map_or(Millis::MAX, F::instant);
-        if self.folded == 0 { next } else { next.min(fold.due(&self.state)) }
+    pub fn due(&self, fold: &F, next: Option<&F>) -> Millis {
+        let then = self.next.as_ref().zip(next).map_or(Millis::MAX, |(folded, fold)| folded.due(&self.entries, fold));
+        self.now.due(&self.entries, fold).min(then)
     }
 
     /// Puts an entry in its place; whether that was one that had been folded over.
     #[inline]
-    pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects) -> bool {
+    pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects, next: Other<'_, F>) -> bool {
         if self.entries.len() == self.entries.capacity() {
             // All entries are kept: doubling would leave a third of the memory empty.
             self.entries.reserve_exact(self.entries.len() / 2 + 4);
@@ -119,10 +128,9 @@ impl<F: Fold> History<F> {
             }
             _ => self.entries.len(),
         };
-        // An instant is stepped whole, so an entry at the last instant is late too.
-        let late = F::instant(&entry) <= self.at;
-        if late {
-            self.back(place, F::instant(&entry), fold, effects);
+        let late = self.now.unfold(place, F::instant(&entry), &self.entries, fold, effects);
+        if let (Some(folded), Some((fold, effects))) = (&mut self.next, next) {
+            folded.unfold(place, F::instant(&entry), &self.entries, fold, effects);
         }
         if place == self.entries.len() {
             self.entries.push(entry);
@@ -133,29 +141,82 @@ impl<F: Fold> History<F> {
     }
 
     /// Takes all entries out that `leaves` names, in order.
-    pub fn extract(&mut self, leaves: impl Fn(&F::Entry) -> bool, fold: &F, effects: &mut F::Effects) -> Vec<F::Entry> {
+    pub fn extract(
+        &mut self,
+        leaves: impl Fn(&F::Entry) -> bool,
+        fold: &F,
+        effects: &mut F::Effects,
+        next: Other<'_, F>,
+    ) -> Vec<F::Entry> {
         let Some(first) = self.entries.iter().position(&leaves) else { return Vec::new() };
         let instant = F::instant(&self.entries[first]);
-        if instant <= self.at {
-            self.back(first, instant, fold, effects);
+        self.now.unfold(first, instant, &self.entries, fold, effects);
+        if let (Some(folded), Some((fold, effects))) = (&mut self.next, next) {
+            folded.unfold(first, instant, &self.entries, fold, effects);
         }
         self.entries.extract_if(first.., |entry| leaves(entry)).collect()
     }
 
+    /// The entry that stands where this one would, to be changed in what no fold has read of it.
+    pub fn find_mut(&mut self, entry: &F::Entry) -> Option<&mut F::Entry> {
+        let place = self.entries.binary_search_by(|other| F::order(other, entry)).ok()?;
+        Some(&mut self.entries[place])
+    }
+
     /// Steps through all instants up to and including `clock`.
-    pub fn advance(&mut self, clock: Millis, fold: &F, effects: &mut F::Effects) {
+    pub fn advance(&mut self, clock: Millis, fold: &F, effects: &mut F::Effects, next: Other<'_, F>) {
+        self.now.advance(clock, &self.entries, fold, effects);
+        if let (Some(folded), Some((fold, effects))) = (&mut self.next, next) {
+            folded.advance(clock, &self.entries, fold, effects);
+        }
+    }
+
+    /// Folds all up to `clock` anew, as it will be under another fold.
+    pub fn prepare(&mut self, clock: Millis, next: &F, effects: &mut F::Effects) {
+        let mut folded = Folded::new(next);
+        folded.advance(clock, &self.entries, next, effects);
+        self.next = Some(Box::new(folded));
+    }
+
+    /// What was prepared holds from now on. Gives what held before.
+    pub fn switch(&mut self) -> Option<Folded<F>> {
+        self.next.take().map(|next| std::mem::replace(&mut self.now, *next))
+    }
+
+    /// What was prepared will not hold.
+    pub fn forget(&mut self) {
+        self.next = None;
+    }
+}
+
+impl<F: Fold> Folded<F> {
+    fn new(fold: &F) -> Self {
+        Folded { folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new() }
+    }
+
+    /// What is true after the last instant folded.
+    pub fn state(&self) -> &F::State {
+        &self.state
+    }
+
+    fn due(&self, entries: &[F::Entry], fold: &F) -> Millis {
+        let next = entries.get(self.folded).map_or(Millis::MAX, F::instant);
+        if self.folded == 0 { next } else { next.min(fold.due(&self.state)) }
+    }
+
+    fn advance(&mut self, clock: Millis, entries: &[F::Entry], fold: &F, effects: &mut F::Effects) {
         loop {
-            let at = self.due(fold);
+            let at = self.due(entries, fold);
             if at > clock || at == Millis::MAX {
                 return;
             }
             // A fold that is due at an instant it has stepped would be stepped for ever.
             assert!(at > self.at, "the instant {at} was stepped, and is due again");
             let start = self.folded;
-            while self.entries.get(self.folded).is_some_and(|entry| F::instant(entry) == at) {
+            while entries.get(self.folded).is_some_and(|entry| F::instant(entry) == at) {
                 self.folded += 1;
             }
-            fold.step(&mut self.state, at, &self.entries, start..self.folded, effects);
+            fold.step(&mut self.state, at, entries, start..self.folded, effects);
             self.at = at;
             if self.folded >= self.places.last().map_or(0, |place| place.folded) + MARK_EVERY {
                 self.places.push(Place { folded: self.folded, at, mark: fold.mark(&self.state) });
@@ -164,24 +225,27 @@ impl<F: Fold> History<F> {
         }
     }
 
-    /// Goes back to the beginning, taking all effects off.
-    pub fn rewind(&mut self, fold: &F, effects: &mut F::Effects) {
-        self.back(0, Millis::MIN, fold, effects);
-    }
-
-    /// Goes on from the beginning under another fold.
-    pub fn begin(&mut self, fold: &F) {
-        self.state = fold.start();
-    }
-
-    /// Goes back to a place before entry `place` and before the instant `instant`.
-    fn back(&mut self, place: usize, instant: Millis, fold: &F, effects: &mut F::Effects) {
-        while self.places.last().is_some_and(|last| last.folded > place || last.at >= instant) {
-            self.places.pop();
+    /// Before something changes at a place and an instant: goes back to before them, if they were folded over. Whether
+    /// they were: an instant is stepped whole, so the last one counts too.
+    #[inline]
+    fn unfold(
+        &mut self,
+        place: usize,
+        instant: Millis,
+        entries: &[F::Entry],
+        fold: &F,
+        effects: &mut F::Effects,
+    ) -> bool {
+        let late = instant <= self.at;
+        if late {
+            while self.places.last().is_some_and(|last| last.folded > place || last.at >= instant) {
+                self.places.pop();
+            }
+            let last = self.places.last();
+            fold.back(&mut self.state, last.map(|last| &last.mark), entries, effects);
+            (self.folded, self.at) = last.map_or((0, Millis::MIN), |last| (last.folded, last.at));
         }
-        let last = self.places.last();
-        fold.back(&mut self.state, last.map(|last| &last.mark), &self.entries, effects);
-        (self.folded, self.at) = last.map_or((0, Millis::MIN), |last| (last.folded, last.at));
+        late
     }
 
     /// Drops marks so that the gap around a distance is at most about half that distance.
@@ -201,8 +265,8 @@ impl<F: Fold> History<F> {
 mod tests {
     use super::*;
 
-    /// Adds numbers; each number leaves again ten later. Its effect is the sum of all that the sum ever was.
-    struct Rolling;
+    /// Adds numbers; each number leaves again so much later. Its effect is the sum of all that the sum ever was.
+    struct Rolling(Millis);
 
     #[derive(Clone, Default)]
     struct Sum {
@@ -227,11 +291,11 @@ mod tests {
             Sum::default()
         }
         fn due(&self, state: &Sum) -> Millis {
-            state.seen.get(state.head).map_or(Millis::MAX, |(at, _)| at + 10)
+            state.seen.get(state.head).map_or(Millis::MAX, |(at, _)| at + self.0)
         }
         fn step(&self, state: &mut Sum, at: Millis, entries: &[Self::Entry], present: Range<usize>, effects: &mut i64) {
             let before = state.total;
-            while state.seen.get(state.head).is_some_and(|(seen, _)| seen + 10 <= at) {
+            while state.seen.get(state.head).is_some_and(|(seen, _)| seen + self.0 <= at) {
                 state.total -= state.seen[state.head].1;
                 state.head += 1;
             }
@@ -252,8 +316,8 @@ mod tests {
         }
     }
 
-    fn plain(entries: &[(Millis, i64)], clock: Millis) -> i64 {
-        entries.iter().filter(|(at, _)| *at <= clock && clock < at + 10).map(|(_, number)| number).sum()
+    fn plain(entries: &[(Millis, i64)], clock: Millis, fold: &Rolling) -> i64 {
+        entries.iter().filter(|(at, _)| *at <= clock && clock < at + fold.0).map(|(_, number)| number).sum()
     }
 
     #[test]
@@ -264,39 +328,47 @@ mod tests {
             (seed >> 33) % below
         };
         for _ in 0..200 {
-            let (mut history, mut effects, mut clock) = (History::new(&Rolling), 0, 0);
+            let (mut now, mut next) = (Rolling(10), Rolling(4));
+            let (mut history, mut effects, mut coming, mut clock) = (History::new(&now), 0, 0, 0);
             let mut entries = Vec::new();
             for _ in 0..150 {
-                match random(8) {
+                match random(9) {
                     0 if !entries.is_empty() => {
                         let gone = entries.swap_remove(random(entries.len() as u64) as usize);
-                        let mut left = history.extract(|entry| *entry == gone, &Rolling, &mut effects);
+                        let is_gone = |entry: &(Millis, i64)| *entry == gone;
+                        let mut left = history.extract(is_gone, &now, &mut effects, Some((&next, &mut coming)));
                         for again in left.drain(1..) {
-                            history.insert(again, &Rolling, &mut effects);
+                            history.insert(again, &now, &mut effects, Some((&next, &mut coming)));
                         }
                     }
                     1 => clock += random(7) as Millis,
-                    2 => history.rewind(&Rolling, &mut effects),
+                    2 if history.next.is_some() && random(3) == 0 => {
+                        assert_eq!(coming, plain(&entries, clock, &next));
+                        history.switch();
+                        std::mem::swap(&mut now, &mut next);
+                        (effects, coming) = (coming, 0);
+                    }
+                    2 if history.next.is_none() => history.prepare(clock, &next, &mut coming),
                     _ => {
                         let entry = (clock - 20 + random(25) as Millis, random(100) as i64);
                         entries.push(entry);
-                        history.insert(entry, &Rolling, &mut effects);
+                        history.insert(entry, &now, &mut effects, Some((&next, &mut coming)));
                     }
                 }
-                history.advance(clock, &Rolling, &mut effects);
-                assert_eq!(effects, plain(&entries, clock));
-                assert!(history.due(&Rolling) > clock);
+                history.advance(clock, &now, &mut effects, Some((&next, &mut coming)));
+                assert_eq!(effects, plain(&entries, clock, &now));
+                assert!(history.due(&now, Some(&next)) > clock);
             }
         }
     }
 
     #[test]
     fn marks_stay_few() {
-        let (mut history, mut effects) = (History::new(&Rolling), 0);
+        let (mut history, mut effects) = (History::new(&Rolling(10)), 0);
         for at in 0..100_000 {
-            history.insert((at, 1), &Rolling, &mut effects);
-            history.advance(at, &Rolling, &mut effects);
+            history.insert((at, 1), &Rolling(10), &mut effects, None);
+            history.advance(at, &Rolling(10), &mut effects, None);
         }
-        assert!(history.places.len() < 80, "{} marks", history.places.len());
+        assert!(history.now.places.len() < 80, "{} marks", history.now.places.len());
     }
 }

@@ -64,9 +64,8 @@ pub struct Outcome {
 type Claim = (Millis, EcoString, Id);
 
 /// Who is whom.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Identity {
-    ids_max: usize,
     /// By anonymous id, all that claim it.
     claims: HashMap<Id, BTreeSet<Claim>>,
     /// By ordered pair of ids, the aliases that join them, by event.
@@ -84,29 +83,13 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Nobody is linked. No component grows beyond `ids_max` by an edge that is accepted.
-    pub fn new(ids_max: usize) -> Self {
-        Identity {
-            ids_max,
-            claims: HashMap::new(),
-            aliases: HashMap::new(),
-            links: HashMap::new(),
-            struck: HashSet::new(),
-            neighbours: HashMap::new(),
-            users: HashMap::new(),
-            keys: HashMap::new(),
-            future: BTreeMap::new(),
-            touched: BTreeSet::new(),
-        }
+    /// Nobody is linked.
+    pub fn new() -> Self {
+        Identity::default()
     }
 
-    /// From now on no component grows beyond so many ids by an edge that is accepted.
-    pub fn limit(&mut self, ids_max: usize) {
-        self.ids_max = ids_max;
-    }
-
-    /// Applies changes in log order, up to `clock`.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>, clock: Millis) -> Outcome {
+    /// Applies changes in log order, up to `clock`. No component grows beyond `ids_max` by an edge that is accepted.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>, clock: Millis, ids_max: usize) -> Outcome {
         let mut refused = Vec::new();
         for change in changes {
             match change {
@@ -114,7 +97,7 @@ impl Identity {
                     self.future.insert((link.timestamp, link.position), link);
                 }
                 Change::Link(link) => {
-                    if !self.accept(&link) {
+                    if !self.accept(&link, ids_max) {
                         refused.push(link.position);
                     }
                 }
@@ -124,7 +107,7 @@ impl Identity {
         }
         while let Some(next) = self.future.first_entry().filter(|next| next.key().0 <= clock) {
             let link = next.remove();
-            if !self.accept(&link) {
+            if !self.accept(&link, ids_max) {
                 refused.push(link.position);
             }
         }
@@ -139,7 +122,7 @@ impl Identity {
     }
 
     /// Takes a link in, unless that would make too large a component.
-    fn accept(&mut self, link: &Link) -> bool {
+    fn accept(&mut self, link: &Link, ids_max: usize) -> bool {
         let others = || link.anonymous.iter().chain(&link.previous);
         let known = self.component_of(&link.user);
         self.state(link, true);
@@ -149,7 +132,7 @@ impl Identity {
         let joins = |other: &Id| {
             !known.contains(other) && self.neighbours.get(other).is_some_and(|near| near.contains_key(&link.user))
         };
-        if person.len() > self.ids_max && others().any(joins) {
+        if person.len() > ids_max && others().any(joins) {
             self.state(link, false);
             return false;
         }
@@ -309,32 +292,32 @@ mod tests {
 
     #[test]
     fn the_earliest_event_claims_whatever_comes_first() {
-        let mut identity = Identity::new(100);
-        identity.apply([link(1, 20, "bob", "phone", false)], 100);
+        let mut identity = Identity::new();
+        identity.apply([link(1, 20, "bob", "phone", false)], 100, 100);
         assert_eq!(key(&identity, "phone"), "bob");
-        identity.apply([link(2, 10, "ada", "phone", false)], 100);
+        identity.apply([link(2, 10, "ada", "phone", false)], 100, 100);
         assert_eq!((key(&identity, "phone"), key(&identity, "bob")), ("ada", "bob"));
-        identity.apply([Change::Retract("ada".into(), "m2".into())], 100);
+        identity.apply([Change::Retract("ada".into(), "m2".into())], 100, 100);
         assert_eq!((key(&identity, "phone"), key(&identity, "ada")), ("bob", "ada"));
-        identity.apply([Change::Unlink("phone".into(), "bob".into())], 100);
+        identity.apply([Change::Unlink("phone".into(), "bob".into())], 100, 100);
         assert_eq!(key(&identity, "phone"), "phone");
     }
 
     #[test]
     fn too_large_a_component_is_refused_in_log_order() {
-        let mut identity = Identity::new(2);
+        let mut identity = Identity::new();
         let outcome =
-            identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9);
+            identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9, 2);
         assert_eq!(outcome.refused, [2]);
         assert_eq!((key(&identity, "b"), key(&identity, "d")), ("a", "c"));
     }
 
     #[test]
     fn the_future_waits() {
-        let mut identity = Identity::new(9);
-        assert!(identity.apply([link(1, 50, "a", "b", true)], 49).components.is_empty());
+        let mut identity = Identity::new();
+        assert!(identity.apply([link(1, 50, "a", "b", true)], 49, 9).components.is_empty());
         assert_eq!(
-            identity.apply([], 50).components,
+            identity.apply([], 50, 9).components,
             [Component { key: "a".into(), ids: vec!["a".into(), "b".into()] }]
         );
     }

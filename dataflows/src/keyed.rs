@@ -5,14 +5,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use ecow::EcoString;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use crate::history::{Fold, History};
+use crate::history::{Fold, Folded, History, Other};
 use crate::time::Millis;
 
 /// One key's history.
@@ -33,10 +33,43 @@ impl<F: Fold> Slot<F> {
     pub fn ids(&self) -> &[EcoString] {
         self.ids.as_deref().unwrap_or(std::slice::from_ref(&self.key))
     }
+
+    /// Has the heap bring it up when something is due.
+    fn schedule(
+        &mut self,
+        number: u32,
+        fold: &F,
+        next: Option<&Folding<F>>,
+        heap: &mut BinaryHeap<Reverse<(Millis, u32)>>,
+    ) {
+        let due = self.history.due(fold, next.map(|next| &*next.fold));
+        if due < self.scheduled {
+            self.scheduled = due;
+            heap.push(Reverse((due, number)));
+        }
+    }
+}
+
+fn other<F: Fold>(next: &mut Option<Folding<F>>) -> Other<'_, F> {
+    next.as_mut().map(|Folding { fold, effects }| (&**fold, effects))
+}
+
+/// A fold of all histories, and where its consequences are added up.
+pub struct Folding<F: Fold> {
+    /// The fold.
+    pub fold: Arc<F>,
+    /// Consequences.
+    pub effects: F::Effects,
 }
 
 /// Histories by key.
 pub struct Keyed<F: Fold> {
+    /// What the histories fold to.
+    pub now: Folding<F>,
+    /// What they will fold to, where it is being prepared.
+    next: Option<Folding<F>>,
+    /// Slots up to this one are prepared.
+    prepared: usize,
     slots: Vec<Slot<F>>,
     index: HashTable<u32>,
     hasher: FixedState,
@@ -44,9 +77,13 @@ pub struct Keyed<F: Fold> {
     touched: Vec<u32>,
 }
 
-impl<F: Fold> Default for Keyed<F> {
-    fn default() -> Self {
+impl<F: Fold> Keyed<F> {
+    /// No histories yet.
+    pub fn new(now: Folding<F>) -> Self {
         Keyed {
+            now,
+            next: None,
+            prepared: 0,
             slots: Vec::new(),
             index: HashTable::new(),
             hasher: FixedState::default(),
@@ -54,9 +91,7 @@ impl<F: Fold> Default for Keyed<F> {
             touched: Vec::new(),
         }
     }
-}
 
-impl<F: Fold> Keyed<F> {
     /// All slots, in the order in which their keys first came.
     pub fn slots(&self) -> &[Slot<F>] {
         &self.slots
@@ -70,23 +105,17 @@ impl<F: Fold> Keyed<F> {
 
     /// An entry came for a key that was touched; it is folded when the histories are next advanced. What it unsettles
     /// is taken off at once.
-    pub fn insert(
-        &mut self,
-        slot: u32,
-        entry: F::Entry,
-        fold: &F,
-        effects: &mut F::Effects,
-        unsettled: impl FnOnce(&mut Slot<F>, &mut F::Effects),
-    ) {
+    pub fn insert(&mut self, slot: u32, entry: F::Entry, unsettled: impl FnOnce(&F, &mut Slot<F>, &mut F::Effects)) {
         let slot = &mut self.slots[slot as usize];
-        if slot.history.insert(entry, fold, effects) {
-            unsettled(slot, effects);
+        let Folding { fold, effects } = &mut self.now;
+        if slot.history.insert(entry, fold, effects, other(&mut self.next)) {
+            unsettled(fold, slot, effects);
         }
     }
 
     /// These ids share the history of this key from now on.
-    pub fn share(&mut self, key: &EcoString, ids: Vec<EcoString>, fold: &F) {
-        let slot = self.touch(key, fold);
+    pub fn share(&mut self, key: &EcoString, ids: Vec<EcoString>) {
+        let slot = self.touch(key);
         self.slots[slot as usize].ids = (ids.len() > 1).then(|| ids.into());
     }
 
@@ -95,25 +124,24 @@ impl<F: Fold> Keyed<F> {
         &mut self,
         key: &EcoString,
         leaves: impl Fn(&F::Entry) -> bool,
-        fold: &F,
-        effects: &mut F::Effects,
-        unsettled: impl FnOnce(&mut Slot<F>, &mut F::Effects),
+        unsettled: impl FnOnce(&F, &mut Slot<F>, &mut F::Effects),
     ) -> Vec<F::Entry> {
-        let slot = self.touch(key, fold);
+        let slot = self.touch(key);
         let slot = &mut self.slots[slot as usize];
-        let gone = slot.history.extract(leaves, fold, effects);
-        unsettled(slot, effects);
+        let Folding { fold, effects } = &mut self.now;
+        let gone = slot.history.extract(leaves, fold, effects, other(&mut self.next));
+        unsettled(fold, slot, effects);
         gone
     }
 
+    /// The entry that stands where this one would, to be changed in what no fold has read of it.
+    pub fn find_mut(&mut self, key: &str, entry: &F::Entry) -> Option<&mut F::Entry> {
+        let slot = *self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key)?;
+        self.slots[slot as usize].history.find_mut(entry)
+    }
+
     /// Brings every history up to the clock that changed or has something due; `settled` is called after each one.
-    pub fn advance(
-        &mut self,
-        clock: Millis,
-        fold: &F,
-        effects: &mut F::Effects,
-        mut settled: impl FnMut(&mut Slot<F>, &mut F::Effects),
-    ) {
+    pub fn advance(&mut self, clock: Millis, mut settled: impl FnMut(&F, &mut Slot<F>, &mut F::Effects)) {
         while let Some(Reverse((at, slot))) = self.due.peek().copied().filter(|Reverse((at, _))| *at <= clock) {
             self.due.pop();
             // Others were superseded by an earlier one, which has already brought it up.
@@ -122,38 +150,63 @@ impl<F: Fold> Keyed<F> {
                 self.mark_touched(slot);
             }
         }
+        let Folding { fold, effects } = &mut self.now;
         for number in std::mem::take(&mut self.touched) {
             let slot = &mut self.slots[number as usize];
             slot.touched = false;
-            slot.history.advance(clock, fold, effects);
-            settled(slot, effects);
-            let due = slot.history.due(fold);
-            if due < slot.scheduled {
-                slot.scheduled = due;
-                self.due.push(Reverse((due, number)));
-            }
+            slot.history.advance(clock, fold, effects, other(&mut self.next));
+            settled(fold, slot, effects);
+            slot.schedule(number, fold, self.next.as_ref(), &mut self.due);
         }
     }
 
-    /// Goes back to the beginning with every history: what is folded next is another fold.
-    pub fn refold(
-        &mut self,
-        old: &F,
-        new: &F,
-        effects: &mut F::Effects,
-        mut unsettled: impl FnMut(&mut Slot<F>, &mut F::Effects),
-    ) {
-        for number in 0..self.slots.len() {
-            let slot = &mut self.slots[number];
-            slot.history.rewind(old, effects);
-            unsettled(slot, effects);
-            slot.history.begin(new);
-            self.mark_touched(number as u32);
+    /// From now on another fold is prepared, beside the one that holds. One that was being prepared is forgotten.
+    pub fn begin(&mut self, next: Folding<F>) {
+        self.slots[..self.prepared].iter_mut().for_each(|slot| slot.history.forget());
+        (self.next, self.prepared) = (Some(next), 0);
+    }
+
+    /// Prepares histories of so many entries up to the clock, which those that hold have reached; whether all are.
+    /// Histories that begin later have nothing to prepare before they do.
+    pub fn prepare(&mut self, clock: Millis, entries: usize) -> bool {
+        let Some(next) = &mut self.next else { return true };
+        let mut left = entries as isize;
+        while left > 0 && self.prepared < self.slots.len() {
+            let slot = &mut self.slots[self.prepared];
+            slot.history.prepare(clock, &next.fold, &mut next.effects);
+            slot.schedule(self.prepared as u32, &self.now.fold, Some(&*next), &mut self.due);
+            left -= slot.history.entries().len() as isize + 1;
+            self.prepared += 1;
         }
+        self.prepared == self.slots.len()
+    }
+
+    /// Histories that are prepared, and all there are.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.prepared, self.slots.len())
+    }
+
+    /// Where what is prepared adds up its consequences.
+    pub fn next(&mut self) -> Option<&mut Folding<F>> {
+        self.next.as_mut()
+    }
+
+    /// What is prepared, for every history, holds from now on. `switched` is told what held before of each. Gives the
+    /// fold that held, and all that is left of its consequences.
+    pub fn switch(&mut self, mut switched: impl FnMut(&F, &F, &mut Slot<F>, &Folded<F>)) -> Option<Folding<F>> {
+        let next = self.next.take()?;
+        let before = std::mem::replace(&mut self.now, next);
+        for slot in &mut self.slots {
+            if let Some(folded) = slot.history.switch() {
+                switched(&before.fold, &self.now.fold, slot, &folded);
+            }
+        }
+        self.prepared = 0;
+        Some(before)
     }
 
     /// The history of a key is about to change; gives its place.
-    pub fn touch(&mut self, key: &EcoString, fold: &F) -> u32 {
+    pub fn touch(&mut self, key: &EcoString) -> u32 {
         let hash = self.hasher.hash_one(key.as_str());
         let slot = match self.index.find(hash, |slot| self.slots[*slot as usize].key == *key) {
             Some(slot) => *slot,
@@ -165,10 +218,16 @@ impl<F: Fold> Keyed<F> {
                 self.slots.push(Slot {
                     key: key.clone(),
                     ids: None,
-                    history: History::new(fold),
+                    history: History::new(&self.now.fold),
                     touched: false,
                     scheduled: Millis::MAX,
                 });
+                // Where all others are prepared it is too.
+                if let Some(next) = self.next.as_mut().filter(|_| self.prepared == number as usize) {
+                    let slot = &mut self.slots[number as usize];
+                    slot.history.prepare(Millis::MIN, &next.fold, &mut next.effects);
+                    self.prepared += 1;
+                }
                 number
             }
         };

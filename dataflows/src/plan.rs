@@ -438,7 +438,7 @@ pub struct Plan {
     /// What of an event is kept.
     pub vocabulary: Arc<Vocabulary>,
     /// What happens at an event, by name.
-    pub rules: Vec<Rules>,
+    rules: Vec<Rules>,
     /// What aggregates look at.
     pub feeds: Vec<Feed>,
     /// Values kept over events.
@@ -510,6 +510,11 @@ impl Plan {
     /// The number of a journey.
     pub fn journey(&self, name: &str) -> Option<usize> {
         self.journeys.iter().position(|journey| journey.name == name)
+    }
+
+    /// What happens at an event of a name. One that only later definitions say is as one that none says.
+    pub fn rules(&self, name: NameId) -> &Rules {
+        self.rules.get(name.0 as usize).unwrap_or(&self.rules[NameId::NONE.0 as usize])
     }
 
     /// The models of attribution, in the order of the file.

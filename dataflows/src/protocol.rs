@@ -9,6 +9,8 @@ use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Verdict;
+use crate::definitions::Definitions;
+use crate::event::Event;
 use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
@@ -45,14 +47,37 @@ pub struct Step {
     pub position: u64,
     /// The clock at its end, ms, as far as records do not move it further; never lower than that of an earlier step.
     pub clock: Millis,
-    /// How late a record of it may be, ms; none: as late as it likes.
-    pub lateness: Option<Millis>,
+    /// What acceptance asks of its records.
+    pub terms: Terms,
     /// What is recorded, in chunks that travel as they are. Positions grow from chunk to chunk, and in each.
     pub records: Vec<Vec<Record>>,
-    /// The definitions that hold from this step on, if they change with it.
+    /// Definitions that are to hold as soon as every history is prepared for them. What they name stands on all events
+    /// by now. Those that were being prepared are forgotten.
     pub plan: Option<Arc<Plan>>,
     /// Questions, each under a number that its answer carries.
     pub questions: Vec<(u64, Question)>,
+}
+
+/// What acceptance asks of records, as the definitions said when they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// How late a record may be, ms; none: as late as it likes.
+    pub lateness: Option<Millis>,
+    /// No link makes a profile of more ids.
+    pub ids_max: u32,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms::of(&Definitions::default())
+    }
+}
+
+impl Terms {
+    /// Those of definitions.
+    pub fn of(definitions: &Definitions) -> Terms {
+        Terms { lateness: definitions.lateness, ids_max: definitions.identity.max_ids }
+    }
 }
 
 /// Records in a chunk: of a size that allocators hand out again, and not so few that workers starve.
@@ -65,7 +90,7 @@ impl Step {
             number: 1,
             position: 0,
             clock: 0,
-            lateness: None,
+            terms: Terms::default(),
             records: Vec::new(),
             plan: None,
             questions: Vec::new(),
@@ -96,8 +121,8 @@ impl Step {
 
     /// Ends this step: gives it, and is the next.
     pub fn close(&mut self) -> Step {
-        let Step { number, position, clock, lateness, .. } = *self;
-        let next = Step { number: number + 1, position, clock, lateness, ..Step::first() };
+        let Step { number, position, clock, terms, .. } = *self;
+        let next = Step { number: number + 1, position, clock, terms, ..Step::first() };
         std::mem::replace(self, next)
     }
 }
@@ -116,6 +141,8 @@ pub enum Record {
     Unlink(u64, EcoString, EcoString),
     /// What came is no event: a dead letter.
     Unreadable(u64),
+    /// An event that came before, as definitions to come read it: with what they name of it, too.
+    Reread(Event),
 }
 
 impl Record {
@@ -123,6 +150,7 @@ impl Record {
     pub fn position(&self) -> u64 {
         match self {
             Record::Event(prepared) => prepared.event.position,
+            Record::Reread(event) => event.position,
             Record::Clock(position, _)
             | Record::Retract(position, ..)
             | Record::Unlink(position, ..)
@@ -233,6 +261,10 @@ pub struct Closed {
     pub intents: Vec<(IntentRow, i8)>,
     /// How many events were accepted in it.
     pub accepted: u64,
+    /// Which definitions hold from it on, if others do: those of the first plan that a step bore are 1, and so on.
+    pub switched: Option<u64>,
+    /// Profiles that are prepared for definitions to come, and all there are; zeros: none are being prepared for.
+    pub prepared: (u64, u64),
     /// Log positions of records that were not taken as they are, wherever they came in.
     pub verdicts: Vec<(u64, Verdict)>,
     /// Rows of views that this process follows that came (1) and went (-1), as JSON.

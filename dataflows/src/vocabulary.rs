@@ -74,9 +74,9 @@ impl Vocabulary {
         self.names.get(name).copied().unwrap_or(NameId::NONE)
     }
 
-    /// The name of a number, as a value; null for [`NameId::NONE`].
+    /// The name of a number, as a value; null for [`NameId::NONE`], and for one that only a later vocabulary has.
     pub fn text(&self, name: NameId) -> &Value {
-        &self.texts[name.0 as usize]
+        self.texts.get(name.0 as usize).unwrap_or(&self.texts[NameId::NONE.0 as usize])
     }
 
     /// Numbers a name.

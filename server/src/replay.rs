@@ -19,7 +19,7 @@ use dataflows::number::print_billionths;
 use dataflows::place::place;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
-use dataflows::protocol::{Answer, Question, Record, Response, Step};
+use dataflows::protocol::{Answer, Question, Record, Response, Step, Terms};
 use dataflows::time::Millis;
 use dataflows::total::Total;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -141,7 +141,8 @@ pub fn replay(replay: &Replay, team: Option<Team>) -> Result<Option<(Report, Run
         }
     };
     let share = others.as_ref().map_or((LEADER, 1), |others| (others.process, others.processes));
-    let step = Step { lateness: replay.lateness, ..Step::first() };
+    let terms = Terms { lateness: replay.lateness, ..Terms::of(&replay.plan.definitions) };
+    let step = Step { terms, ..Step::first() };
     let mut run = Run { engine, others, step, answers, share: Share::default() };
     let decoders = decoders(replay, share);
     let bar = ProgressBar::new_spinner()

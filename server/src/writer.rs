@@ -719,7 +719,7 @@ impl Writer {
         }
         match what {
             What::Calls(calls) => {
-                let earliest = self.step.lateness.map(|lateness| received_at - lateness);
+                let earliest = self.step.terms.lateness.map(|lateness| received_at - lateness);
                 for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
                     let position = place(sequence, LEADER, index);
                     let incoming = match call {
@@ -753,7 +753,7 @@ impl Writer {
                 self.step.record(Record::Clock(first, to));
             }
             What::Defined(defined) => {
-                self.step.lateness = defined.lateness;
+                self.step.terms.lateness = defined.lateness;
                 self.found.active_since = if self.mode == ClockMode::Wall { received_at } else { self.clock };
                 self.defined = Some(defined);
             }
@@ -837,7 +837,7 @@ impl Writer {
     /// Gives work to the stream. Who waits is answered when that is kept; where only the engine knows the answer, when
     /// a step is closed that holds it.
     fn publish(&mut self, work: Work) {
-        let (clock, lateness, mode) = (self.clock, self.step.lateness, self.mode);
+        let (clock, lateness, mode) = (self.clock, self.step.terms.lateness, self.mode);
         let Backing::Stream(streamed) = &mut self.log else { return };
         self.published += 1;
         let id = format!("thalweg:{:x}:{}", self.life, self.published);
@@ -907,7 +907,7 @@ impl Writer {
             if self.mode == ClockMode::Events {
                 self.clock = self.clock.max(timestamp);
             }
-            prepared.is_late = self.step.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
             may_be_late |= prepared.is_late;
             let payload = record::encode_event(kind, timestamp, &prepared.event.message_id, &body);
             prepared.place(self.next_position());
@@ -1034,7 +1034,7 @@ impl Writer {
                         if leads {
                             self.slice(time - 1);
                         }
-                        self.step.lateness = defined.lateness;
+                        self.step.terms.lateness = defined.lateness;
                         last = Some(defined);
                     }
                 }
@@ -1073,7 +1073,7 @@ impl Writer {
             }
             self.write_json(record::DEFINITIONS, &defined);
         }
-        self.step.lateness = defined.lateness;
+        self.step.terms.lateness = defined.lateness;
         if leads {
             if let Some(others) = &self.others {
                 others.tell_all(&Letter::Ledger(found.active_since, Vec::new()));

@@ -135,6 +135,11 @@ impl Oracle {
         self.definitions = Definitions { agents, ..Definitions::read(definitions_json) };
     }
 
+    /// Records are accepted from now on as these definitions ask; answers stay those of the ones before.
+    pub fn accept_as(&mut self, definitions_json: &str) {
+        self.definitions.max_ids = Definitions::read(definitions_json).max_ids;
+    }
+
     pub fn clock(&self) -> i64 {
         self.clock
     }

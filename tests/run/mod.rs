@@ -17,7 +17,7 @@ use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
-use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step, Watched};
+use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step, Terms, Watched};
 use dataflows::total::Total;
 use serde_json::{Value, json};
 
@@ -31,7 +31,11 @@ pub struct Run {
     /// What each process has of the step under way.
     steps: Vec<Step>,
     decoder: Decoder,
+    /// The definitions that hold, and those to come.
     plan: Arc<Plan>,
+    coming: Option<Arc<Plan>>,
+    /// All lines that came.
+    lines: Vec<String>,
     position: u64,
     questions: u64,
     /// The sum of all changes of intents that were told.
@@ -84,26 +88,26 @@ fn parse(definitions: &str) -> Arc<Definitions> {
 }
 
 impl Run {
-    /// Starts under definitions; what `later` ones name is kept of events too.
-    pub fn start(definitions: &str, later: &str, lateness: Option<i64>, workers: usize) -> Run {
-        Run::start_among(definitions, later, lateness, 1, workers)
+    /// Starts under definitions.
+    pub fn start(definitions: &str, lateness: Option<i64>, workers: usize) -> Run {
+        Run::start_among(definitions, lateness, 1, workers)
     }
 
     /// The same in as many processes, each with as many workers.
-    pub fn start_among(definitions: &str, later: &str, lateness: Option<i64>, processes: usize, workers: usize) -> Run {
+    pub fn start_among(definitions: &str, lateness: Option<i64>, processes: usize, workers: usize) -> Run {
         let acceptance = if lateness.is_none() { Acceptance::AnyTime } else { Acceptance::InOrder };
-        Run::start_as(acceptance, definitions, later, lateness, (processes, workers))
+        Run::start_as(acceptance, definitions, lateness, (processes, workers))
     }
 
     /// The same, with records accepted by this.
     pub fn start_as(
         acceptance: Acceptance,
         definitions: &str,
-        later: &str,
         lateness: Option<i64>,
         (processes, workers): (usize, usize),
     ) -> Run {
-        let plan = Arc::new(Plan::new(parse(later)).after(parse(definitions)));
+        let plan = Arc::new(Plan::new(parse(definitions)));
+        let terms = Terms { lateness, ..Terms::of(&plan.definitions) };
         let start = |(process, connections): (usize, Vec<Option<UnixStream>>)| {
             let (told, closed) = channel();
             let config = Config { workers, plan: Arc::clone(&plan), acceptance };
@@ -122,9 +126,11 @@ impl Run {
         Run {
             engines,
             closed,
-            steps: vec![Step { lateness, ..Step::first() }; processes],
+            steps: vec![Step { terms, ..Step::first() }; processes],
             decoder: Decoder::new(Arc::clone(&plan.vocabulary)),
             plan,
+            coming: None,
+            lines: Vec::new(),
             position: 0,
             questions: 0,
             told: BTreeMap::new(),
@@ -182,6 +188,7 @@ impl Run {
 
     /// Takes one line; gives its position, if it can be read.
     pub fn push(&mut self, line: &str) -> Option<u64> {
+        self.lines.push(line.to_owned());
         self.position += 1;
         let record = prepare(line, self.position, &mut self.decoder, &SECRET).ok()?;
         // Wherever it comes in, its place is the same.
@@ -192,11 +199,12 @@ impl Run {
 
     /// Takes one line as a log stamps it whose clock stands at an instant before it, and at another with it.
     pub fn push_stamped(&mut self, line: &str, before: i64, with: i64) -> Option<u64> {
+        self.lines.push(line.to_owned());
         self.position += 1;
         let mut record = prepare(line, self.position, &mut self.decoder, &SECRET).ok()?;
         let process = self.position as usize % self.steps.len();
         if let Record::Event(prepared) = &mut record {
-            let lateness = self.steps[process].lateness;
+            let lateness = self.steps[process].terms.lateness;
             let earliest = lateness.map(|lateness| before.saturating_sub(lateness));
             prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
         }
@@ -210,17 +218,35 @@ impl Run {
         self.verdicts.get(&position).map_or("accepted", |verdict| verdict.name())
     }
 
-    /// Other definitions hold from now on. A step under way is closed first.
-    pub fn redefine(&mut self, definitions: &str, lateness: Option<i64>) -> Result<(), Stalled> {
+    /// Other definitions are to hold. A step under way is closed first; what came before is read again, with what they
+    /// name, while steps go on.
+    pub fn redefine(&mut self, definitions: &str) -> Result<(), Stalled> {
         if self.steps.iter().any(|step| !step.is_empty()) {
             self.close([], |_, _| {})?;
         }
-        self.plan = Arc::new(self.plan.after(parse(definitions)));
-        for step in &mut self.steps {
-            step.plan = Some(Arc::clone(&self.plan));
-            step.lateness = lateness;
+        let plan = Arc::new(self.plan.after(parse(definitions)));
+        self.decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+        for (position, line) in (1..).zip(std::mem::take(&mut self.lines)) {
+            if let Ok(Record::Event(prepared)) = prepare(&line, position, &mut self.decoder, &SECRET) {
+                let process = position as usize % self.steps.len();
+                self.steps[process].record(Record::Reread(prepared.event));
+            }
+            self.lines.push(line);
+            if position % 7 == 0 {
+                self.close([], |_, _| {})?;
+            }
         }
+        for step in &mut self.steps {
+            step.plan = Some(Arc::clone(&plan));
+            step.terms.ids_max = plan.definitions.identity.max_ids;
+        }
+        self.coming = Some(plan);
         Ok(())
+    }
+
+    /// Whether definitions that are to hold do not yet.
+    pub fn is_preparing(&self) -> bool {
+        self.coming.is_some()
     }
 
     /// Closes the step and gives all that is then true. What is added up when it is asked for must equal the totals.
@@ -245,6 +271,10 @@ impl Run {
             }
             _ => {}
         })?;
+        if !Arc::ptr_eq(&plan, &self.plan) {
+            // What was asked was meant for the definitions before.
+            return self.dump();
+        }
         assert_eq!(beside, dump.totals, "those that come with the conversions that followed");
         let stands = self.told.iter().filter(|(_, times)| **times != 0);
         let stands = stands.flat_map(|(row, times)| vec![row.clone(); usize::try_from(*times).unwrap_or(99)]);
@@ -335,6 +365,10 @@ impl Run {
             let parts = |closed: &Closed| (closed.number, closed.position, closed.clock, closed.accepted);
             assert_eq!(parts(&closed), parts(&other), "processes do not agree");
             assert_eq!((&closed.intents, &closed.verdicts), (&other.intents, &other.verdicts));
+            assert_eq!((closed.switched, closed.prepared), (other.switched, other.prepared));
+        }
+        if closed.switched.is_some() {
+            self.plan = self.coming.take().expect("definitions are to come");
         }
         self.verdicts.extend(closed.verdicts);
         for (row, change) in closed.intents {

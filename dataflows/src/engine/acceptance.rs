@@ -10,7 +10,7 @@ use crate::admission::{Admission, Verdict};
 use crate::event::Event;
 use crate::identity::{Change, Id};
 use crate::plan::Plan;
-use crate::protocol::{Question, Record};
+use crate::protocol::{Question, Record, Terms};
 use crate::time::Millis;
 
 /// What every worker knows of a step, beside its share of the records.
@@ -20,9 +20,9 @@ pub(super) struct Turn {
     pub(super) position: u64,
     /// The clock, as far as records do not move it.
     pub(super) clock: Millis,
-    /// How late a record may be.
-    pub(super) lateness: Option<Millis>,
-    /// The definitions, if others hold from now on.
+    /// What is asked of its records.
+    pub(super) terms: Terms,
+    /// Definitions to come, to be prepared for from now on.
     pub(super) plan: Option<Arc<Plan>>,
     /// What is asked here.
     pub(super) questions: Vec<(u64, Question)>,
@@ -35,6 +35,8 @@ pub(super) enum Admitted {
     Event(Event),
     /// An event that was accepted before is taken back: own id, message id.
     Retract(Id, EcoString),
+    /// An event that was accepted before, as definitions to come read it.
+    Reread(Event),
 }
 
 /// Decides on records in their order.
@@ -98,6 +100,7 @@ impl Accepting {
                     admit(Admitted::Retract(own, message_id));
                 }
             }
+            Record::Reread(event) => admit(Admitted::Reread(event)),
             Record::Unlink(position, a, b) => link(position, Change::Unlink(a, b)),
             Record::Clock(_, to) => drop(self.tick(to)),
             Record::Unreadable(position) => return Some((position, Verdict::Invalid)),

@@ -35,7 +35,7 @@ use crate::event::Event;
 use crate::identity::{Change, Component, Id, Identity, Move};
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
-use crate::protocol::{Answer, Question, Record, Step, Watched};
+use crate::protocol::{Answer, Question, Record, Step, Terms, Watched};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
 
@@ -79,6 +79,10 @@ pub(super) enum Saying {
     Row(Watched, String, i8),
     /// Credit that is watched has changed.
     Credit(Total, i128),
+    /// Other definitions hold from now on.
+    Switched(u64),
+    /// Profiles of a worker that are prepared for definitions to come, and all.
+    Prepared(u64, u64),
     /// A part of an answer.
     Answer(u64, #[serde(with = "as_json")] Answer),
 }
@@ -116,6 +120,9 @@ pub(super) struct Now {
     pub(super) clock: Millis,
     /// Events accepted in it.
     pub(super) accepted: u64,
+    /// The number of the definitions to come for which the sender has prepared all; 0: of none. Where senders differ,
+    /// 0 for all.
+    pub(super) ready: u64,
 }
 
 /// A question under way: which worker asks it, under which number.
@@ -153,20 +160,34 @@ pub(super) enum Forward {
     Event(Event),
     /// An event is taken back: own id, message id.
     Retract(Id, EcoString),
+    /// An event that was accepted before, as definitions to come read it.
+    Reread(Event),
     /// A question about the person.
     Ask(Ask),
+}
+
+impl Now {
+    /// What two senders know.
+    fn and(self, other: Now) -> Now {
+        Now {
+            position: self.position.max(other.position),
+            clock: self.clock.max(other.clock),
+            accepted: self.accepted + other.accepted,
+            ready: if self.ready == other.ready { self.ready } else { 0 },
+        }
+    }
 }
 
 impl Inputs {
     /// Puts a step in, and promises that nothing more of it will come from this worker.
     pub(super) fn give(&mut self, time: Time, step: Step) {
-        let Step { position, clock, lateness, records, plan, questions, .. } = step;
+        let Step { position, clock, terms, records, plan, questions, .. } = step;
         self.records.advance_to(time);
         self.turns.advance_to(time);
         for chunk in records {
             self.records.send_batch(&mut chunk.into());
         }
-        self.turns.send(Turn { position, clock, lateness, plan, questions });
+        self.turns.send(Turn { position, clock, terms, plan, questions });
         self.records.advance_to(time + 2);
         self.turns.advance_to(time + 2);
     }
@@ -218,20 +239,20 @@ pub(super) fn assemble(
     worker.dataflow_named("Thalweg", |scope| {
         let records = scope.input_from(&mut inputs.records);
         let turns = scope.input_from(&mut inputs.turns);
-        let accepted = accept(records, turns.clone(), acceptance, workers);
-        let ids_max = plan.definitions.identity.max_ids as usize;
-        let (assigned, refused) = identity(accepted.links, turns.clone(), ids_max, workers);
+        let ready = Rc::new(Cell::new(0));
+        let accepted = accept(records, turns.clone(), acceptance, workers, Rc::clone(&ready));
+        let (assigned, refused) = identity(accepted.links, turns.clone(), workers);
         let (loops, forwarded) = scope.feedback::<Batch<(Id, Forward)>>(1);
         // Where one worker decides on all records, they have yet to be brought home.
         let admitted = match acceptance {
             Acceptance::InOrder => accepted.admitted.exchange(|admitted| match admitted {
-                Admitted::Event(event) => event.own.hashed(),
+                Admitted::Event(event) | Admitted::Reread(event) => event.own.hashed(),
                 Admitted::Retract(own, _) => own.hashed(),
             }),
             Acceptance::Stamped | Acceptance::AnyTime => accepted.admitted,
         };
         let signals = accepted.signals;
-        let (forward, changes, told) = profiles(admitted, signals.clone(), assigned, forwarded, turns, plan, workers);
+        let (forward, changes, told) = profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
         forward.connect_loop(loops);
         let counted = totals(changes.arrange_by_self_named("Totals"), signals);
         let told = scope.concatenate([accepted.told, refused, told, counted]);
@@ -254,6 +275,7 @@ fn accept<'s>(
     turns: StreamVec<'s, Time, Turn>,
     acceptance: Acceptance,
     workers: usize,
+    ready: Rc<Cell<u64>>,
 ) -> Accepted<'s> {
     /// A step between its arrival and its end.
     struct Under {
@@ -265,6 +287,7 @@ fn accept<'s>(
     let by_id = Batches::new(move |record: &Record| match record {
         _ if acceptance == Acceptance::InOrder => 0,
         Record::Event(prepared) => prepared.event.own.hashed(),
+        Record::Reread(event) => event.own.hashed(),
         Record::Retract(_, own, ..) => own.hashed(),
         Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) => 0,
     });
@@ -312,7 +335,7 @@ fn accept<'s>(
                 let mut admit = |admitting| admitted.give(admitting);
                 let mut link = |position, change| links.give(Linked::Change(position, change));
                 for record in in_order(arrived.remove(&time).unwrap_or_default()).into_iter().flatten() {
-                    let verdict = accepting.decide(record, turn.lateness, &mut admit, &mut link);
+                    let verdict = accepting.decide(record, turn.terms.lateness, &mut admit, &mut link);
                     if let Some((position, verdict)) = verdict {
                         // Each process keeps an account of what is wrong anywhere.
                         let to = (0..peers).step_by(workers);
@@ -322,7 +345,7 @@ fn accept<'s>(
                 let (clock, accepted) = (accepting.tick(turn.clock), accepting.accepted());
                 links.give(Linked::Clock(clock));
                 for peer in 0..peers {
-                    let now = Now { position: turn.position, clock, accepted };
+                    let now = Now { position: turn.position, clock, accepted, ready: ready.get() };
                     signals.give((peer as u64, Signal::Now(now)));
                 }
                 for (number, question) in turn.questions {
@@ -342,7 +365,6 @@ fn accept<'s>(
 fn identity<'s>(
     links: StreamVec<'s, Time, Linked>,
     turns: StreamVec<'s, Time, Turn>,
-    ids_max: usize,
     workers: usize,
 ) -> (StreamVec<'s, Time, Assignment>, StreamVec<'s, Time, Told>) {
     let peers = links.scope().peers();
@@ -355,8 +377,8 @@ fn identity<'s>(
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut identity = Identity::new(ids_max);
-        let mut plans: BTreeMap<Time, Arc<Plan>> = BTreeMap::new();
+        let mut identity = Identity::new();
+        let mut terms: BTreeMap<Time, Terms> = BTreeMap::new();
         let mut stash: BTreeMap<Time, ([Capability<Time>; 2], Vec<Linked>)> = BTreeMap::new();
         move |frontiers: &[MutableAntichain<Time>]| {
             links.for_each(|capability, data| {
@@ -364,17 +386,14 @@ fn identity<'s>(
                 stash.entry(*a.time()).or_insert(([a, b], Vec::new())).1.append(data);
             });
             turns.for_each(|capability, data| {
-                let plan = data.pop().and_then(|turn| turn.plan);
-                plans.extend(capability.least().copied().zip(plan));
+                terms.extend(capability.least().copied().zip(data.pop().map(|turn| turn.terms)));
             });
             let passed = |time: &Time| !frontiers[0].less_equal(time) && !frontiers[1].less_equal(time);
             let mut assigned = assigned.activate();
             let mut told = told.activate();
             while let Some(first) = stash.first_entry().filter(|first| passed(first.key())) {
                 let (time, ([on_assigned, on_told], linked)) = first.remove_entry();
-                if let Some(plan) = plans.remove(&time) {
-                    identity.limit(plan.definitions.identity.max_ids as usize);
-                }
+                let ids_max = terms.remove(&time).unwrap_or_default().ids_max as usize;
                 let (mut changes, mut clock) = (Vec::new(), 0);
                 for linked in linked {
                     match linked {
@@ -383,7 +402,7 @@ fn identity<'s>(
                     }
                 }
                 changes.sort_by_key(|(position, _)| *position);
-                let outcome = identity.apply(changes.into_iter().map(|(_, change)| change), clock);
+                let outcome = identity.apply(changes.into_iter().map(|(_, change)| change), clock, ids_max);
                 let mut assigned = assigned.session(&on_assigned);
                 for moved in outcome.moves {
                     assigned.give(Assignment::Home(moved.id.clone(), moved.to.clone()));
@@ -397,7 +416,7 @@ fn identity<'s>(
                 }
             }
             // Only the worker that keeps the identity of ids needs to know.
-            plans.retain(|time, _| frontiers[0].less_equal(time));
+            terms.retain(|time, _| frontiers[0].less_equal(time));
         }
     });
     (assigned_stream, told_stream)
@@ -481,7 +500,7 @@ fn collect<'s>(
 struct Under {
     first: Option<Capability<Time>>,
     second: [Capability<Time>; 2],
-    now: Now,
+    now: Option<Now>,
     asks: Vec<Ask>,
     admitted: Vec<Vec<Admitted>>,
     assigned: Vec<Assignment>,
@@ -496,7 +515,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
     Some(stash.entry(*first.time()).or_insert_with(|| Under {
         second: [1, 2].map(|port| capability.delayed(&second, port)),
         first: Some(first),
-        now: Now::default(),
+        now: None,
         asks: Vec::new(),
         admitted: Vec::new(),
         assigned: Vec::new(),
@@ -513,7 +532,7 @@ fn profiles<'s>(
     assigned: StreamVec<'s, Time, Assignment>,
     forwarded: Stream<'s, Time, Batch<(Id, Forward)>>,
     turns: StreamVec<'s, Time, Turn>,
-    plan: Arc<Plan>,
+    mut profiles: Profiles,
     workers: usize,
 ) -> (Stream<'s, Time, Batch<(Id, Forward)>>, VecCollection<'s, Time, Counted, i128>, StreamVec<'s, Time, Told>) {
     let scope = signals.scope();
@@ -541,7 +560,6 @@ fn profiles<'s>(
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut profiles = Profiles::new(plan);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
         move |frontiers: &[MutableAntichain<Time>]| {
             signals.for_each(|capability, data| {
@@ -549,12 +567,7 @@ fn profiles<'s>(
                 for (_, signal) in data.drain(..) {
                     match signal {
                         Signal::Now(heard) => {
-                            let Now { position, clock, accepted } = under.now;
-                            under.now = Now {
-                                position: position.max(heard.position),
-                                clock: clock.max(heard.clock),
-                                accepted: accepted + heard.accepted,
-                            };
+                            under.now = Some(under.now.map_or(heard, |now| now.and(heard)));
                         }
                         Signal::Ask(ask) => under.asks.push(ask),
                     }
@@ -598,12 +611,19 @@ fn profiles<'s>(
                     break;
                 }
                 let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
-                let Settled { totals, intents, rows, credit, answers } = profiles.settle(now.clock, forwarded, plan);
+                let now = now.unwrap_or_default();
+                let settled = profiles.settle(now, forwarded, plan);
+                let Settled { totals, intents, rows, credit, answers, switched, prepared } = settled;
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
                 if index % workers == 0 {
                     told.give((index, Saying::Now(now)));
+                    told.give_iterator(switched.map(|number| (index, Saying::Switched(number))).into_iter());
+                }
+                if let Some((done, all)) = prepared {
+                    let to = (0..peers).step_by(workers);
+                    told.give_iterator(to.map(|first| (first, Saying::Prepared(done, all))));
                 }
                 for (intent, change) in intents {
                     // Each process tells them to those who listen there.

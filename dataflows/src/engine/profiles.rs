@@ -1,22 +1,24 @@
 //! The profiles of one worker: what arrives for them in the first beat of a step, and what is true of them after it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ecow::EcoString;
 use hashbrown::HashMap;
 
 use super::acceptance::Admitted;
-use super::assemble::{Ask, Assignment, Forward};
+use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
 use crate::event::Event;
 use crate::identity::{Id, Move};
-use crate::keyed::{Keyed, Slot};
+use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
-use crate::profile::Effects;
+use crate::profile::{Effects, State};
 use crate::profile::answers::{Asked, IntentRow, Rows, SessionRow, intent_row, public_id};
 use crate::profile::attribution::Credit;
-use crate::profile::campaigns::Meant;
+use crate::profile::campaigns::{Intent, Meant};
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::protocol::{Answer, Deadline, Question};
 use crate::time::Millis;
@@ -24,13 +26,16 @@ use crate::total::{Counted, Total};
 
 /// All profiles whose histories are kept here.
 pub(super) struct Profiles {
-    plan: Arc<Plan>,
     keyed: Keyed<Plan>,
     /// Ids of this worker whose person has another key.
     away: HashMap<Id, Id>,
-    effects: Effects,
     intents: Vec<(IntentRow, i8)>,
     retracts: Vec<(Id, Id, EcoString)>,
+    reread: Vec<(Id, Event)>,
+    /// How many plans came for which to prepare.
+    plans: u64,
+    /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
+    ready: Rc<Cell<u64>>,
     asked: Vec<(Ask, Option<Id>)>,
     watch: Watch,
 }
@@ -46,21 +51,25 @@ pub(super) struct Settled {
     pub(super) rows: Vec<Change>,
     /// Credit that is watched, and changed: to which worker, what, by how much.
     pub(super) credit: Vec<(usize, Total, i128)>,
+    /// Which definitions hold from now on, if others do.
+    pub(super) switched: Option<u64>,
+    /// Profiles that are prepared for definitions to come, and all; none: there are none to come.
+    pub(super) prepared: Option<(u64, u64)>,
     /// Parts of answers: to which worker, to which question.
     pub(super) answers: Vec<(usize, u64, Answer)>,
 }
 
 impl Profiles {
-    /// Nobody yet.
-    pub(super) fn new(plan: Arc<Plan>) -> Self {
-        let effects = Effects::new(&plan);
+    /// Nobody yet. For which plan all is prepared is noted in `ready`.
+    pub(super) fn new(plan: Arc<Plan>, ready: Rc<Cell<u64>>) -> Self {
         Profiles {
-            plan,
-            keyed: Keyed::default(),
+            keyed: Keyed::new(folding(plan)),
             away: HashMap::new(),
-            effects,
             intents: Vec::new(),
             retracts: Vec::new(),
+            reread: Vec::new(),
+            plans: 0,
+            ready,
             asked: Vec::new(),
             watch: Watch::default(),
         }
@@ -71,7 +80,7 @@ impl Profiles {
         match assignment {
             Assignment::Home(id, key) if id == key => drop(self.away.remove(&id)),
             Assignment::Home(id, key) => drop(self.away.insert(id, key)),
-            Assignment::Share(component) => self.keyed.share(&component.key, component.ids, &self.plan),
+            Assignment::Share(component) => self.keyed.share(&component.key, component.ids),
             Assignment::Leave(Move { id, from, to }) => {
                 for event in self.extract(&from, |event| event.own == id) {
                     send(to.clone(), Forward::Event(event));
@@ -86,10 +95,13 @@ impl Profiles {
             Admitted::Event(event) => match self.home(&event.own) {
                 Some(key) => send(key, Forward::Event(event)),
                 None => {
-                    let slot = self.keyed.touch(&event.own, &self.plan);
+                    let slot = self.keyed.touch(&event.own);
                     self.insert(slot, event);
                 }
             },
+            Admitted::Reread(event) => {
+                send(self.home(&event.own).unwrap_or_else(|| event.own.clone()), Forward::Reread(event));
+            }
             Admitted::Retract(own, message_id) => {
                 send(self.home(&own).unwrap_or_else(|| own.clone()), Forward::Retract(own, message_id));
             }
@@ -110,49 +122,68 @@ impl Profiles {
     }
 
     /// The second beat: all has arrived.
-    pub(super) fn settle(&mut self, clock: Millis, forwarded: Vec<(Id, Forward)>, plan: Option<Arc<Plan>>) -> Settled {
+    pub(super) fn settle(&mut self, now: Now, forwarded: Vec<(Id, Forward)>, plan: Option<Arc<Plan>>) -> Settled {
+        let clock = now.clock;
         for (key, forward) in forwarded {
             match forward {
                 Forward::Event(event) => {
-                    let slot = self.keyed.touch(&key, &self.plan);
+                    let slot = self.keyed.touch(&key);
                     self.insert(slot, event);
                 }
                 // The event may be on its way from another person, so it is looked for when all have arrived.
                 Forward::Retract(own, message_id) => self.retracts.push((key, own, message_id)),
+                Forward::Reread(event) => self.reread.push((key, event)),
                 Forward::Ask(ask) => self.asked.push((ask, Some(key))),
             }
         }
         for (key, own, message_id) in std::mem::take(&mut self.retracts) {
             self.extract(&key, |event| event.own == own && event.message_id == message_id);
         }
-        let mut settled = Settled::default();
-        if let Some(plan) = plan {
-            let old = std::mem::replace(&mut self.plan, Arc::clone(&plan));
-            let intents = &mut self.intents;
-            self.keyed.refold(&old, &plan, &mut self.effects, |slot, effects| took_back(&old, slot, effects, intents));
-            settled.totals = self.take_totals(&old);
-            self.effects.prepare(&plan);
+        for (key, event) in std::mem::take(&mut self.reread) {
+            let known = self.keyed.find_mut(&key, &event).filter(|known| known.position == event.position);
+            if let Some(known) = known {
+                (known.name, known.details) = (event.name, event.details);
+            }
         }
-        let (plan, intents) = (Arc::clone(&self.plan), &mut self.intents);
-        let (watch, rows) = (&mut self.watch, &mut settled.rows);
-        self.keyed.advance(clock, &plan, &mut self.effects, |slot, effects| {
-            tell(&plan, slot, effects, intents);
+        let mut settled = Settled::default();
+        let (watch, intents, rows) = (&mut self.watch, &mut self.intents, &mut settled.rows);
+        self.keyed.advance(clock, |plan, slot, effects| {
+            tell(plan, slot, effects, intents);
             if !watch.is_idle() {
-                watch.touched(&slot.key, person(&plan, slot, &effects.credit, clock), rows);
+                watch.touched(&slot.key, person(plan, slot, &effects.credit, clock), rows);
             }
         });
-        for key in watch.due(clock) {
-            let slot = self.keyed.get(&key);
-            let asked = slot.and_then(|slot| person(&plan, slot, &self.effects.credit, clock));
-            watch.touched(&key, asked, rows);
+        for key in self.watch.due(clock) {
+            let Folding { fold, effects } = &self.keyed.now;
+            let asked = self.keyed.get(&key).and_then(|slot| person(fold, slot, &effects.credit, clock));
+            self.watch.touched(&key, asked, rows);
         }
-        settled.totals.extend(self.take_totals(&plan));
+        settled.totals = self.keyed.now.effects.take(&self.keyed.now.fold);
+        // What every worker was ready for when this step began, each of them does in this step.
+        if now.ready == self.plans && self.ready.get() == self.plans {
+            self.switch(clock, &mut settled);
+        }
+        if let Some(plan) = plan {
+            self.keyed.begin(folding(plan));
+            self.plans += 1;
+            self.ready.set(0);
+        }
+        if let Some(next) = self.keyed.next() {
+            // Nobody is told of them before they hold.
+            next.effects.intents.clear();
+            if self.keyed.prepare(clock, PREPARED_ENTRIES) {
+                self.ready.set(self.plans);
+            }
+            let (done, all) = self.keyed.progress();
+            settled.prepared = Some((done as u64, all as u64));
+        }
         let credit = self.watch.credit(&settled.totals);
         settled.credit = credit.map(|(to, total, change)| (to, total.clone(), change)).collect();
         settled.intents = consolidated(std::mem::take(&mut self.intents));
+        let plan = Arc::clone(&self.keyed.now.fold);
         for (Ask { to, number, question }, of) in std::mem::take(&mut self.asked) {
             if let Question::Watch(view, follows) = question {
-                let (slots, credit) = (self.keyed.slots().iter(), &self.effects.credit);
+                let (slots, credit) = (self.keyed.slots().iter(), &self.keyed.now.effects.credit);
                 let everyone = slots.filter_map(|slot| Some((&slot.key, person(&plan, slot, credit, clock)?)));
                 let rows = self.watch.follow(view, to, follows, everyone);
                 settled.answers.push((to, number, Answer::Watched(rows)));
@@ -163,22 +194,37 @@ impl Profiles {
         settled
     }
 
+    /// What was prepared on every worker holds from now on: tells the difference.
+    fn switch(&mut self, clock: Millis, settled: &mut Settled) {
+        let intents = &mut self.intents;
+        let before = self.keyed.switch(|old, new, slot, folded| retell(old, new, slot, folded.state(), intents));
+        let Some(Folding { fold, effects }) = before else { return };
+        let now = &mut self.keyed.now;
+        now.effects.intents.clear();
+        let mut changes: BTreeMap<Counted, i128> = BTreeMap::new();
+        let gone = effects.taken(&fold).into_iter().map(|(total, sum)| (total, -sum));
+        for (total, change) in gone.chain(now.effects.take(&now.fold)) {
+            *changes.entry(total).or_default() += change;
+        }
+        settled.totals.extend(changes.into_iter().filter(|(_, change)| *change != 0));
+        settled.switched = Some(self.plans);
+        self.ready.set(0);
+        if !self.watch.is_idle() {
+            let Folding { fold, effects } = &self.keyed.now;
+            for slot in self.keyed.slots() {
+                self.watch.touched(&slot.key, person(fold, slot, &effects.credit, clock), &mut settled.rows);
+            }
+        }
+    }
+
     fn insert(&mut self, slot: u32, event: Event) {
-        let (plan, intents) = (&self.plan, &mut self.intents);
-        let unsettled = |slot: &mut _, effects: &mut _| took_back(plan, slot, effects, intents);
-        self.keyed.insert(slot, event, plan, &mut self.effects, unsettled);
+        let intents = &mut self.intents;
+        self.keyed.insert(slot, event, |plan, slot, effects| took_back(plan, slot, effects, intents));
     }
 
     fn extract(&mut self, key: &Id, leaves: impl Fn(&Event) -> bool) -> Vec<Event> {
-        let (plan, intents) = (&self.plan, &mut self.intents);
-        let unsettled = |slot: &mut _, effects: &mut _| took_back(plan, slot, effects, intents);
-        self.keyed.extract(key, leaves, plan, &mut self.effects, unsettled)
-    }
-
-    fn take_totals(&mut self, plan: &Plan) -> Vec<(Counted, i128)> {
-        let counts = plan.totals.iter().zip(&mut self.effects.counts).filter(|(_, count)| **count != 0);
-        let counts = counts.map(|(total, count)| (total.clone(), i128::from(std::mem::take(count))));
-        counts.chain(self.effects.credit.take()).collect()
+        let intents = &mut self.intents;
+        self.keyed.extract(key, leaves, |plan, slot, effects| took_back(plan, slot, effects, intents))
     }
 
     fn answer(&self, question: Question, of: Option<Id>, clock: Millis) -> Option<Answer> {
@@ -190,11 +236,11 @@ impl Profiles {
                 Some(Answer::History(rows, next))
             }
             Question::Members { segment, after, limit } => {
-                let segment = self.plan.segment(&segment)?;
+                let segment = self.plan().segment(&segment)?;
                 Some(Answer::Members(self.members(segment, after.as_ref(), limit)))
             }
             Question::Deadlines { journey, within, after, limit } => {
-                let journey = self.plan.journey(&journey)?;
+                let journey = self.plan().journey(&journey)?;
                 let mut all: Vec<Deadline> = Vec::new();
                 for asked in self.everyone(clock) {
                     let public = asked.public();
@@ -221,7 +267,7 @@ impl Profiles {
                 Some(Answer::Credit(sum))
             }
             Question::Followed => {
-                let mut sum = vec![0; self.plan.campaigns.len()];
+                let mut sum = vec![0; self.plan().campaigns.len()];
                 self.everyone(clock).for_each(|asked| asked.add_followed(&mut sum));
                 Some(Answer::Followed(sum))
             }
@@ -233,7 +279,11 @@ impl Profiles {
     }
 
     fn person<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
-        person(&self.plan, slot, &self.effects.credit, clock)
+        person(self.plan(), slot, &self.keyed.now.effects.credit, clock)
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.keyed.now.fold
     }
 
     fn everyone(&self, clock: Millis) -> impl Iterator<Item = Asked<'_>> {
@@ -313,6 +363,35 @@ fn tell(plan: &Plan, slot: &mut Slot<Plan>, effects: &mut Effects, intents: &mut
         }
         slot.history.state_mut().told_as = public;
     }
+}
+
+/// Other definitions hold of a history: what of its intents did, and does not any more, and the other way round.
+fn retell(old: &Plan, new: &Plan, slot: &mut Slot<Plan>, before: &State, intents: &mut Vec<(IntentRow, i8)>) {
+    let (were, are) = (&before.tapes.intents, &slot.history.state().tapes.intents);
+    if were.is_empty() && are.is_empty() {
+        return;
+    }
+    let public = public_of(slot).clone();
+    let name = |plan: &Plan, intent: &Intent| plan.campaigns[intent.campaign].name.clone();
+    let same = |(was, is): (&Intent, &Intent)| {
+        name(old, was) == name(new, is) && *was == Intent { campaign: was.campaign, ..*is }
+    };
+    if were.len() != are.len() || public != before.told_as || !were.iter().zip(are).all(same) {
+        let past = slot.history.past();
+        let row = |plan, id, intent: &Intent| intent_row(plan, id, &Meant::new(*intent, past));
+        intents.extend(were.iter().map(|intent| (row(old, &before.told_as, intent), -1)));
+        intents.extend(are.iter().map(|intent| (row(new, &public, intent), 1)));
+    }
+    slot.history.state_mut().told_as = public;
+}
+
+/// Entries of histories that are prepared for definitions to come in one step: as many as delay nobody who waits for
+/// it. Builds that check take fewer, so that short histories too are prepared in several.
+const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 2_000 };
+
+fn folding(plan: Arc<Plan>) -> Folding<Plan> {
+    let effects = Effects::new(&plan);
+    Folding { fold: plan, effects }
 }
 
 /// Rows with the sum of their changes, where it is not nothing.

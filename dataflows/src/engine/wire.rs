@@ -306,6 +306,7 @@ choices! {
         2 Retract(position, own, message_id, entry);
         3 Unlink(position, a, b);
         4 Unreadable(position);
+        5 Reread(event);
     Value:
         0 Null;
         1 Bool(yes);
@@ -411,9 +412,13 @@ impl Wire for Forward {
                 own.write(to);
                 message_id.write(to);
             }
+            Forward::Reread(event) => {
+                to.bytes.push(2);
+                event.write(to);
+            }
             // Few are asked, in many forms.
             Forward::Ask(ask) => {
-                to.bytes.push(2);
+                to.bytes.push(3);
                 serde_json::to_string(ask).expect("questions are plain").into_boxed_str().write(to);
             }
         }
@@ -423,6 +428,7 @@ impl Wire for Forward {
         match u8::read(from) {
             0 => Forward::Event(Wire::read(from)),
             1 => Forward::Retract(Wire::read(from), Wire::read(from)),
+            2 => Forward::Reread(Wire::read(from)),
             _ => Forward::Ask(serde_json::from_str(from.text()).expect("questions arrive as they were written")),
         }
     }
@@ -501,6 +507,7 @@ mod tests {
             Record::Retract(1, "own".into(), "message".into(), 1 << 100),
             Record::Unlink(16_384, "a".into(), "b".into()),
             Record::Unreadable(u64::MAX),
+            Record::Reread(event(5, Some(Arc::clone(&details)))),
         ];
         let arrived = sent(&Batch::from(records.clone()));
         assert_eq!(format!("{arrived:?}"), format!("{records:?}"));

@@ -81,7 +81,7 @@ impl Instant<'_> {
     /// Shows an event to the aggregates that look at its name.
     pub(super) fn feed(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
-        for feed in &plan.rules[seen.name.0 as usize].feeds {
+        for feed in &plan.rules(seen.name).feeds {
             let looks = &plan.feeds[*feed];
             if (seen.kind.is_none() && !looks.emitted) || !self.holds(looks.rule.as_ref(), seen) {
                 continue;

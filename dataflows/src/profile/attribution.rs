@@ -49,26 +49,27 @@ pub struct Credit {
     /// The totals of each sum.
     totals: Vec<[Counted; 2]>,
     changed: Vec<u32>,
+    /// What was taken of each sum, all together.
+    taken: Vec<(i128, i128)>,
 }
 
 /// The number of `(direct)`.
 pub(super) const DIRECT_KEY: u32 = 0;
 
-impl Default for Credit {
-    fn default() -> Self {
-        let direct = (EcoString::from(DIRECT), EcoString::from(NOT_SET));
-        let numbers = HashMap::from([(direct.clone(), DIRECT_KEY)]);
-        let (sums, totals, changed) = Default::default();
-        Credit { keys: vec![direct], numbers, models: Vec::new(), sums, totals, changed }
-    }
-}
-
 impl Credit {
-    /// From now on of these models.
-    pub(super) fn prepare(&mut self, models: &[Model]) {
-        self.models = models.to_vec();
-        (self.sums, self.totals) = Default::default();
-        (0..self.keys.len()).for_each(|number| self.make_room(number));
+    /// No credit yet, in these models.
+    pub(super) fn new(models: &[Model]) -> Credit {
+        let mut credit = Credit {
+            keys: Vec::new(),
+            numbers: HashMap::new(),
+            models: models.to_vec(),
+            sums: Vec::new(),
+            totals: Vec::new(),
+            changed: Vec::new(),
+            taken: Vec::new(),
+        };
+        credit.number((DIRECT.into(), NOT_SET.into()));
+        credit
     }
 
     /// Room for a key that comes after all others.
@@ -79,6 +80,7 @@ impl Credit {
                 Counted::from(of(model.name().into(), channel.clone(), campaign.clone()))
             };
             self.sums.push((0, 0));
+            self.taken.push((0, 0));
             self.totals.push([total(Total::CreditConversions), total(Total::CreditValue)]);
         }
     }
@@ -114,12 +116,21 @@ impl Credit {
         let mut changes = Vec::with_capacity(2 * self.changed.len());
         for place in self.changed.drain(..) {
             let (conversions, value) = std::mem::take(&mut self.sums[place as usize]);
+            let taken = &mut self.taken[place as usize];
+            *taken = (taken.0 + conversions, taken.1 + value);
             let [of_conversions, of_value] = &self.totals[place as usize];
             changes.push((of_conversions.clone(), conversions));
             changes.push((of_value.clone(), value));
         }
         changes.retain(|(_, change)| *change != 0);
         changes
+    }
+
+    /// All that was ever taken.
+    pub(super) fn taken(&self) -> impl Iterator<Item = (Counted, i128)> + '_ {
+        let both = self.totals.iter().zip(&self.taken);
+        let both = both.flat_map(|(of, (conversions, value))| of.iter().zip([*conversions, *value]));
+        both.filter(|(_, taken)| *taken != 0).map(|(total, taken)| (total.clone(), taken))
     }
 }
 
@@ -162,7 +173,7 @@ impl Instant<'_> {
     /// The first touch rule that matches makes a touch; else UTM fields do.
     pub(super) fn touch(&mut self, event: &Event, seen: Seen<'_>) {
         let plan = self.plan;
-        let rules = &plan.rules[seen.name.0 as usize].touches;
+        let rules = &plan.rules(seen.name).touches;
         let utm = event.context().and_then(|context| context.utm.as_ref());
         let rule = rules.iter().map(|rule| &plan.touches[*rule]).find(|rule| self.holds(rule.rule.as_ref(), seen));
         let (channel, campaign) = match (rule, utm) {
@@ -179,7 +190,7 @@ impl Instant<'_> {
     /// Conversions and refunds that an event makes.
     pub(super) fn convert(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
-        let rules = &plan.rules[seen.name.0 as usize];
+        let rules = &plan.rules(seen.name);
         for number in &rules.conversions {
             let rule = &plan.conversions[*number];
             if !self.holds(rule.rule.as_ref(), seen) {

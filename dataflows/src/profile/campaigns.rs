@@ -115,7 +115,7 @@ impl Instant<'_> {
     /// Campaigns that begin at an event.
     pub(super) fn event_campaigns(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
-        for campaign in &plan.rules[seen.name.0 as usize].campaigns {
+        for campaign in &plan.rules(seen.name).campaigns {
             if self.holds(plan.campaigns[*campaign].rule.as_ref(), seen) {
                 self.candidate(*campaign, Cause::Event, seen.root, seen.kind.map(|_| seen.root));
             }

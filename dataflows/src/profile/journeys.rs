@@ -92,7 +92,7 @@ impl Instant<'_> {
 
     /// Notes an event that timers count from.
     pub(super) fn anchor(&mut self, seen: Seen<'_>) {
-        if let Some(anchor) = self.plan.rules[seen.name.0 as usize].anchor {
+        if let Some(anchor) = self.plan.rules(seen.name).anchor {
             let words = &mut self.state.words[self.plan.layout.anchors + 2 * anchor..];
             (words[0], words[1]) = (self.at, i64::from(seen.root.0));
         }
@@ -111,7 +111,7 @@ impl Instant<'_> {
         if let Some(way) = taken {
             return self.go(journey, way.to, way.total, seen.root);
         }
-        let anchor = plan.rules[seen.name.0 as usize].anchor;
+        let anchor = plan.rules(seen.name).anchor;
         for (number, timer) in state.timers.iter().enumerate() {
             let moved = match timer.since {
                 Anchor::Entry => false,

@@ -25,6 +25,7 @@ use crate::event::{Event, Kind};
 use crate::history::Fold;
 use crate::plan::{Field, Plan, Rule, View, Window, counts, find};
 use crate::time::Millis;
+use crate::total::Counted;
 use crate::value::Value;
 use crate::vocabulary::{NameId, Slot};
 
@@ -208,10 +209,12 @@ pub struct Mark {
 }
 
 /// Consequences of steps, added up over the profiles of a worker until they are sent on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Effects {
     /// Changes of the plan's dense counts.
     pub counts: Vec<i64>,
+    /// Those that were taken, all together.
+    taken: Vec<i64>,
     /// Changes of credit.
     pub credit: Credit,
     /// Intents that came, and those that went, of the profile at hand.
@@ -222,16 +225,32 @@ pub struct Effects {
 impl Effects {
     /// No effects yet, under `plan`.
     pub fn new(plan: &Plan) -> Self {
-        let mut effects = Effects::default();
-        effects.prepare(plan);
-        effects
+        Effects {
+            counts: vec![0; plan.totals.len()],
+            taken: vec![0; plan.totals.len()],
+            credit: Credit::new(plan.models()),
+            intents: Vec::new(),
+            pending: vec![0; plan.views.len().div_ceil(64)],
+        }
     }
 
-    /// From now on under `plan`; all earlier effects were taken.
-    pub fn prepare(&mut self, plan: &Plan) {
-        self.counts = vec![0; plan.totals.len()];
-        self.pending = vec![0; plan.views.len().div_ceil(64)];
-        self.credit.prepare(plan.models());
+    /// Takes the changes of all totals.
+    pub fn take(&mut self, plan: &Plan) -> Vec<(Counted, i128)> {
+        let mut changes = self.credit.take();
+        for ((total, count), taken) in plan.totals.iter().zip(&mut self.counts).zip(&mut self.taken) {
+            if *count != 0 {
+                *taken += *count;
+                changes.push((total.clone(), i128::from(std::mem::take(count))));
+            }
+        }
+        changes
+    }
+
+    /// All that was ever taken.
+    pub fn taken(&self, plan: &Plan) -> Vec<(Counted, i128)> {
+        let counts = plan.totals.iter().zip(&self.taken).filter(|(_, taken)| **taken != 0);
+        let counts = counts.map(|(total, taken)| (total.clone(), i128::from(*taken)));
+        counts.chain(self.credit.taken()).collect()
     }
 }
 
@@ -491,7 +510,7 @@ impl Instant<'_> {
     /// Judges segments and journeys that may have changed, each after what it reads; then campaigns.
     fn judge(&mut self, item: Item<'_>) {
         if let Item::Event(seen) = item {
-            for view in &self.plan.rules[seen.name.0 as usize].views {
+            for view in &self.plan.rules(seen.name).views {
                 self.wake(*view);
             }
             if seen.kind.is_some() {

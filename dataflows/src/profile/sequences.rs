@@ -64,7 +64,7 @@ impl Instant<'_> {
     pub(super) fn follow(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
         let left = Left { at: self.at, accepted: seen.kind.is_some(), root: seen.root };
-        for number in &plan.rules[seen.name.0 as usize].sequences {
+        for number in &plan.rules(seen.name).sequences {
             let of = &plan.sequences[*number];
             if let Some(absence) = &of.absence
                 && absence.name == seen.name

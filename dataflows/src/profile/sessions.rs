@@ -98,7 +98,7 @@ impl Instant<'_> {
         }
         visit.end = event.timestamp;
         visit.events += 1;
-        visit.buying |= plan.rules[event.name.0 as usize].buying;
+        visit.buying |= plan.rules(event.name).buying;
         self.state.core.activity = root;
         for readers in &plan.session_readers {
             self.wake_all(readers);
