@@ -19,12 +19,13 @@ use crate::cluster::{self, Greeting, LEADER};
 use crate::demo;
 use crate::desk::Records;
 use crate::http::{App, STILL_MAX, opening, router};
+use crate::hub::{ClockMode, Hub, Work};
 use crate::log::Log;
 use crate::outbox::Outbox;
 use crate::replay::{self, Replay, replay};
 use crate::stream::{self, Kept, Stream};
 use crate::templates;
-use crate::writer::{self, ClockMode, Found, Hub, Started, Store, Work};
+use crate::writer::{self, Found, Started, Store};
 
 /// A real-time marketing engine: sessions, segments, journeys and attribution, kept exact as events come in.
 #[derive(Debug, Parser)]

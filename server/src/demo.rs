@@ -13,7 +13,7 @@ use dataflows::time::Millis;
 use tokio::sync::oneshot;
 
 use crate::door::{Arrived, Door, Stamp};
-use crate::writer::{Hub, Work};
+use crate::hub::{Hub, Work};
 
 /// The example shop.
 pub const SHOP: &str = include_str!("../../examples/shop.yaml");

@@ -23,10 +23,10 @@ use tokio::sync::oneshot;
 use tower::ServiceExt;
 
 use crate::cluster::{LEADER, Letter, Others};
+use crate::hub::ClockMode;
 use crate::log::{LogReader, OwnedRecord};
 use crate::problem::Problem;
 use crate::stream::{Entry, Stream, feed};
-use crate::writer::ClockMode;
 
 /// What is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]

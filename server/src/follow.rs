@@ -9,7 +9,7 @@ use dataflows::protocol::{Closed, Question, Watched};
 use dataflows::total::Total;
 use tokio::sync::{broadcast, oneshot};
 
-use crate::writer::{Answered, AsOf, Hub, NotTaken, Work};
+use crate::hub::{Answered, AsOf, Hub, NotTaken, Work};
 
 /// Steps with changes that are kept for who comes again, and for a slow reader before it is dropped.
 const STEPS_MAX: usize = 1_024;

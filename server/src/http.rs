@@ -32,9 +32,9 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use crate::desk::{Desk, Records};
+use crate::hub::{AsOf, ClockMode, Hub};
 use crate::outbox::Outbox;
 use crate::problem::Problem;
-use crate::writer::{AsOf, ClockMode, Hub};
 
 /// What handlers need.
 #[derive(Clone)]

@@ -11,6 +11,7 @@ pub mod desk; // what processes ask each other
 pub mod door; // bodies of events taken apart
 pub mod follow; // views that somebody follows
 pub mod http; // the doors
+pub mod hub; // the way to the writer
 pub mod log; // the only truth
 pub mod metrics; // numbers for Prometheus
 pub mod outbox; // intents on their way into the world

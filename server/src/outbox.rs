@@ -22,13 +22,14 @@ use tokio::task::JoinSet;
 
 use crate::cluster::LEADER;
 use crate::desk::Records;
+use crate::hub::{AsOf, Closed, Hub, NotTaken, Told, Work};
 use crate::log::OwnedRecord;
 use crate::record::{Dispatch, Trigger};
 use crate::rows::{Intent, recommending};
 use crate::stream::Stream;
 use crate::templates::Templates;
 use crate::triggers::{self, Now, Orders, Outlet, Parcel, Report};
-use crate::writer::{AsOf, Closed, Found, Hub, NotTaken, Told, Work};
+use crate::writer::Found;
 
 /// What became of an intent that the law lets pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::door::Unreadable;
-use crate::writer::NotTaken;
+use crate::hub::NotTaken;
 
 /// What went wrong, for whoever asked.
 #[derive(Clone, Debug, Serialize, ToSchema)]

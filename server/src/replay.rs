@@ -26,8 +26,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::cluster::{LEADER, Letter, Others, Round, Share, Team, lost};
+use crate::hub::{self, Hub};
 use crate::rows;
-use crate::writer::{self, Hub};
 
 /// What to replay, and how.
 #[derive(Debug)]
@@ -351,9 +351,9 @@ impl Run {
         Hub::still(as_of, move |question| self.ask(question))
     }
 
-    fn as_of(&self) -> writer::AsOf {
+    fn as_of(&self) -> hub::AsOf {
         let clock = self.answers.said.lock().expect("nobody panics while holding it").clock;
-        writer::AsOf { position: self.step.position, clock }
+        hub::AsOf { position: self.step.position, clock }
     }
 
     /// Takes all blocks.

@@ -252,7 +252,8 @@ pub(super) fn assemble(
             Acceptance::Stamped | Acceptance::AnyTime => accepted.admitted,
         };
         let signals = accepted.signals;
-        let (forward, changes, told) = profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
+        let (forward, changes, told) =
+            profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
         forward.connect_loop(loops);
         let counted = totals(changes.arrange_by_self_named("Totals"), signals);
         let told = scope.concatenate([accepted.told, refused, told, counted]);

@@ -19,12 +19,12 @@ use utoipa::ToSchema;
 use super::described::{ById, ByName, NeedsLog, Refused, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query, cursor};
 use super::{App, AsOfRow, json};
+use crate::hub::{Answered, AsOf};
 use crate::log::OwnedRecord;
 use crate::outbox::Entry;
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
-use crate::writer::{Answered, AsOf};
 
 /// A part of a list.
 #[derive(Serialize, ToSchema)]

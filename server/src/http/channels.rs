@@ -14,11 +14,11 @@ use super::answers::{At, List, ask};
 use super::described::{ByName, Refused, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, cursor};
 use super::{App, json};
+use crate::hub::{Answered, NotTaken};
 use crate::metrics::Exposition;
 use crate::outbox::{Counts, Parked, message};
 use crate::problem::Problem;
 use crate::triggers::{TOOK_AT_MOST, Took, Traffic};
-use crate::writer::{Answered, NotTaken};
 
 #[derive(Serialize, ToSchema)]
 struct ChannelRow<'a> {

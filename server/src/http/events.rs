@@ -26,9 +26,9 @@ use super::browsers::{admits, foreign};
 use super::described::{BatchForm, CallForm, KeyInQuery, UnknownOrNeedsLog, Untaken};
 use super::{App, TOO_LARGE, WIRE_BYTES_MAX, json};
 use crate::door::{Arrived, Calls, Door, Incoming, Stamp, Unreadable, unpack};
+use crate::hub::{ClockMode, NotTaken, Receipt, Work};
 use crate::problem::Problem;
 use crate::record::DeadLetter;
-use crate::writer::{ClockMode, NotTaken, Receipt, Work};
 
 #[derive(Serialize, ToSchema)]
 struct Taken {

@@ -11,8 +11,8 @@ use super::App;
 use super::answers::{by_status, size};
 use super::query::Query;
 use crate::desk::Records;
+use crate::hub::ClockMode;
 use crate::metrics::Exposition;
-use crate::writer::ClockMode;
 
 /// An engine that is further behind than this is not waited for: then the numbers that are its to say are left out.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -87,8 +87,9 @@ mod tests {
     use dataflows::plan::Plan;
 
     use super::*;
+    use crate::hub::{AsOf, Hub};
     use crate::outbox::Outbox;
-    use crate::writer::{AsOf, Found, Hub};
+    use crate::writer::Found;
 
     #[tokio::test]
     async fn an_engine_that_does_not_answer_is_not_waited_for() {

@@ -18,8 +18,8 @@ use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 
+use crate::hub::AsOf;
 use crate::problem::Problem;
-use crate::writer::AsOf;
 
 /// The parameters of a request: those that every answer takes, and those of its own.
 #[derive(Debug)]

@@ -23,9 +23,9 @@ use super::described::NeedsLog;
 use super::query::{self, Asked};
 use super::{App, AsOfRow};
 use crate::follow::Reader;
+use crate::hub::{Answered, AsOf};
 use crate::outbox::{Entry, message};
 use crate::problem::Problem;
-use crate::writer::{Answered, AsOf};
 
 /// Messages that wait for a reader before the changes do.
 const MESSAGES_MAX: usize = 64;

@@ -25,9 +25,9 @@ use super::{Entry, HeaderMap, Kept, Message, Next, NotKept, Returned, Stream, St
 use super::{dead_letter_id, take_apart};
 use crate::desk::Records;
 use crate::door::{Arrived, Incoming, Stamp};
+use crate::hub::{ClockMode, Work};
 use crate::log::OwnedRecord;
 use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
-use crate::writer::{ClockMode, Work};
 
 /// Messages that are taken apart and wait for the writer, at most.
 const WAITING_MAX: usize = 4_096;

@@ -1,0 +1,167 @@
+//! The writer where files are the log: what it writes there, and how it reads them again at the start.
+
+use std::sync::Arc;
+
+use dataflows::event::{Decoder, Reason};
+use dataflows::place::place;
+use dataflows::plan::Plan;
+use dataflows::protocol::Record;
+use tokio::sync::oneshot;
+
+use super::{Backing, Durable, Found, STEP_EVENTS, Writer};
+use crate::cluster::{Letter, Others};
+use crate::door::Incoming;
+use crate::hub::{ClockMode, Receipt, Work};
+use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
+
+impl Writer {
+    pub(super) fn events(&mut self, events: Vec<Incoming>, reply: oneshot::Sender<Receipt>) {
+        let (first, count) = (self.next_position(), events.len());
+        // Where events move the clock, the engine alone knows it.
+        let mut may_be_late = self.mode == ClockMode::Events;
+        for Incoming { kind, mut prepared, undated, body } in events {
+            if undated {
+                prepared.date(self.clock);
+            }
+            let timestamp = prepared.event.timestamp;
+            if self.mode == ClockMode::Events {
+                self.clock = self.clock.max(timestamp);
+            }
+            prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            may_be_late |= prepared.is_late;
+            let payload = record::encode_event(kind, timestamp, &prepared.event.message_id, &body);
+            prepared.place(self.next_position());
+            self.group.push((record::EVENT, self.clock, payload));
+            self.step.record(Record::Event(prepared));
+        }
+        if may_be_late {
+            self.waiting.receipts.push((reply, first, count));
+        } else {
+            self.durable.push(Durable::Receipt(reply, count));
+        }
+    }
+
+    /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
+    /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
+    /// in the order of their places.
+    pub(super) fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, String> {
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let mut found = Found { process: self.process(), ..Found::default() };
+        let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+        let mut last = None;
+        let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };
+        let Backing::Own(log) = &self.log else { return Ok(found) };
+        let mut reader = log.reader();
+        let mut at = 0;
+        while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
+            // Steps end where groups do.
+            if leads && time > at && self.step.len() >= STEP_EVENTS {
+                self.slice(at);
+            }
+            while !leads && time > until {
+                self.close();
+                until = self.next_slice(&mut found);
+            }
+            at = time;
+            let position = place(time, self.process(), index);
+            self.clock = self.clock.max(record.received_at);
+            match record.kind {
+                record::EVENT => {
+                    if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &self.secret) {
+                        let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
+                        let earliest = earliest.map(|lateness| record.received_at - lateness);
+                        prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
+                        prepared.place(position);
+                        self.step.record(Record::Event(prepared));
+                    }
+                }
+                record::CLOCK => {
+                    let clock = serde_json::from_slice::<Clock>(record.payload).ok();
+                    clock.into_iter().for_each(|clock| self.step.record(Record::Clock(position, clock.to)));
+                }
+                record::DEFINITIONS => {
+                    found.active_since = record.received_at;
+                    if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
+                        // What came before was accepted by what held then. It is the first of its group.
+                        if leads {
+                            self.slice(time - 1);
+                        }
+                        self.step.terms.lateness = defined.lateness;
+                        last = Some(defined);
+                    }
+                }
+                record::DEAD_LETTER => {
+                    self.step.record(Record::Unreadable(position));
+                    let letter = serde_json::from_slice::<DeadLetter>(record.payload);
+                    let reason = letter.map_or(Reason::Invalid, |letter| letter.reason);
+                    self.shared.lock().refused(reason.name(), position);
+                }
+                record::DISPATCH => found.dispatched.extend(serde_json::from_slice::<Dispatch>(record.payload).ok()),
+                _ => {}
+            }
+            self.step.position = position;
+        }
+        if leads {
+            if let Some(others) = &self.others {
+                others.tell_all(&Letter::Ledger(found.active_since, found.dispatched.clone()));
+            }
+            self.slice(u64::MAX);
+        } else {
+            while until < u64::MAX {
+                self.close();
+                until = self.next_slice(&mut found);
+            }
+            self.close();
+        }
+        // What is recorded from now on comes after all that is in any log.
+        self.step.number = self.step.number.max(last_time + 1);
+        let defined = Defined { lateness: plan.definitions.lateness, text };
+        if last.as_ref() != Some(&defined) {
+            if self.mode == ClockMode::Wall {
+                self.clock = self.clock.max((self.now)());
+            }
+            if leads {
+                found.active_since = self.clock;
+            }
+            self.write_json(record::DEFINITIONS, &defined);
+        }
+        self.step.terms.lateness = defined.lateness;
+        if leads {
+            if let Some(others) = &self.others {
+                others.tell_all(&Letter::Ledger(found.active_since, Vec::new()));
+            }
+            self.announce(None);
+        } else {
+            self.next_slice(&mut found);
+        }
+        self.commit()?;
+        self.close();
+        found.position = self.step.position;
+        self.wait(0).log_is_read = true;
+        Ok(found)
+    }
+
+    /// The leader closes a step of what stands in the logs up to a time.
+    fn slice(&mut self, until: u64) {
+        self.announce(Some(until));
+        self.close();
+    }
+
+    /// Another process waits until the leader says how far the next step goes.
+    fn next_slice(&mut self, found: &mut Found) -> u64 {
+        loop {
+            match self.queue.recv() {
+                Ok(Work::Letter(_, Letter::Round(round))) => {
+                    self.begin(round);
+                    return round.until.unwrap_or(u64::MAX);
+                }
+                Ok(Work::Letter(_, Letter::Ledger(active_since, mut dispatched))) => {
+                    found.active_since = active_since;
+                    found.dispatched.append(&mut dispatched);
+                }
+                // Nobody else has the way to the writer yet.
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The writer where a stream is the log: what it gives to the stream, and how it makes steps of what it reads there.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use dataflows::admission::Verdict;
+use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
+use dataflows::plan::Plan;
+use dataflows::protocol::Record;
+use dataflows::time::Millis;
+use tokio::sync::oneshot;
+
+use super::{Backing, Found, STEP_EVENTS, Writer};
+use crate::cluster::{LEADER, Letter, Others, Round};
+use crate::door::{Arrived, Incoming};
+use crate::hub::{AsOf, ClockMode, Receipt, Told, Work};
+use crate::record::{self, Clock, Defined};
+use crate::stream::feed::{self, Feed, Read, What};
+
+/// The writer's side of a stream.
+pub(super) struct Streamed {
+    pub(super) feed: Feed,
+    /// The writer's own queue, for those who wait elsewhere.
+    pub(super) to: Sender<Work>,
+    /// Messages that have yet to become part of a step.
+    pub(super) reads: VecDeque<Read>,
+    /// The sequence of the last that has.
+    pub(super) read: u64,
+    /// Who waits until a step is closed that holds the message of an id.
+    pub(super) awaited: HashMap<String, Awaited>,
+    /// When the bodies of calls came that have yet to become part of a step, by their messages' ids.
+    pub(super) came: HashMap<String, Instant>,
+}
+
+pub(super) enum Awaited {
+    Receipt(oneshot::Sender<Receipt>, usize),
+    Clock(oneshot::Sender<AsOf>),
+}
+
+impl Writer {
+    /// Waits until all is read that the leader's step holds of the stream, and makes it part of this one.
+    pub(super) fn read_up_to(&mut self, round: Round) -> Result<(), String> {
+        let Some(until) = round.until.filter(|_| matches!(self.log, Backing::Stream(_))) else { return Ok(()) };
+        while self.read_on(until).is_some_and(|read| read < until) {
+            match self.queue.recv() {
+                Ok(Work::Letter(_, Letter::Stop)) | Err(_) => return Ok(()),
+                Ok(Work::Letter(..)) => {}
+                Ok(work) => self.hold(work)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes messages of the stream part of the step, up to a sequence and as many as a step should hold; gives the
+    /// sequence of the last. None: there is no stream.
+    pub(super) fn read_on(&mut self, until: u64) -> Option<u64> {
+        loop {
+            let Backing::Stream(streamed) = &mut self.log else { return None };
+            let is_full = until == u64::MAX && self.step.len() >= STEP_EVENTS;
+            // Other definitions hold for whole steps.
+            let begins = |read: &Read| matches!(read.what, What::Defined(_)) && !self.step.is_empty();
+            let next = streamed.reads.front().filter(|read| read.sequence <= until && !is_full);
+            let next = next.filter(|read| until < u64::MAX || !begins(read));
+            if next.is_none() {
+                return Some(streamed.read);
+            }
+            let read = streamed.reads.pop_front().expect("it was just seen");
+            streamed.read = read.sequence;
+            let awaited = read.id.as_ref().and_then(|id| streamed.awaited.remove(id));
+            self.waiting.received.extend(read.id.as_ref().and_then(|id| streamed.came.remove(id)));
+            self.read(read, awaited);
+        }
+    }
+
+    /// A message of the stream becomes part of the step.
+    fn read(&mut self, read: Read, awaited: Option<Awaited>) {
+        let Read { sequence, received_at, what, .. } = read;
+        let first = place(sequence, LEADER, 0);
+        self.step.position = place(sequence, PROCESSES_MAX - 1, RECORDS_MAX - 1);
+        if self.mode == ClockMode::Wall {
+            self.clock = self.clock.max(received_at);
+        }
+        match what {
+            What::Calls(calls) => {
+                let earliest = self.step.terms.lateness.map(|lateness| received_at - lateness);
+                for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
+                    let position = place(sequence, LEADER, index);
+                    let incoming = match call {
+                        Arrived::Good(incoming) => incoming,
+                        Arrived::Bad { rejection, .. } => {
+                            self.step.record(Record::Unreadable(position));
+                            self.shared.lock().refused(rejection.reason.name(), position);
+                            continue;
+                        }
+                    };
+                    let Incoming { mut prepared, undated, .. } = *incoming;
+                    if undated {
+                        prepared.date(self.clock);
+                    }
+                    let timestamp = prepared.event.timestamp;
+                    if self.mode == ClockMode::Events {
+                        self.clock = self.clock.max(timestamp);
+                    }
+                    prepared.is_late = earliest.is_some_and(|earliest| timestamp < earliest);
+                    prepared.place(position);
+                    self.step.record(Record::Event(prepared));
+                }
+            }
+            What::Nothing => {}
+            What::Refused(reason) => {
+                self.step.record(Record::Unreadable(first));
+                self.shared.lock().refused(reason.name(), first);
+            }
+            What::Clock(to) => {
+                self.clock = self.clock.max(to);
+                self.step.record(Record::Clock(first, to));
+            }
+            What::Defined(defined) => {
+                self.step.terms.lateness = defined.lateness;
+                self.found.active_since = if self.mode == ClockMode::Wall { received_at } else { self.clock };
+                self.defined = Some(defined);
+            }
+            What::Dispatched(mut dispatched) => match &self.others {
+                _ if !self.is_ready => self.found.dispatched.append(&mut dispatched),
+                Some(others) if !others.leads() => drop(self.told.send(Told::Dispatched(dispatched))),
+                _ => {}
+            },
+        }
+        match awaited {
+            Some(Awaited::Receipt(reply, count)) => self.waiting.receipts.push((reply, first, count)),
+            Some(Awaited::Clock(reply)) => self.waiting.clocks.push(reply),
+            None => {}
+        }
+    }
+
+    /// Gives work to the stream. Who waits is answered when that is kept; where only the engine knows the answer, when
+    /// a step is closed that holds it.
+    pub(super) fn publish(&mut self, work: Work) {
+        let (clock, lateness, mode) = (self.clock, self.step.terms.lateness, self.mode);
+        let Backing::Stream(streamed) = &mut self.log else { return };
+        self.published += 1;
+        let id = format!("thalweg:{:x}:{}", self.life, self.published);
+        let await_it = |streamed: &mut Streamed, id: &str, awaited: Awaited| {
+            streamed.awaited.insert(id.to_owned(), awaited);
+            let (to, id) = (streamed.to.clone(), id.to_owned());
+            move |kept: Option<u64>| {
+                if kept.is_none() {
+                    let _ = to.send(Work::NotKept(id));
+                }
+            }
+        };
+        match work {
+            Work::Events(events, _, reply) if events.is_empty() => {
+                let as_of = AsOf { position: self.step.position, clock };
+                let _ = reply.send(Receipt { as_of, verdicts: Vec::new() });
+            }
+            Work::Events(events, received, reply) => {
+                streamed.came.insert(id.clone(), received);
+                let (count, message) = (events.len(), feed::message(id.clone(), &events));
+                // A minute more than needed: the broker's clock is not ours.
+                let late = |lateness: Millis| {
+                    events.iter().any(|event| event.prepared.event.timestamp < clock - lateness + 60_000)
+                };
+                if mode == ClockMode::Events || lateness.is_some_and(late) {
+                    let kept = await_it(streamed, &id, Awaited::Receipt(reply, count));
+                    streamed.feed.publish(message, kept);
+                } else {
+                    let to = streamed.to.clone();
+                    streamed.feed.publish(message, move |kept| {
+                        let Some(sequence) = kept else { return drop(to.send(Work::NotKept(id))) };
+                        let as_of = AsOf { position: place(sequence, LEADER, count - 1), clock };
+                        let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
+                    });
+                }
+            }
+            Work::DeadLetters(letters) => {
+                for (number, letter) in letters.into_iter().enumerate() {
+                    streamed.feed.refuse(format!("{id}:{number}"), letter, clock);
+                }
+            }
+            Work::Clock(to, reply) => {
+                let message = feed::own(record::CLOCK, id.clone(), &Clock { to });
+                let kept = await_it(streamed, &id, Awaited::Clock(reply));
+                streamed.feed.publish(message, kept);
+            }
+            Work::Dispatch(entries, reply) => {
+                let message = feed::own(record::DISPATCH, id, &entries);
+                streamed.feed.publish(message, move |kept| {
+                    let Some(sequence) = kept else { return };
+                    let _ = reply.send(AsOf { position: place(sequence, LEADER, 0), clock });
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads the stream from its beginning up to where it stood when it was opened; then has the definitions written
+    /// down, if they are new, and reads on until they are there.
+    pub(super) fn read_stream(&mut self, text: String, plan: &Arc<Plan>, end: u64) -> Result<Found, String> {
+        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let defined = Defined { lateness: plan.definitions.lateness, text };
+        self.found.process = self.process();
+        let mut is_asked = false;
+        loop {
+            let Backing::Stream(streamed) = &self.log else { return Ok(Found::default()) };
+            let is_read = streamed.read >= end;
+            if is_read && self.defined.as_ref() == Some(&defined) {
+                break;
+            }
+            if is_read && leads && !is_asked {
+                is_asked = true;
+                let id = format!("thalweg:{:x}:definitions", self.life);
+                let (to, message) = (streamed.to.clone(), feed::own(record::DEFINITIONS, id, &defined));
+                streamed.feed.publish(message, move |kept| {
+                    if kept.is_none() {
+                        let why = "the broker has not kept the definitions; see its limits and its disk";
+                        let _ = to.send(Work::Failed(why.into()));
+                    }
+                });
+            }
+            match leads {
+                true => drop(self.lead()?),
+                false if self.follow()? => {}
+                false => return Err("the leading process ends".into()),
+            }
+            self.commit()?;
+            self.close();
+        }
+        self.wait(0).log_is_read = true;
+        self.is_ready = true;
+        if let Backing::Stream(streamed) = &self.log {
+            streamed.feed.caught_up();
+        }
+        self.found.position = self.step.position;
+        Ok(std::mem::take(&mut self.found))
+    }
+}
