@@ -187,7 +187,7 @@ impl<F: Fold> Keyed<F> {
     }
 
     /// Where what is prepared adds up its consequences.
-    pub fn next(&mut self) -> Option<&mut Folding<F>> {
+    pub fn coming(&mut self) -> Option<&mut Folding<F>> {
         self.next.as_mut()
     }
 

@@ -168,7 +168,7 @@ impl Profiles {
             self.plans += 1;
             self.ready.set(0);
         }
-        if let Some(next) = self.keyed.next() {
+        if let Some(next) = self.keyed.coming() {
             // Nobody is told of them before they hold.
             next.effects.intents.clear();
             if self.keyed.prepare(clock, PREPARED_ENTRIES) {
