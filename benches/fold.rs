@@ -5,6 +5,7 @@
 
 mod w1;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use dataflows::admission::{Admission, Verdict};

@@ -193,6 +193,20 @@ pub fn written(text: &str, section: &str) -> BTreeMap<String, String> {
     section.keys().into_iter().filter_map(thing).collect()
 }
 
+/// One document as JSON, the keys of maps in order.
+pub fn document(text: &str) -> Result<String, Vec<Problem>> {
+    let mut reader = Reader::default();
+    let json = yaml::read(text, &mut reader.problems).map(|root| reader.json(&At::root(&root)));
+    if reader.problems.is_empty() { Ok(json.unwrap_or_default()) } else { Err(reader.problems) }
+}
+
+/// Whether a section has things by name; none: the file has no such section.
+pub fn is_by_name(section: &str) -> Option<bool> {
+    let all = SECTIONS[1..].iter().chain(&SECTIONS_LATER);
+    let by_name = ["schemas", "traits", "segments", "journeys", "campaigns", "channels", "metrics", "funnels"];
+    all.copied().find(|known| *known == section).map(|known| by_name.contains(&known))
+}
+
 /// The sections of the file.
 const SECTIONS: [&str; 16] = [
     "version",

@@ -505,6 +505,11 @@ impl Decoder {
         Decoder { vocabulary, details: HashTable::new(), agents: Agents::default(), values: Vec::new() }
     }
 
+    /// The vocabulary by which it decodes.
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
+    }
+
     /// The compact record of a call at its time; `position` is filled in when the log has given one. What it needs it
     /// takes out of the call.
     pub fn event(&mut self, call: &mut Call<'_>, at: Millis, message_id: EcoString) -> Result<Event, Rejection> {

@@ -38,6 +38,8 @@ pub struct Vocabulary {
     properties: Vec<Vec<Want>>,
     context: Vec<Vec<Want>>,
     schemas: BTreeMap<String, Schema>,
+    /// How many definitions came before those that it is of.
+    generation: u32,
 }
 
 impl Default for Vocabulary {
@@ -49,6 +51,7 @@ impl Default for Vocabulary {
             properties: vec![Vec::new()],
             context: vec![Vec::new()],
             schemas: BTreeMap::new(),
+            generation: 0,
         }
     }
 }
@@ -57,6 +60,22 @@ impl Vocabulary {
     /// Events are held against these schemas at the door, and no others.
     pub fn hold(&mut self, schemas: BTreeMap<String, Schema>) {
         self.schemas = schemas;
+    }
+
+    /// One for the definitions that come after those that this one is of: it knows all that this one does.
+    pub fn after(&self) -> Vocabulary {
+        Vocabulary { generation: self.generation + 1, ..self.clone() }
+    }
+
+    /// How many definitions came before those that it is of.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether more of events is worth keeping than by one that it came after.
+    pub fn wants_more_than(&self, before: &Vocabulary) -> bool {
+        let wants = |of: &Vocabulary| of.properties.iter().chain(&of.context).map(Vec::len).sum::<usize>();
+        (self.len(), wants(self)) != (before.len(), wants(before))
     }
 
     /// How many names are known, [`NameId::NONE`] included.

@@ -1,20 +1,19 @@
 //! The command line: what may be typed, and what each command does.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dataflows::definitions::{Definitions, Deliver, Problem, written};
+use dataflows::definitions::{Definitions, Deliver, Problem};
 use dataflows::plan::Plan;
 use dataflows::time::{Millis, parse_duration};
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::SetOnce;
 
+use crate::book::Book;
 use crate::cluster::{self, Greeting, LEADER};
 use crate::demo;
 use crate::desk::Records;
@@ -266,37 +265,33 @@ fn run_replay(args: ReplayArgs) -> Result<(), String> {
         None => println!("{report}"),
     }
     match listener {
-        Some(listener) => runtime()?.block_on(serve_replayed(listener, run.stay(), plan, &text)),
+        Some(listener) => {
+            let book = Book::open(&text, None).map_err(|problems| told(&problems))?;
+            runtime()?.block_on(serve_replayed(listener, run.stay(Arc::new(book))))
+        }
         None => Ok(()),
     }
 }
 
 /// Keeps the doors open on what a replay found.
-async fn serve_replayed(listener: std::net::TcpListener, hub: Hub, plan: Arc<Plan>, text: &str) -> Result<(), String> {
+async fn serve_replayed(listener: std::net::TcpListener, hub: Hub) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("the listener failed: {error}");
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), None, Found::default());
+    let (outbox, _) = Outbox::new(hub.clone(), None, Found::default());
     let app = App {
         hub,
-        plan,
-        segments: segments(text),
         outbox,
         log: None,
         desk: None,
         clock: ClockMode::Events,
         now: crate::clock::now,
         secret: [0; 16],
+        defining: Arc::default(),
         stopping,
     };
     axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)).await.map_err(failed)
-}
-
-/// Segments as a definitions file writes them.
-fn segments(text: &str) -> Arc<BTreeMap<String, Box<RawValue>>> {
-    let all = written(text, "segments").into_iter();
-    Arc::new(all.filter_map(|(name, json)| Some((name, RawValue::from_string(json).ok()?))).collect())
 }
 
 struct Serving {
@@ -337,22 +332,26 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let listener = tokio::net::TcpListener::bind(listen).await;
     let listener = listener
         .map_err(|error| format!("cannot listen on {listen}: {error}; choose another address with --listen"))?;
-    let segments = segments(&text);
     let plan = Arc::new(Plan::new(Arc::new(definitions)));
     let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let now = if demo { demo::now } else { crate::clock::now };
     let (log, records, kept_in) = open(&data, nats, &plan, clock, demo).await?;
     let (secret, last_time) = log.identity();
+    let defined = log.defined().await?;
     let greeting = among.map(|(hosts, process)| {
         let purpose = purpose(&format!("serve --clock {clock:?}, its log in {kept_in}"), &text);
         let greeting = greeting(process, hosts.len(), workers, purpose);
-        (hosts, Greeting { last_time, secret, ..greeting })
+        (hosts, Greeting { last_time, secret, defined: defined.clone(), ..greeting })
     });
-    let definitions = (text, Arc::clone(&plan));
+    let file = name.clone();
     let start = move || {
         let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
-        let start = writer::Start { log, workers, clock, definitions, team, told, now };
-        writer::start(start)
+        let defined = team.as_ref().map_or(defined, |team| team.defined.clone());
+        let book = Book::open(&text, defined.as_ref()).map_err(|problems| {
+            format!("{file} does not go with what was given at run time:{}", self::told(&problems))
+        })?;
+        book.given().for_each(|name| tracing::info!(name, "given at run time, in place of what the file says"));
+        writer::start(writer::Start { log, workers, clock, book, team, told, now })
     };
     // The port answers from now on, if only that the log is being read.
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -370,15 +369,25 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         Records::Logs(own, ..) => Records::Logs(own, found.process, desk.clone()),
         stream => stream,
     };
-    let (outbox, inbox) = Outbox::new(Arc::clone(&plan), hub.clone(), Some(records.clone()), found);
+    let (outbox, inbox) = Outbox::new(hub.clone(), Some(records.clone()), found);
     outbox.catch_up(&mut closed);
     tokio::spawn(outbox.clone().run(closed, inbox));
     tokio::spawn(watch(hub.clone()));
     if demo {
-        tokio::spawn(demo::visitors(hub.clone(), Arc::clone(&plan), secret));
+        tokio::spawn(demo::visitors(hub.clone(), secret));
     }
     let log = Some(records);
-    let app = App { hub: hub.clone(), plan, segments, outbox, log, desk: desk.clone(), clock, now, secret, stopping };
+    let app = App {
+        hub: hub.clone(),
+        outbox,
+        log,
+        desk: desk.clone(),
+        clock,
+        now,
+        secret,
+        defining: Arc::default(),
+        stopping,
+    };
     let router = router(app);
     desk.iter().for_each(|desk| desk.open(router.clone()));
     let _ = opened.set(router);
@@ -450,7 +459,7 @@ async fn watch(hub: Hub) {
 /// What a process says when it meets others.
 fn greeting(process: usize, processes: usize, workers: usize, purpose: String) -> Greeting {
     let program = format!("thalweg {}", env!("CARGO_PKG_VERSION"));
-    Greeting { program, process, processes, workers, purpose, last_time: 0, secret: [0; 16] }
+    Greeting { program, process, processes, workers, purpose, last_time: 0, secret: [0; 16], defined: None }
 }
 
 /// What must be the same in all processes that work together.

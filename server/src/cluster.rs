@@ -14,7 +14,7 @@ use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
 
 use crate::desk::{Ask, Reply};
-use crate::record::Dispatch;
+use crate::record::{Defined, Dispatch};
 
 /// The process that leads.
 pub const LEADER: usize = 0;
@@ -24,11 +24,11 @@ const AGAIN: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A greeting has to be complete within this.
 const GREETING: Duration = Duration::from_secs(5);
-/// The longest greeting, bytes.
-const GREETING_BYTES_MAX: usize = 4_096;
+/// The longest greeting, bytes: it holds definitions.
+const GREETING_BYTES_MAX: usize = 64 << 20;
 
 /// What a process says of itself when it meets another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Greeting {
     /// This program and its version.
     pub program: String,
@@ -44,6 +44,8 @@ pub struct Greeting {
     pub last_time: u64,
     /// The key of its log's hashes; that of the leader counts.
     pub secret: [u8; 16],
+    /// The definitions that its log holds last; those of the leader count.
+    pub defined: Option<Defined>,
 }
 
 /// The processes that have met.
@@ -56,6 +58,8 @@ pub struct Team {
     pub secret: [u8; 16],
     /// The last time that any log has.
     pub last_time: u64,
+    /// The definitions that the leader's log holds last.
+    pub defined: Option<Defined>,
     /// Addresses, by number.
     pub hosts: Vec<String>,
 }
@@ -67,8 +71,12 @@ pub enum Letter {
     Round(Round),
     /// To the leader: there is something to close a step for.
     Want,
-    /// The leader: since when the definitions have been as they are, and what the ledger says.
-    Ledger(Millis, Vec<Dispatch>),
+    /// The leader: what the ledger says.
+    Ledger(Vec<Dispatch>),
+    /// The leader: other definitions are to hold, by a record at this position and clock.
+    Define(Box<Defined>, u64, Millis),
+    /// To the leader: what the definitions to come name was read again here.
+    Reread,
     /// To the leader of a replay: this process has read its files to their end.
     Done(Share),
     /// Something is asked, under a number.
@@ -88,6 +96,8 @@ pub struct Round {
     pub clock: Millis,
     /// Logs are being read: up to which time; none: it is for what comes now.
     pub until: Option<u64>,
+    /// Whether it has the definitions that are to come.
+    pub defines: bool,
 }
 
 /// What a process has read of files.
@@ -190,6 +200,7 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
         std::thread::sleep(AGAIN);
     }
     let (mut secret, mut last_time, mut connections) = (mine.secret, mine.last_time, Vec::new());
+    let mut defined = mine.defined.clone();
     for (other, met) in met.into_iter().enumerate() {
         let Some((stream, theirs)) = met else {
             connections.push(None);
@@ -198,11 +209,12 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
         mine.agrees(&theirs)?;
         if other == LEADER {
             secret = theirs.secret;
+            defined = theirs.defined;
         }
         last_time = last_time.max(theirs.last_time);
         connections.push(Some(stream));
     }
-    Ok(Team { process, connections, secret, last_time, hosts })
+    Ok(Team { process, connections, secret, last_time, defined, hosts })
 }
 
 /// Says who this is, and hears who that is.
@@ -210,22 +222,22 @@ fn greet(mut stream: TcpStream, mine: &Greeting) -> io::Result<(TcpStream, Greet
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(GREETING))?;
-    let mut line = serde_json::to_vec(mine).expect("greetings have string keys");
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    line.clear();
-    // A byte at a time: what follows the greeting is the engine's.
-    let mut byte = [0];
-    while line.len() < GREETING_BYTES_MAX {
-        stream.read_exact(&mut byte)?;
-        if byte[0] == b'\n' {
-            let theirs = serde_json::from_slice(&line)?;
-            stream.set_read_timeout(None)?;
-            return Ok((stream, theirs));
-        }
-        line.push(byte[0]);
-    }
-    Err(io::ErrorKind::InvalidData.into())
+    let ours = serde_json::to_vec(mine).expect("greetings have string keys");
+    // Each side writes before it reads, and more may be written than fits on the way.
+    let mut writes = stream.try_clone()?;
+    let written = std::thread::spawn(move || {
+        writes.write_all(&(ours.len() as u32).to_le_bytes())?;
+        writes.write_all(&ours)
+    });
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = Some(u32::from_le_bytes(length) as usize).filter(|length| *length <= GREETING_BYTES_MAX);
+    let mut theirs = vec![0; length.ok_or(io::ErrorKind::InvalidData)?];
+    // No byte more: what follows the greeting is the engine's.
+    stream.read_exact(&mut theirs)?;
+    written.join().expect("it only writes")?;
+    stream.set_read_timeout(None)?;
+    Ok((stream, serde_json::from_slice(&theirs)?))
 }
 
 impl Greeting {
@@ -259,7 +271,16 @@ mod tests {
         let program = "thalweg 1".to_owned();
         let secret = [process as u8; 16];
         let last_time = 10 + process as u64;
-        Greeting { program, process, processes: 3, workers: 2, purpose: "serve".into(), last_time, secret }
+        Greeting {
+            program,
+            process,
+            processes: 3,
+            workers: 2,
+            purpose: "serve".into(),
+            last_time,
+            secret,
+            defined: None,
+        }
     }
 
     fn free() -> String {

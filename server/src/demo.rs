@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use dataflows::event::Decoder;
-use dataflows::plan::Plan;
 use dataflows::time::Millis;
 use tokio::sync::oneshot;
 
@@ -76,7 +75,7 @@ const SECTIONS: [&str; 6] = ["shoes", "jackets", "bags", "home", "kids", "beauty
 const CHANNELS: [&str; 5] = ["email", "paid_search", "social", "display", "affiliate"];
 
 /// Lets the visitors come and go for as long as the process runs.
-pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
+pub async fn visitors(hub: Hub, secret: [u8; 16]) {
     let mut dice = Dice(crate::clock::nanos() as u64 | 1);
     let begin = now();
     let mut people: Vec<Visitor> = (0..PEOPLE)
@@ -89,7 +88,7 @@ pub async fn visitors(hub: Hub, plan: Arc<Plan>, secret: [u8; 16]) {
             next: begin + dice.below(4 * 3_600_000) as Millis,
         })
         .collect();
-    let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+    let mut decoder = Decoder::new(Arc::clone(&hub.latest().plan.vocabulary));
     let run = crate::clock::nanos();
     let mut sent = 0u64;
     loop {

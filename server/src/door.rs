@@ -27,6 +27,8 @@ pub struct Incoming {
     pub prepared: Prepared,
     /// Whether it has no time of its own, and takes that at which the log stamps it.
     pub undated: bool,
+    /// By which definitions' vocabulary it was decoded.
+    pub generation: u32,
     /// As it was sent.
     pub body: Box<str>,
 }
@@ -200,7 +202,8 @@ impl Door<'_> {
         let undated = call.timestamp.is_none() && matches!(self.stamp, Stamp::Events(_));
         let kind = call.kind;
         let prepared = Prepared::new(&mut call, timestamp, message_id, self.decoder, self.secret)?;
-        Ok(Incoming { kind, prepared, undated, body: text.into() })
+        let generation = self.decoder.vocabulary().generation();
+        Ok(Incoming { kind, prepared, undated, generation, body: text.into() })
     }
 }
 

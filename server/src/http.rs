@@ -5,13 +5,13 @@
 mod answers;
 mod browsers;
 mod channels;
+mod definitions;
 mod described;
 mod events;
 mod metrics;
 mod query;
 mod subscribe;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,7 @@ use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use axum::{Extension, Router};
 use dataflows::event::Kind;
-use dataflows::plan::Plan;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::sync::{SetOnce, watch};
 use tower::ServiceExt;
 use utoipa::ToSchema;
@@ -41,10 +39,6 @@ use crate::problem::Problem;
 pub struct App {
     /// The way to the writer.
     pub hub: Hub,
-    /// The definitions in force.
-    pub plan: Arc<Plan>,
-    /// Segments as the definitions file writes them.
-    pub segments: Arc<BTreeMap<String, Box<RawValue>>>,
     /// Intents and what became of them.
     pub outbox: Outbox,
     /// Bodies of events; a replay has none.
@@ -57,6 +51,8 @@ pub struct App {
     pub now: fn() -> i64,
     /// The key of the log's hashes.
     pub secret: [u8; 16],
+    /// Held by who changes definitions.
+    pub defining: Arc<tokio::sync::Mutex<()>>,
     /// Becomes true when the process ends.
     pub stopping: watch::Receiver<bool>,
 }
@@ -132,7 +128,7 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// What messages leave by: the leader knows, and the others ask it.
+/// What messages leave by, and definitions at run time: the leader knows, and the others ask it.
 fn channels(app: &App) -> OpenApiRouter<App> {
     let ask = async |State(app): State<App>, request: Request, next: Next| {
         let Some(desk) = app.desk.filter(|desk| !desk.leads()) else { return next.run(request).await };
@@ -147,6 +143,7 @@ fn channels(app: &App) -> OpenApiRouter<App> {
         .routes(routes!(channels::channel))
         .routes(routes!(channels::parked))
         .routes(routes!(channels::resend))
+        .routes(routes!(definitions::get, definitions::put, definitions::delete))
         .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
 }
 

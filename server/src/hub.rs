@@ -15,6 +15,7 @@ use dataflows::protocol::{self, Answer, Question};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::book::Book;
 use crate::cluster::Letter;
 use crate::door::Incoming;
 use crate::follow::Follows;
@@ -41,6 +42,8 @@ pub enum Work {
     Clock(Millis, oneshot::Sender<AsOf>),
     /// Something is asked.
     Ask(Question, oneshot::Sender<Answered>),
+    /// Other definitions are to hold; the position of the record that says so.
+    Define(Box<Book>, oneshot::Sender<AsOf>),
     /// What became of intents, to be kept before it is told.
     Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
     /// Another process writes.
@@ -80,6 +83,8 @@ pub struct Answered {
     pub as_of: AsOf,
     /// The number of the step that it belongs to.
     pub number: u64,
+    /// The definitions that hold then.
+    pub book: Arc<Book>,
     /// The parts.
     pub parts: Vec<Answer>,
 }
@@ -91,6 +96,8 @@ pub struct Closed {
     pub as_of: AsOf,
     /// Intents that came (1) and went (-1).
     pub intents: Vec<(IntentRow, i8)>,
+    /// The definitions, if others hold from now on.
+    pub book: Option<Arc<Book>>,
 }
 
 /// What those who act on what changed are told, in order.
@@ -119,7 +126,6 @@ pub struct Hub {
 }
 
 /// What the writer and the engine's threads share with those who ask.
-#[derive(Default)]
 pub(crate) struct Shared {
     pub(crate) open: Mutex<Open>,
     pub(crate) closed: Condvar,
@@ -133,8 +139,14 @@ pub(crate) struct Shared {
     pub(crate) feed: OnceLock<Feed>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Open {
+    /// The definitions that hold.
+    pub(crate) book: Arc<Book>,
+    /// Those to come, and the position of the record that says so.
+    pub(crate) coming: Option<(Arc<Book>, u64)>,
+    /// Profiles that are prepared for them, and all.
+    pub(crate) prepared: (u64, u64),
     /// Steps, each with when it was handed to the engine.
     pub(crate) steps: BTreeMap<u64, (Instant, Waiting)>,
     /// The last step that closed.
@@ -150,6 +162,22 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    fn new(book: Arc<Book>) -> Open {
+        Open {
+            book,
+            coming: None,
+            prepared: (0, 0),
+            steps: BTreeMap::new(),
+            last: AsOf::default(),
+            log_is_read: false,
+            closed_at: None,
+            ticks: false,
+            dead_letters: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+        }
+    }
+
     /// A call was not taken as it is, and why. What it says may be personal: that is for who may read dead letters.
     pub(crate) fn refused(&mut self, reason: &'static str, position: u64) {
         *self.reasons.entry(reason).or_default() += 1;
@@ -190,16 +218,20 @@ impl std::fmt::Debug for Hub {
 
 impl Hub {
     /// The way to a state that no longer changes: what is asked is answered, and nothing else is done.
-    pub fn still(as_of: AsOf, mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static) -> Hub {
+    pub fn still(
+        book: Arc<Book>,
+        as_of: AsOf,
+        mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static,
+    ) -> Hub {
         let (work, queue) = channel();
-        let hub = Hub { work, shared: Arc::default() };
+        let hub = Hub { work, shared: Arc::new(Shared::new(Arc::clone(&book))) };
         let shared = Arc::clone(&hub.shared);
         let answers = move || {
             for work in queue {
                 shared.queued.fetch_sub(1, Ordering::Relaxed);
                 if let Work::Ask(question, reply) = work {
                     // Whoever asked may have gone.
-                    let _ = reply.send(Answered { as_of, number: 0, parts: answer(question) });
+                    let _ = reply.send(Answered { as_of, number: 0, book: Arc::clone(&book), parts: answer(question) });
                 }
             }
         };
@@ -221,6 +253,24 @@ impl Hub {
         let (reply, answered) = oneshot::channel();
         self.give(Work::Ask(question, reply))?;
         answered.await.map_err(|_| NotTaken::Stopping)
+    }
+
+    /// The definitions that hold.
+    pub fn book(&self) -> Arc<Book> {
+        Arc::clone(&self.lock().book)
+    }
+
+    /// Those by which what comes in now is decoded: the ones to come, if any are.
+    pub fn latest(&self) -> Arc<Book> {
+        let open = self.lock();
+        Arc::clone(open.coming.as_ref().map_or(&open.book, |(book, _)| book))
+    }
+
+    /// How far the preparation for definitions to come is, and the position of the record that they stand in: profiles
+    /// that are prepared, and all. None: none are to come.
+    pub fn preparing(&self) -> Option<(u64, (u64, u64))> {
+        let open = self.lock();
+        open.coming.as_ref().map(|(_, position)| (*position, open.prepared))
     }
 
     /// The clock of the last step that closed, ms; 0 before the first.
@@ -282,6 +332,18 @@ impl Hub {
 const QUEUE_MAX: usize = 4_096;
 
 impl Shared {
+    pub(crate) fn new(book: Arc<Book>) -> Shared {
+        Shared {
+            open: Mutex::new(Open::new(book)),
+            closed: Condvar::new(),
+            queued: AtomicUsize::new(0),
+            step_times: Histogram::default(),
+            receipt_times: Histogram::default(),
+            follows: Follows::default(),
+            feed: OnceLock::new(),
+        }
+    }
+
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().expect("nobody panics while holding it")
     }
@@ -295,6 +357,12 @@ impl Shared {
         let as_of = AsOf { position: closed.position, clock: closed.clock };
         open.last = as_of;
         open.closed_at = Some(Instant::now());
+        open.prepared = closed.prepared;
+        let switched = closed.switched.and_then(|_| open.coming.take()).map(|(book, _)| book);
+        if let Some(book) = &switched {
+            open.book = Arc::clone(book);
+        }
+        let book = Arc::clone(&open.book);
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
         for (position, verdict) in &decided {
             *open.verdicts.entry(verdict.name()).or_default() += 1;
@@ -317,7 +385,12 @@ impl Shared {
             answers.entry(question).or_default().push(part);
         }
         for (question, reply) in waiting.questions {
-            let _ = reply.send(Answered { as_of, number, parts: answers.remove(&question).unwrap_or_default() });
+            let _ = reply.send(Answered {
+                as_of,
+                number,
+                book: Arc::clone(&book),
+                parts: answers.remove(&question).unwrap_or_default(),
+            });
         }
         for (reply, first, count) in waiting.receipts {
             let verdict = |position| decided.get(&position).copied().unwrap_or(Verdict::Accepted);
@@ -326,6 +399,6 @@ impl Shared {
         for reply in waiting.clocks {
             let _ = reply.send(as_of);
         }
-        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents }));
+        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents, book: switched }));
     }
 }

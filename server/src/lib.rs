@@ -3,6 +3,7 @@
 //! Everything that is true of the events is the engine's to say; here is what must wait, be written or be sent. The
 //! engine is reached by the two enums of its protocol alone.
 
+pub mod book; // definitions, and how they came to be
 pub mod cli; // what may be typed
 pub mod clock; // the wall, read in one place
 pub mod cluster; // several processes as one

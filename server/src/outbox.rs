@@ -5,11 +5,10 @@
 //! old is sent; replays and backfills send nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use dataflows::definitions::{Definitions, Deliver, Recommend};
-use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::profile::campaigns::Status;
 use dataflows::protocol::{Answer, Question};
@@ -20,6 +19,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::book::Book;
 use crate::cluster::LEADER;
 use crate::desk::Records;
 use crate::hub::{AsOf, Closed, Hub, NotTaken, Told, Work};
@@ -27,7 +27,6 @@ use crate::log::OwnedRecord;
 use crate::record::{Dispatch, Trigger};
 use crate::rows::{Intent, recommending};
 use crate::stream::Stream;
-use crate::templates::Templates;
 use crate::triggers::{self, Now, Orders, Outlet, Parcel, Report};
 use crate::writer::Found;
 
@@ -116,14 +115,11 @@ const BUSY: Duration = Duration::from_millis(10);
 pub struct Outbox {
     state: Arc<Mutex<State>>,
     changes: broadcast::Sender<Arc<Change>>,
-    outlets: Arc<BTreeMap<String, Outlet>>,
+    outlets: Arc<RwLock<BTreeMap<String, Arc<Outlet>>>>,
     notices: mpsc::UnboundedSender<Notice>,
-    plan: Arc<Plan>,
     hub: Hub,
-    templates: Arc<Templates>,
     /// Bodies of events; a replay has none.
     records: Option<Records>,
-    active_since: Millis,
     /// Whether messages leave by this process.
     leads: bool,
 }
@@ -182,7 +178,7 @@ struct State {
 
 impl Outbox {
     /// An outbox that knows what the log's ledger says, and what its task needs.
-    pub fn new(plan: Arc<Plan>, hub: Hub, records: Option<Records>, found: Found) -> (Self, Inbox) {
+    pub fn new(hub: Hub, records: Option<Records>, found: Found) -> (Self, Inbox) {
         let mut state = State::default();
         for dispatch in found.dispatched {
             // What was told stays told, whether or not the law still says it.
@@ -190,27 +186,52 @@ impl Outbox {
             state.entries.insert(row.id.clone(), Entry { row: row.clone(), fate: status, body, data });
             state.ledger.insert(row.id, dispatch);
         }
-        let (mut outlets, mut orders) = (BTreeMap::new(), BTreeMap::new());
-        for (name, channel) in &plan.definitions.channels {
-            let (outlet, waiting) = Outlet::new(&channel.deliver);
-            outlets.insert(name.clone(), outlet);
-            orders.extend(waiting.map(|waiting| (name.clone(), waiting)));
-        }
         let (notices, noticed) = mpsc::unbounded_channel();
-        let templates = Templates::new(&plan.definitions);
         let outbox = Outbox {
             state: Arc::new(Mutex::new(state)),
             changes: broadcast::channel(CHANGES_MAX).0,
-            outlets: Arc::new(outlets),
+            outlets: Arc::default(),
             notices,
-            plan,
             hub,
-            templates: Arc::new(templates),
             records,
-            active_since: found.active_since,
             leads: found.process == LEADER,
         };
+        let orders = outbox.open_channels(&outbox.hub.book(), None);
         (outbox, Inbox { notices: noticed, orders })
+    }
+
+    /// Opens the channels of definitions: those that the ones before did not have, or had otherwise.
+    fn open_channels(&self, book: &Book, before: Option<&Book>) -> BTreeMap<String, Orders> {
+        let (mut outlets, mut orders) =
+            (self.outlets.write().expect("nobody panics while holding it"), BTreeMap::new());
+        let channels = &book.plan.definitions.channels;
+        outlets.retain(|name, _| channels.contains_key(name));
+        for (name, channel) in channels {
+            if before.is_none_or(|before| before.plan.definitions.channels.get(name) != Some(channel)) {
+                let (outlet, waiting) = Outlet::new(&channel.deliver);
+                outlets.insert(name.clone(), Arc::new(outlet));
+                orders.extend(waiting.map(|waiting| (name.clone(), waiting)));
+            }
+        }
+        orders
+    }
+
+    /// Other definitions hold: messages leave by their channels, those too that are on their way.
+    fn redefine(&self, book: &Book, before: &Book) {
+        let orders = self.open_channels(book, Some(before));
+        let names: Vec<String> = orders.keys().cloned().collect();
+        if self.leads {
+            triggers::start(self, orders);
+            self.order_all(|row| names.iter().any(|name| self.is_of(row, name)));
+        }
+    }
+
+    /// Has all be carried that is on its way.
+    fn order_all(&self, which: impl Fn(&IntentRow) -> bool) {
+        let rows: Vec<IntentRow> = self.lock().ledger.values().map(|dispatch| dispatch.row.clone()).collect();
+        for row in rows.iter().filter(|row| which(row) && self.parcel(&row.id).is_some()) {
+            self.order(&row.id);
+        }
     }
 
     /// Takes in the steps that have closed already: what the log held is no news, but for what was sent and does not
@@ -253,12 +274,13 @@ impl Outbox {
     /// processes work together, messages leave by the leader, and the others note what it says of them.
     pub async fn run(self, mut told: mpsc::UnboundedReceiver<Told>, inbox: Inbox) {
         let Inbox { mut notices, orders } = inbox;
+        let mut book = self.hub.book();
         if self.leads {
             self.start(orders).await;
         }
         loop {
             let (as_of, changed) = tokio::select! {
-                told = told.recv() => match told {
+                told = told.recv() => match told.inspect(|told| self.hear(told, &mut book)) {
                     Some(Told::Closed(closed)) if self.leads => (closed.as_of, self.follow(closed).await),
                     Some(Told::Closed(closed)) => (closed.as_of, self.note(closed.as_of, closed.intents).0),
                     Some(Told::Dispatched(dispatched)) => self.mirror(dispatched),
@@ -281,15 +303,20 @@ impl Outbox {
         }
     }
 
+    /// Looks whether other definitions hold.
+    fn hear(&self, told: &Told, book: &mut Arc<Book>) {
+        if let Told::Closed(Closed { book: Some(new), .. }) = told {
+            self.redefine(new, book);
+            *book = Arc::clone(new);
+        }
+    }
+
     /// Brings what the process before this one left undone on its way.
     async fn start(&self, orders: BTreeMap<String, Orders>) {
         let (as_of, lost) = self.not_written_down();
         self.revoke(lost, as_of).await;
         triggers::start(self, orders);
-        let known: Vec<String> = self.lock().ledger.keys().cloned().collect();
-        for id in known.iter().filter(|id| self.parcel(id).is_some()) {
-            self.order(id);
-        }
+        self.order_all(|_| true);
     }
 
     /// Notes what the leader has written down; gives as of when, and what changed of intents.
@@ -382,7 +409,7 @@ impl Outbox {
         };
         let durable = self.write_down(written.into_values().collect()).await;
         for (channel, ids, reply) in again {
-            if let Some(outlet) = self.outlets.get(&channel).filter(|_| !ids.is_empty()) {
+            if let Some(outlet) = self.outlet(&channel).filter(|_| !ids.is_empty()) {
                 outlet.enable();
                 ids.iter().for_each(|id| outlet.order(id));
             }
@@ -447,7 +474,8 @@ impl Outbox {
     /// Whether the person consents, at the latest that is known, to what an intent is for.
     pub(crate) async fn consents(&self, id: &str) -> bool {
         let Some(Entry { row, .. }) = self.entry(id) else { return false };
-        let campaign = self.plan.definitions.campaigns.get(row.campaign.as_str());
+        let book = self.hub.book();
+        let campaign = book.plan.definitions.campaigns.get(row.campaign.as_str());
         let Some(purpose) = campaign.and_then(|campaign| campaign.consent.as_ref()) else { return true };
         loop {
             let Ok(answered) = self.hub.ask(Question::Profile(row.profile.clone())).await else {
@@ -487,13 +515,13 @@ impl Outbox {
     }
 
     /// What has not got there, by channel.
-    pub fn counts(&self) -> BTreeMap<&str, Counts> {
-        let mut by_channel: BTreeMap<&str, Counts> = BTreeMap::new();
-        let state = self.lock();
+    pub fn counts(&self) -> BTreeMap<String, Counts> {
+        let mut by_channel: BTreeMap<String, Counts> = BTreeMap::new();
+        let (state, book) = (self.lock(), self.hub.book());
         for dispatch in state.ledger.values() {
             let Some(entry) = state.entries.get(&dispatch.row.id) else { continue };
-            let Some(campaign) = self.plan.definitions.campaigns.get(entry.row.campaign.as_str()) else { continue };
-            let counts = by_channel.entry(&campaign.channel).or_default();
+            let Some(campaign) = book.plan.definitions.campaigns.get(entry.row.campaign.as_str()) else { continue };
+            let counts = by_channel.entry(campaign.channel.clone()).or_default();
             match dispatch.of(entry.fate == Fate::Revoked) {
                 Some(Trigger::Pending(_)) => counts.pending += 1,
                 Some(Trigger::Parked(..)) => counts.parked += 1,
@@ -504,24 +532,26 @@ impl Outbox {
         by_channel
     }
 
-    /// A channel as messages leave by it.
-    pub fn outlet(&self, channel: &str) -> &Outlet {
-        &self.outlets[channel]
+    /// A channel as messages leave by it, if there is one of that name.
+    pub fn outlet(&self, channel: &str) -> Option<Arc<Outlet>> {
+        self.outlets.read().expect("nobody panics while holding it").get(channel).cloned()
     }
 
     /// The definitions in force.
-    pub fn definitions(&self) -> &Definitions {
-        &self.plan.definitions
+    pub fn book(&self) -> Arc<Book> {
+        self.hub.book()
     }
 
     /// By what an intent leaves, and whether it is told there that one is taken back; none if its campaign is gone.
-    fn channel(&self, row: &IntentRow) -> Option<(&Outlet, bool)> {
-        let name = &self.plan.definitions.campaigns.get(row.campaign.as_str())?.channel;
-        Some((self.outlets.get(name)?, self.plan.definitions.channels.get(name)?.revocations))
+    fn channel(&self, row: &IntentRow) -> Option<(Arc<Outlet>, bool)> {
+        let definitions = &self.hub.book().plan.definitions;
+        let name = &definitions.campaigns.get(row.campaign.as_str())?.channel;
+        Some((self.outlet(name)?, definitions.channels.get(name)?.revocations))
     }
 
     fn is_of(&self, row: &IntentRow, channel: &str) -> bool {
-        self.plan.definitions.campaigns.get(row.campaign.as_str()).is_some_and(|campaign| campaign.channel == channel)
+        let campaigns = &self.hub.book().plan.definitions.campaigns;
+        campaigns.get(row.campaign.as_str()).is_some_and(|campaign| campaign.channel == channel)
     }
 
     /// All entries now, as of when and after how many changes; and all changes after that.
@@ -538,11 +568,6 @@ impl Outbox {
     /// How many follow.
     pub fn subscribers(&self) -> usize {
         self.changes.receiver_count()
-    }
-
-    /// Since when the definitions have been as they are, ms.
-    pub fn active_since(&self) -> Millis {
-        self.active_since
     }
 
     /// What the ledger says of an intent.
@@ -574,8 +599,8 @@ impl Outbox {
     }
 
     /// An entry as a row.
-    pub fn row<'a>(&'a self, entry: &'a Entry) -> Intent<'a> {
-        let mut row = Intent::new(&entry.row, &self.plan.definitions);
+    pub fn row<'a>(entry: &'a Entry, definitions: &'a Definitions) -> Intent<'a> {
+        let mut row = Intent::new(&entry.row, definitions);
         row.status = entry.fate.name();
         row.body = entry.body.as_deref();
         row.data = entry.data.clone().or(row.data);
@@ -634,7 +659,7 @@ impl Outbox {
             };
             return Entry { row, fate, body: dispatch.body.clone(), data: dispatch.data.clone() };
         }
-        let fate = if row.at <= self.active_since {
+        let fate = if row.at <= self.hub.book().active_since(&row.campaign) {
             Fate::History
         } else if clock > row.not_before.max(row.at) + self.expires(&row) {
             Fate::Expired
@@ -646,8 +671,9 @@ impl Outbox {
 
     /// How old an intent may be when it is sent.
     fn expires(&self, row: &IntentRow) -> Millis {
-        let Some(campaign) = self.plan.definitions.campaigns.get(row.campaign.as_str()) else { return EXPIRES };
-        let channel = &self.plan.definitions.channels[&campaign.channel];
+        let definitions = &self.hub.book().plan.definitions;
+        let Some(campaign) = definitions.campaigns.get(row.campaign.as_str()) else { return EXPIRES };
+        let channel = &definitions.channels[&campaign.channel];
         let pops_up = channel.realtime && channel.deliver == Deliver::Sse;
         campaign.expires.unwrap_or(if pops_up { EXPIRES_REALTIME } else { EXPIRES })
     }
@@ -672,11 +698,12 @@ impl Outbox {
             let Some(durable) = self.write_down(prepared.iter().map(dispatch).collect()).await else { break };
             for (old, new) in prepared {
                 self.lock().entries.insert(new.row.id.clone(), new.clone());
-                let outlet = self.outlet(&self.plan.definitions.campaigns[new.row.campaign.as_str()].channel);
-                if self.is_carried(&new) {
-                    outlet.order(&new.row.id);
-                } else if new.fate == Fate::Sent {
-                    outlet.delivered(durable.clock - new.row.not_before);
+                if let Some((outlet, _)) = self.channel(&new.row) {
+                    if self.is_carried(&new) {
+                        outlet.order(&new.row.id);
+                    } else if new.fate == Fate::Sent {
+                        outlet.delivered(durable.clock - new.row.not_before);
+                    }
                 }
                 changed.extend([(-1, old), (1, new)]);
             }
@@ -686,14 +713,15 @@ impl Outbox {
 
     /// Whether somebody has to carry what was sent.
     fn is_carried(&self, entry: &Entry) -> bool {
-        let carries = |(outlet, _): (&Outlet, bool)| outlet.carries();
+        let carries = |(outlet, _): (Arc<Outlet>, bool)| outlet.carries();
         entry.fate == Fate::Sent && self.channel(&entry.row).is_some_and(carries)
     }
 
     /// An intent that waits, and what becomes of it now that it is due: asks for consent again, and fixes the message.
     async fn prepare(&self, id: &str) -> Option<(Entry, Entry)> {
         let old = self.entry(id).filter(|entry| entry.fate == Fate::Waiting)?;
-        let campaign = &self.plan.definitions.campaigns[old.row.campaign.as_str()];
+        let book = self.hub.book();
+        let campaign = book.plan.definitions.campaigns.get(old.row.campaign.as_str())?;
         let Some((profile, events)) = self.person(&old.row, campaign.recommend.is_some()).await else {
             self.lock().waiting.insert((old.row.not_before, id.to_owned()));
             return None;
@@ -701,7 +729,7 @@ impl Outbox {
         let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
         let mut new = Entry { row: old.row.clone(), fate: Fate::ConsentWithdrawn, body: None, data: None };
         if consents {
-            let recommend = |of: &Recommend| self.templates.recommend(&old.row, &events, of.items as usize);
+            let recommend = |of: &Recommend| book.templates.recommend(&old.row, &events, of.items as usize);
             let recommended = campaign.recommend.as_ref().map(recommend);
             let recommended = recommended.as_deref();
             let event = match (&self.records, old.row.event) {
@@ -709,7 +737,7 @@ impl Outbox {
                 _ => None,
             };
             new.fate = Fate::Sent;
-            new.body = self.templates.render(&old.row, event.as_ref(), &profile, recommended);
+            new.body = book.templates.render(&old.row, event.as_ref(), &profile, recommended);
             new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
         }
         Some((old, new))
@@ -850,6 +878,7 @@ pub fn message(outbox: &Outbox, entry: &Entry) -> Box<RawValue> {
         intent: Intent<'a>,
     }
     let kind = if entry.fate == Fate::Revoked { "revoked" } else { "intent" };
-    let message = Message { r#type: kind, intent: outbox.row(entry) };
+    let book = outbox.book();
+    let message = Message { r#type: kind, intent: Outbox::row(entry, &book.plan.definitions) };
     serde_json::value::to_raw_value(&message).expect("rows have string keys")
 }

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use dataflows::definitions::Problem as Fault;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -70,6 +71,19 @@ impl Problem {
     /// What stands here does not allow it.
     pub fn conflict(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::CONFLICT, "conflict", "This cannot be done here", detail)
+    }
+
+    /// Definitions are wrong, and where.
+    pub fn bad_definition(detail: impl Into<String>, faults: Vec<Fault>) -> Self {
+        let title = "The definitions are wrong";
+        Problem::new(StatusCode::BAD_REQUEST, "bad_definition", title, detail).with(faults)
+    }
+
+    /// The same, with what is wrong where.
+    pub fn with(self, faults: Vec<Fault>) -> Self {
+        let detail =
+            |Fault { line, path, message, nearest }: Fault| Detail { path, line: Some(line), message, nearest };
+        Problem { errors: faults.into_iter().map(detail).collect(), ..self }
     }
 
     /// The views do not include that position yet.

@@ -3,16 +3,20 @@
 //! An event's body is kept as it was sent, with the time and message id that its door settled on in front of it, so
 //! that live, replay and restart read the same call.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dataflows::admission::Verdict;
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::profile::answers::IntentRow;
+use dataflows::protocol::Terms;
 use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::book::{Given, Name, Version};
 use crate::log::OwnedRecord;
 use crate::outbox::Fate;
 
@@ -34,14 +38,39 @@ pub struct Clock {
     pub to: Millis,
 }
 
-/// Definitions, as their file was read, and what acceptance asks of them: what was accepted under them stays accepted,
-/// also where a later version reads the text differently.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Definitions, and what acceptance asks of them: what was accepted under them stays accepted, also where a later
+/// version reads the text differently.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Defined {
     /// How late an event may be, ms; none: as late as it likes.
     pub lateness: Option<Millis>,
-    /// The file.
+    /// No link makes a profile of more ids.
+    pub ids_max: u32,
+    /// All of them: the file, with what was given since in its place.
     pub text: String,
+    /// What was given since.
+    pub given: Given,
+    /// The versions of all documents.
+    pub versions: BTreeMap<Name, Version>,
+}
+
+impl PartialEq for Defined {
+    /// When a version began is not part of what it says.
+    fn eq(&self, other: &Defined) -> bool {
+        let said = |of: &Defined| (of.lateness, of.ids_max, of.text.clone());
+        let given = |of: &Defined| {
+            let text = |json: &Option<Box<RawValue>>| json.as_ref().map(|json| json.get().to_owned());
+            of.given.iter().map(|(name, json)| (name.clone(), text(json))).collect::<Vec<_>>()
+        };
+        said(self) == said(other) && given(self) == given(other)
+    }
+}
+
+impl Defined {
+    /// What acceptance asks.
+    pub fn terms(&self) -> Terms {
+        Terms { lateness: self.lateness, ids_max: self.ids_max }
+    }
 }
 
 /// A call that was not taken, with its body.

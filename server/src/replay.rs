@@ -25,6 +25,7 @@ use dataflows::total::Total;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::book::Book;
 use crate::cluster::{LEADER, Letter, Others, Round, Share, Team, lost};
 use crate::hub::{self, Hub};
 use crate::rows;
@@ -346,9 +347,9 @@ pub struct Run {
 
 impl Run {
     /// Keeps what is true at the end, for those who ask.
-    pub fn stay(mut self) -> Hub {
+    pub fn stay(mut self, book: Arc<Book>) -> Hub {
         let as_of = self.as_of();
-        Hub::still(as_of, move |question| self.ask(question))
+        Hub::still(book, as_of, move |question| self.ask(question))
     }
 
     fn as_of(&self) -> hub::AsOf {
@@ -444,7 +445,7 @@ impl Run {
     fn ask(&mut self, question: Question) -> Vec<Answer> {
         self.step.questions.push((0, question));
         if let Some(others) = &self.others {
-            others.tell_all(&Letter::Round(Round { number: self.step.number, clock: 0, until: None }));
+            others.tell_all(&Letter::Round(Round { number: self.step.number, clock: 0, until: None, defines: false }));
         }
         // Nobody reads any more, so nothing is to be found out.
         let _ = self.close(0);

@@ -350,6 +350,15 @@ impl Stream {
         }
     }
 
+    /// The last record of a subject, if there is any.
+    pub async fn last_of(&self, subject: &str) -> Result<Option<Entry>, StreamError> {
+        match self.handle().await?.get_last_raw_message_by_subject(subject).await {
+            Ok(found) => Ok(Some(found.into())),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(StreamError::Unavailable { what: "get a record", error: error.to_string() }),
+        }
+    }
+
     async fn handle(&self) -> Result<jetstream::stream::Stream<()>, StreamError> {
         let found = self.jetstream.get_stream_no_info(STREAM).await;
         found.map_err(|error| StreamError::Unavailable { what: "find the stream", error: error.to_string() })

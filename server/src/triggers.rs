@@ -228,8 +228,9 @@ impl Carrier {
 pub(crate) fn start(outbox: &Outbox, orders: BTreeMap<String, Orders>) {
     // Nobody reads the system's certificates where no webhook is.
     let client = LazyCell::new(webhook::client);
+    let book = outbox.book();
     for (name, orders) in orders {
-        let carrier = match &outbox.definitions().channels[&name].deliver {
+        let carrier = match &book.plan.definitions.channels[&name].deliver {
             Deliver::Webhook { url, secret_env, timeout } => {
                 match webhook::Webhook::new(LazyCell::force(&client).clone(), url, secret_env.as_deref(), *timeout) {
                     Ok(webhook) => Carrier::Webhook(webhook.into()),
@@ -244,7 +245,7 @@ pub(crate) fn start(outbox: &Outbox, orders: BTreeMap<String, Orders>) {
         };
         if let Carrier::Nothing(why) = &carrier {
             tracing::warn!(channel = name, why, "this channel delivers nothing; its intents are parked");
-            outbox.outlet(&name).lock().disabled = Some(why.clone());
+            outbox.outlet(&name).iter().for_each(|outlet| outlet.lock().disabled = Some(why.clone()));
         }
         let courier = Courier {
             name,
@@ -282,7 +283,7 @@ impl Courier {
     async fn run(mut self, mut orders: Orders) {
         loop {
             self.set_out();
-            self.outbox.outlet(&self.name).lock().in_flight = self.under_way.len();
+            self.note(|traffic| traffic.in_flight = self.under_way.len());
             let next = self.queue.first().filter(|_| self.under_way.len() < UNDER_WAY_MAX);
             let next = next.map(|due| due.max(self.not_before));
             tokio::select! {
@@ -300,9 +301,16 @@ impl Courier {
         }
     }
 
+    /// Notes something of the channel, unless there is none of this name any more.
+    fn note(&self, what: impl FnOnce(&mut Traffic)) {
+        if let Some(outlet) = self.outbox.outlet(&self.name) {
+            what(&mut outlet.lock());
+        }
+    }
+
     /// Starts all attempts whose time has come.
     fn set_out(&mut self) {
-        let disabled = self.outbox.outlet(&self.name).traffic().disabled;
+        let disabled = self.outbox.outlet(&self.name).and_then(|outlet| outlet.traffic().disabled);
         while let Some(due) = self.queue.first() {
             let now = Instant::now();
             if disabled.is_none() && (due.max(self.not_before) > now || self.under_way.len() == UNDER_WAY_MAX) {
@@ -333,8 +341,9 @@ impl Courier {
         self.carried.remove(&parcel.id);
         self.failures = if matches!(outcome, Outcome::Failed(..)) { self.failures + 1 } else { 0 };
         if let Outcome::Failed(why, _) | Outcome::Refused(why) | Outcome::Gone(why) = &outcome {
-            let mut traffic = self.outbox.outlet(&self.name).lock();
-            (traffic.failures, traffic.last_failure) = (traffic.failures + 1, Some(why.clone()));
+            self.note(|traffic| {
+                (traffic.failures, traffic.last_failure) = (traffic.failures + 1, Some(why.clone()));
+            });
         }
         match outcome {
             Outcome::Delivered => self.report(&parcel, Now::Delivered),
@@ -353,7 +362,7 @@ impl Courier {
             Outcome::Refused(why) => self.report(&parcel, Now::Parked(why)),
             Outcome::Gone(why) => {
                 tracing::warn!(channel = self.name, why, "the channel is disabled until its messages are sent again");
-                self.outbox.outlet(&self.name).lock().disabled = Some(why.clone());
+                self.note(|traffic| traffic.disabled = Some(why.clone()));
                 self.report(&parcel, Now::Parked(why));
             }
         }

@@ -5,6 +5,7 @@
 //! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
 //! What a place means, that an event was seen before or comes too late, is the engine's to find.
 
+mod coming;
 mod own;
 mod stream;
 
@@ -16,20 +17,22 @@ use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
+use dataflows::event::Decoder;
 use dataflows::place::place;
-use dataflows::plan::Plan;
 use dataflows::protocol::{Record, Response, Step};
 use dataflows::time::Millis;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::book::{self, Book};
 use crate::cluster::{LEADER, Letter, Others, Round, Team, lost};
 use crate::desk::Desk;
 use crate::hub::{AsOf, ClockMode, Hub, Open, Receipt, Shared, Told, Waiting, Work};
 use crate::log::{Log, LogReader};
 use crate::record::{self, Clock, Defined, Dispatch};
-use crate::stream::feed::{Feed, Feeding};
+use crate::stream::feed::{self, Feed, Feeding};
 use crate::stream::{Kept, Stream};
 
+use coming::Coming;
 use stream::Streamed;
 
 /// Events in a step, about.
@@ -39,6 +42,9 @@ const STEPS_OPEN_MAX: usize = 8;
 /// An idle stream's clock moves this often.
 const TICK: Duration = Duration::from_millis(10);
 
+/// While definitions to come are prepared for, steps follow each other sooner.
+const PREPARING: Duration = Duration::from_millis(1);
+
 /// What the writer begins with.
 pub struct Start {
     /// The log.
@@ -47,8 +53,8 @@ pub struct Start {
     pub workers: usize,
     /// How the clock moves.
     pub clock: ClockMode,
-    /// The definitions file's text, and what it says.
-    pub definitions: (String, Arc<Plan>),
+    /// The definitions.
+    pub book: Book,
     /// The other processes, if there are any.
     pub team: Option<Team>,
     /// Told of every step that closes.
@@ -71,8 +77,6 @@ pub enum Store {
 pub struct Found {
     /// The number of this process.
     pub process: usize,
-    /// Since when the definitions have been as they are, ms.
-    pub active_since: Millis,
     /// The ledger's entries, in order.
     pub dispatched: Vec<Dispatch>,
     /// Up to where the log was read.
@@ -95,9 +99,10 @@ pub struct Started {
 
 /// Reads the log again, then starts the writer's thread.
 pub fn start(start: Start) -> Result<Started, String> {
-    let Start { log, workers, clock, definitions: (text, plan), team, told, now } = start;
+    let Start { log, workers, clock, book, team, told, now } = start;
+    let plan = Arc::clone(&book.plan);
     let (work, queue) = channel();
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(Arc::new(book.clone())));
     shared.lock().ticks = clock == ClockMode::Wall;
     let hub = Hub { work: work.clone(), shared: Arc::clone(&shared) };
     let closes = Arc::clone(&shared);
@@ -123,7 +128,7 @@ pub fn start(start: Start) -> Result<Started, String> {
     let (secret, last_time) = log.identity();
     let (engine, others, secret, last_time) = match team {
         None => (Engine::start(config, heard), None, secret, last_time),
-        Some(Team { process, connections, secret, last_time, hosts }) => {
+        Some(Team { process, connections, secret, last_time, hosts, .. }) => {
             let processes = connections.len();
             let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
             let engine = Engine::start_among(config, Peers { process, connections, lost }, heard);
@@ -175,12 +180,16 @@ pub fn start(start: Start) -> Result<Started, String> {
         found: Found::default(),
         defined: None,
         is_ready: false,
+        decoder: Decoder::new(Arc::clone(&plan.vocabulary)),
+        carried: None,
+        next: None,
+        coming: None,
         life: crate::clock::nanos(),
         published: 0,
     };
     let found = match writer.log {
-        Backing::Own(_) => writer.read_again(text, &plan, last_time),
-        Backing::Stream(_) => writer.read_stream(text, &plan, end),
+        Backing::Own(_) => writer.read_again(book, last_time),
+        Backing::Stream(_) => writer.read_stream(book, end),
     }?;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
     Ok(Started { hub, found, thread: thread.expect("the system gives a thread"), secret, desk })
@@ -190,6 +199,7 @@ pub fn start(start: Start) -> Result<Started, String> {
 enum Durable {
     Receipt(oneshot::Sender<Receipt>, usize),
     Dispatched(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    Defined(oneshot::Sender<AsOf>),
 }
 
 /// Where the writer's log is.
@@ -204,6 +214,27 @@ impl Store {
         match self {
             Store::Own(log) => Some(log.handle()),
             Store::Stream(..) => None,
+        }
+    }
+
+    /// The definitions that it holds last.
+    pub async fn defined(&self) -> Result<Option<Defined>, String> {
+        match self {
+            Store::Own(log) => {
+                let (mut reader, mut last) = (log.reader(), None);
+                while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
+                    if record.kind == record::DEFINITIONS {
+                        let defined = serde_json::from_slice::<Defined>(record.payload);
+                        let mut defined = defined.map_err(|error| {
+                            format!("the definitions of the log at time {time} cannot be read: {error}")
+                        })?;
+                        book::stamp(&mut defined.versions, place(time, LEADER, index), record.received_at);
+                        last = Some(defined);
+                    }
+                }
+                Ok(last)
+            }
+            Store::Stream(stream, ..) => feed::last_defined(stream).await.map_err(|error| error.to_string()),
         }
     }
 
@@ -243,6 +274,14 @@ struct Writer {
     defined: Option<Defined>,
     /// Whether all that the log held is read.
     is_ready: bool,
+    /// Reads events by the latest definitions.
+    decoder: Decoder,
+    /// Work that begins the next step.
+    carried: Option<Work>,
+    /// What the leader says comes next, until it closes the step that begins with that: its position and clock.
+    next: Option<(Defined, u64, Millis)>,
+    /// Definitions that are to hold.
+    coming: Option<Coming>,
     /// Tells messages of this process's life from those of others.
     life: u128,
     /// Messages given to the stream.
@@ -271,10 +310,17 @@ impl Writer {
     fn lead(&mut self) -> Result<bool, String> {
         let mut goes_on = true;
         let is_behind = matches!(&self.log, Backing::Stream(streamed) if !streamed.reads.is_empty());
+        let is_preparing = self.is_preparing();
+        let patience = match () {
+            () if is_behind || self.carried.is_some() => Duration::ZERO,
+            () if is_preparing => PREPARING,
+            () => TICK,
+        };
+        let is_due = !patience.is_zero() && self.mode == ClockMode::Events && !is_preparing;
         let mut next = loop {
-            match self.queue.recv_timeout(if is_behind { Duration::ZERO } else { TICK }) {
+            match self.carried.take().map_or_else(|| self.queue.recv_timeout(patience), Ok) {
                 Ok(work) => break Some(work),
-                Err(RecvTimeoutError::Timeout) if is_behind || self.mode == ClockMode::Wall => break None,
+                Err(RecvTimeoutError::Timeout) if !is_due => break None,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(false),
             }
@@ -282,11 +328,18 @@ impl Writer {
         if self.mode == ClockMode::Wall {
             self.clock = self.clock.max((self.now)());
         }
+        self.read_more();
         while let Some(work) = next {
             match work {
                 Work::Stop | Work::Letter(_, Letter::Stop) => goes_on = false,
+                Work::Letter(_, Letter::Reread) => self.reread_here(),
                 // That a step is wanted is all it says.
                 Work::Letter(..) => {}
+                // Records of a step are accepted as one set of definitions asks.
+                Work::Define(..) if !self.step.is_empty() || !self.group.is_empty() => {
+                    self.carried = Some(work);
+                    break;
+                }
                 work => self.take(work)?,
             }
             next = if self.step.len() < STEP_EVENTS { self.queue.try_recv().ok() } else { None };
@@ -306,6 +359,7 @@ impl Writer {
             match work {
                 Work::Letter(_, Letter::Round(round)) => {
                     self.begin(round);
+                    self.read_more();
                     while self.step.len() < STEP_EVENTS
                         && let Some(work) = self.held.pop_front()
                     {
@@ -318,7 +372,10 @@ impl Writer {
                     return Ok(true);
                 }
                 Work::Letter(_, Letter::Stop) => return Ok(false),
-                Work::Letter(_, Letter::Ledger(_, dispatched)) => drop(self.told.send(Told::Dispatched(dispatched))),
+                Work::Letter(_, Letter::Define(defined, position, clock)) => {
+                    self.next = Some((*defined, position, clock));
+                }
+                Work::Letter(_, Letter::Ledger(dispatched)) => drop(self.told.send(Told::Dispatched(dispatched))),
                 Work::Letter(..) => {}
                 Work::Stop => {
                     // The leader closes what is under way, and then tells everyone.
@@ -346,6 +403,13 @@ impl Writer {
     fn begin(&mut self, round: Round) {
         self.step.number = round.number;
         self.clock = self.clock.max(round.clock);
+        if let Some((defined, position, clock)) = self.next.take() {
+            self.write_json(record::DEFINITIONS, &defined);
+            self.comes_next(&defined, position, clock);
+        }
+        if round.defines {
+            self.give_plan();
+        }
     }
 
     fn want(&self) {
@@ -401,6 +465,16 @@ impl Writer {
                 self.waiting.questions.insert(self.question, reply);
                 self.step.questions.push((self.question, question));
             }
+            Work::Define(mut book, reply) => {
+                let (clock, defined) = (self.clock, book.defined());
+                let position = self.write_json(record::DEFINITIONS, &defined);
+                book.stamp(position, clock);
+                if let Some(others) = &self.others {
+                    others.tell_all(&Letter::Define(Box::new(defined), position, clock));
+                }
+                self.comes(*book, position);
+                self.durable.push(Durable::Defined(reply));
+            }
             Work::Dispatch(entries, reply) => {
                 for entry in &entries {
                     self.write_json(record::DISPATCH, entry);
@@ -447,9 +521,10 @@ impl Writer {
                 Durable::Dispatched(entries, reply) => {
                     let _ = reply.send(as_of);
                     if let Some(others) = &self.others {
-                        others.tell_all(&Letter::Ledger(0, entries));
+                        others.tell_all(&Letter::Ledger(entries));
                     }
                 }
+                Durable::Defined(reply) => drop(reply.send(as_of)),
             }
         }
         Ok(())
@@ -465,6 +540,8 @@ impl Writer {
         self.shared.lock().steps.insert(step.number, (Instant::now(), waiting));
         self.engine.step(step);
         match self.mode {
+            // What is prepared must not make those wait who are to be answered now.
+            ClockMode::Wall if self.coming.is_some() => drop(self.wait(1)),
             ClockMode::Wall => drop(self.wait(STEPS_OPEN_MAX)),
             ClockMode::Events => {
                 let clock = self.wait(0).last.clock;
@@ -481,10 +558,14 @@ impl Writer {
     }
 
     /// The leader tells the others which step is to be closed.
-    fn announce(&self, until: Option<u64>) {
+    fn announce(&mut self, until: Option<u64>) {
+        let defines = self.coming.as_ref().is_some_and(|coming| coming.waits_for == 0 && !coming.is_given);
+        if defines {
+            self.give_plan();
+        }
         if let Some(others) = &self.others {
             let clock = if self.mode == ClockMode::Wall { self.clock } else { 0 };
-            others.tell_all(&Letter::Round(Round { number: self.step.number, clock, until }));
+            others.tell_all(&Letter::Round(Round { number: self.step.number, clock, until, defines }));
         }
     }
 }

@@ -19,7 +19,7 @@ impl Plan {
     /// The plan of definitions that come after others: what those named keeps its numbers, so that events decoded
     /// before can be folded again. What only the new ones name is not on such events.
     pub fn after(&self, definitions: Arc<Definitions>) -> Plan {
-        Plan::with(definitions, (*self.vocabulary).clone())
+        Plan::with(definitions, self.vocabulary.after())
     }
 
     fn with(definitions: Arc<Definitions>, vocabulary: Vocabulary) -> Plan {

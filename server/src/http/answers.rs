@@ -1,11 +1,13 @@
 //! Answers: what is true, as of one logical time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::response::Response;
 use dataflows::admission::Verdict;
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
+use dataflows::plan::Plan;
 use dataflows::profile::answers::{ChangeRow, ConversionRow, Page, ProfileRow, Rows, SessionRow, TouchRow, View};
 use dataflows::profile::sums::{Credited, Sought, Visits};
 use dataflows::protocol::{Answer, Deadline, Question};
@@ -19,9 +21,10 @@ use utoipa::ToSchema;
 use super::described::{ById, ByName, NeedsLog, Refused, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query, cursor};
 use super::{App, AsOfRow, json};
+use crate::book::Book;
 use crate::hub::{Answered, AsOf};
 use crate::log::OwnedRecord;
-use crate::outbox::Entry;
+use crate::outbox::{Entry, Outbox};
 use crate::problem::Problem;
 use crate::record::{self, DeadLetter};
 use crate::rows::{self, Intent};
@@ -46,22 +49,36 @@ pub(super) struct At<T> {
 pub(super) async fn ask(app: &App, query: &Query, question: Question) -> Result<Answered, Problem> {
     let deadline = query.deadline();
     loop {
+        let preparing = app.hub.preparing();
         let answered = app.hub.ask(question.clone()).await?;
-        if query.is_included(answered.as_of, deadline).await? {
+        // A record of definitions is included when they hold.
+        let pending = preparing.filter(|(position, _)| query.after == Some(*position));
+        let position = pending.map_or(answered.as_of.position, |(position, _)| position - 1);
+        if query.is_included(position, deadline).await? {
             return Ok(answered);
         }
     }
 }
 
-pub(super) async fn totals(app: &App, query: &Query) -> Result<(AsOf, BTreeMap<Total, i128>), Problem> {
-    let Answered { as_of, parts, .. } = ask(app, query, Question::Totals).await?;
+pub(super) async fn totals(app: &App, query: &Query) -> Result<(AsOf, Arc<Book>, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, book, parts, .. } = ask(app, query, Question::Totals).await?;
     let mut totals = BTreeMap::new();
     for part in parts {
         if let Answer::Totals(part) = part {
             totals.extend(part);
         }
     }
-    Ok((as_of, totals))
+    Ok((as_of, book, totals))
+}
+
+/// What definitions that hold say, or why they do not.
+pub(super) fn defined<T>(app: &App, what: &str, name: &str, find: impl Fn(&Plan) -> Option<T>) -> Problem {
+    match app.hub.preparing() {
+        Some((_, (done, all))) if find(&app.hub.latest().plan).is_some() => Problem::not_yet(format!(
+            "the {what} {name:?} is being prepared: {done} of {all} profiles are; ask again soon"
+        )),
+        _ => Problem::not_found(format!("no {what} is named {name:?}")),
+    }
 }
 
 /// A person, by any of their ids.
@@ -87,7 +104,7 @@ async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<Pr
 
 async fn history(app: App, id: String, query: Query, view: View) -> Result<Response, Problem> {
     let page = Page { before: query.key()?, limit: query.limit };
-    let Answered { as_of, parts, .. } =
+    let Answered { as_of, book, parts, .. } =
         ask(&app, &query, Question::History { id: id.as_str().into(), view, page }).await?;
     let found = parts.into_iter().find_map(|part| match part {
         Answer::History(rows, next) => Some((rows, next)),
@@ -101,7 +118,7 @@ async fn history(app: App, id: String, query: Query, view: View) -> Result<Respo
             let rows = events.iter().zip(records);
             rows.filter_map(|((profile, _), record)| event_row(profile, &record?)).collect()
         }
-        rows => rows::lines(rows, &app.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
+        rows => rows::lines(rows, &book.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
     };
     Ok(json(&List { as_of: as_of.into(), items, next: next.as_ref().map(cursor) }))
 }
@@ -114,13 +131,14 @@ fn raw_json(text: String) -> Box<RawValue> {
 fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawValue> {
     match app.outbox.entry(&row.id) {
         Some(entry) => told_intent(app, &entry),
-        None => to_raw_value(&Intent::new(row, &app.plan.definitions)).expect("rows have string keys"),
+        None => to_raw_value(&Intent::new(row, &app.hub.book().plan.definitions)).expect("rows have string keys"),
     }
 }
 
 /// An intent by the ledger's word.
 fn told_intent(app: &App, entry: &Entry) -> Box<RawValue> {
-    to_raw_value(&app.outbox.row(entry)).expect("rows have string keys")
+    let book = app.hub.book();
+    to_raw_value(&Outbox::row(entry, &book.plan.definitions)).expect("rows have string keys")
 }
 
 macro_rules! histories {
@@ -233,9 +251,6 @@ fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
     to_raw_value(&row).ok()
 }
 
-/// Definitions do not change while the process runs, so each is its first version.
-const VERSION: u32 = 1;
-
 #[derive(Serialize, ToSchema)]
 struct SegmentRow<'a> {
     name: &'a str,
@@ -254,12 +269,12 @@ pub(super) async fn segments(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    let (as_of, totals) = totals(&app, &query).await?;
-    let (names, next) = query.names(app.plan.segments.iter().map(|segment| &segment.name))?;
+    let (as_of, book, totals) = totals(&app, &query).await?;
+    let (names, next) = query.names(book.plan.segments.iter().map(|segment| &segment.name))?;
     let items = names.into_iter().map(|name| SegmentRow {
         name,
         size: size(&totals, &Total::Members(name.clone())),
-        version: VERSION,
+        version: book.version("segments", name),
     });
     Ok(json(&List { as_of: as_of.into(), items: items.collect(), next }))
 }
@@ -281,16 +296,19 @@ pub(super) async fn segment(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let segment = segment_named(&app, &name)?;
-    let (as_of, totals) = totals(&app, &query).await?;
-    let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version: VERSION };
-    let definition = app.segments.get(&name).map(|definition| &**definition);
+    let (as_of, book, totals) = totals(&app, &query).await?;
+    let segment = segment_named(&app, &book, &name)?;
+    let version = book.version("segments", &name);
+    let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version };
+    let definition = book.document(&format!("segments/{name}")).0;
+    let definition = definition.map(|json| raw_json(json.to_owned()));
+    let definition = definition.as_deref();
     Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from: None } }))
 }
 
-fn segment_named(app: &App, name: &str) -> Result<EcoString, Problem> {
-    let number = app.plan.segment(name).ok_or_else(|| Problem::not_found(format!("no segment is named {name:?}")))?;
-    Ok(app.plan.segments[number].name.clone())
+fn segment_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {
+    let number = book.plan.segment(name).ok_or_else(|| defined(app, "segment", name, |plan| plan.segment(name)))?;
+    Ok(book.plan.segments[number].name.clone())
 }
 
 #[derive(Serialize, ToSchema)]
@@ -307,11 +325,11 @@ pub(super) async fn members(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    let segment = segment_named(&app, &name)?;
-    let after = query.key()?;
+    let (segment, after) = (name.as_str().into(), query.key()?);
     // One more than asked for tells whether there is a next part.
-    let Answered { as_of, parts, .. } =
+    let Answered { as_of, book, parts, .. } =
         ask(&app, &query, Question::Members { segment, after, limit: query.limit + 1 }).await?;
+    segment_named(&app, &book, &name)?;
     let mut all = Vec::new();
     for part in parts {
         if let Answer::Members(part) = part {
@@ -349,8 +367,8 @@ struct TransitionRow {
     count: i64,
 }
 
-fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> JourneyRow {
-    let journey = &app.plan.journeys[number];
+fn journey_row(book: &Book, number: usize, totals: &BTreeMap<Total, i128>) -> JourneyRow {
+    let journey = &book.plan.journeys[number];
     let states: Vec<StateRow> = journey
         .states
         .iter()
@@ -359,7 +377,7 @@ fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> Jour
             profiles: size(totals, &Total::Inside(journey.name.clone(), state.name.clone())),
         })
         .collect();
-    let transitions = app.plan.totals.iter().filter_map(|counted| match &*counted.total {
+    let transitions = book.plan.totals.iter().filter_map(|counted| match &*counted.total {
         Total::Moves(of, from, to, on) if *of == journey.name => Some(TransitionRow {
             from: from.clone(),
             to: to.clone(),
@@ -370,7 +388,7 @@ fn journey_row(app: &App, number: usize, totals: &BTreeMap<Total, i128>) -> Jour
     });
     JourneyRow {
         name: journey.name.clone(),
-        version: VERSION,
+        version: book.version("journeys", &journey.name),
         profiles: states.iter().map(|state| state.profiles).sum(),
         transitions: transitions.collect(),
         states,
@@ -384,10 +402,10 @@ pub(super) async fn journeys(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    let (as_of, totals) = totals(&app, &query).await?;
-    let (names, next) = query.names(app.plan.journeys.iter().map(|journey| &journey.name))?;
-    let numbers = names.into_iter().filter_map(|name| app.plan.journey(name));
-    let items = numbers.map(|number| journey_row(&app, number, &totals)).collect();
+    let (as_of, book, totals) = totals(&app, &query).await?;
+    let (names, next) = query.names(book.plan.journeys.iter().map(|journey| &journey.name))?;
+    let numbers = names.into_iter().filter_map(|name| book.plan.journey(name));
+    let items = numbers.map(|number| journey_row(&book, number, &totals)).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
@@ -409,14 +427,14 @@ pub(super) async fn journey(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let number = journey_named(&app, &name)?;
-    let question = Question::Deadlines { journey: name.into(), within: None, after: None, limit: DEADLINES };
-    let (as_of, mut all, counted) = deadlines(&app, &query, question).await?;
+    let question = Question::Deadlines { journey: name.as_str().into(), within: None, after: None, limit: DEADLINES };
+    let (as_of, book, mut all, counted) = deadlines(&app, &query, question).await?;
+    let number = journey_named(&app, &book, &name)?;
     all.truncate(DEADLINES);
     let next_deadlines = all.into_iter().map(DueRow::from).collect();
     Ok(json(&At {
         as_of: as_of.into(),
-        row: JourneyWhole { row: journey_row(&app, number, &counted), next_deadlines },
+        row: JourneyWhole { row: journey_row(&book, number, &counted), next_deadlines },
     }))
 }
 
@@ -428,15 +446,15 @@ pub(super) async fn due(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::PartOfSoon>,
 ) -> Result<Response, Problem> {
-    journey_named(&app, &name)?;
     let within = query.own.get("within").map(|within| {
         let wrong = || Problem::bad_request(format!("`within={within}`: a duration such as 4h"));
         parse_duration(within).ok_or_else(wrong)
     });
     let (within, after) = (within.transpose()?, query.key()?);
     // One more than asked for tells whether there is a next part.
-    let question = Question::Deadlines { journey: name.into(), within, after, limit: query.limit + 1 };
-    let (as_of, mut all, _) = deadlines(&app, &query, question).await?;
+    let question = Question::Deadlines { journey: name.as_str().into(), within, after, limit: query.limit + 1 };
+    let (as_of, book, mut all, _) = deadlines(&app, &query, question).await?;
+    journey_named(&app, &book, &name)?;
     let more = all.len() > query.limit;
     all.truncate(query.limit);
     let next = all.last().filter(|_| more).map(cursor);
@@ -461,8 +479,8 @@ async fn deadlines(
     app: &App,
     query: &Query,
     question: Question,
-) -> Result<(AsOf, Vec<Deadline>, BTreeMap<Total, i128>), Problem> {
-    let Answered { as_of, parts, .. } = ask(app, query, question).await?;
+) -> Result<(AsOf, Arc<Book>, Vec<Deadline>, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, book, parts, .. } = ask(app, query, question).await?;
     let (mut all, mut counted) = (Vec::new(), BTreeMap::new());
     for part in parts {
         match part {
@@ -472,11 +490,11 @@ async fn deadlines(
         }
     }
     all.sort();
-    Ok((as_of, all, counted))
+    Ok((as_of, book, all, counted))
 }
 
-fn journey_named(app: &App, name: &str) -> Result<usize, Problem> {
-    app.plan.journey(name).ok_or_else(|| Problem::not_found(format!("no journey is named {name:?}")))
+fn journey_named(app: &App, book: &Book, name: &str) -> Result<usize, Problem> {
+    book.plan.journey(name).ok_or_else(|| defined(app, "journey", name, |plan| plan.journey(name)))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -508,9 +526,12 @@ pub(super) fn by_status(app: &App, name: &EcoString, totals: &BTreeMap<Total, i1
 }
 
 /// Everything about campaigns: their conversions, by number, and the totals of the same time.
-async fn campaigns_asked(app: &App, query: &Query) -> Result<(AsOf, Vec<u64>, BTreeMap<Total, i128>), Problem> {
-    let Answered { as_of, parts, .. } = ask(app, query, Question::Followed).await?;
-    let (mut conversions, mut totals) = (vec![0; app.plan.campaigns.len()], BTreeMap::new());
+async fn campaigns_asked(
+    app: &App,
+    query: &Query,
+) -> Result<(AsOf, Arc<Book>, Vec<u64>, BTreeMap<Total, i128>), Problem> {
+    let Answered { as_of, book, parts, .. } = ask(app, query, Question::Followed).await?;
+    let (mut conversions, mut totals) = (vec![0; book.plan.campaigns.len()], BTreeMap::new());
     for part in parts {
         match part {
             Answer::Followed(part) => conversions.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
@@ -518,19 +539,25 @@ async fn campaigns_asked(app: &App, query: &Query) -> Result<(AsOf, Vec<u64>, BT
             _ => {}
         }
     }
-    Ok((as_of, conversions, totals))
+    Ok((as_of, book, conversions, totals))
 }
 
-fn campaign_row(app: &App, name: &EcoString, conversions: &[u64], totals: &BTreeMap<Total, i128>) -> CampaignRow {
+fn campaign_row(
+    app: &App,
+    book: &Book,
+    name: &EcoString,
+    conversions: &[u64],
+    totals: &BTreeMap<Total, i128>,
+) -> CampaignRow {
     let by_status = by_status(app, name, totals);
     let gone = |status: &&EcoString| matches!(status.as_str(), "cancelled" | "revoked");
     CampaignRow {
         name: name.clone(),
-        active_since: app.outbox.active_since(),
+        active_since: book.active_since(name),
         intents: by_status.iter().filter(|(status, _)| !gone(status)).map(|(_, count)| count).sum(),
         revoked: by_status.get("revoked").copied().unwrap_or(0),
         by_status,
-        conversions: app.plan.campaign(name).map_or(0, |number| conversions[number]),
+        conversions: book.plan.campaign(name).map_or(0, |number| conversions[number]),
     }
 }
 
@@ -541,15 +568,15 @@ pub(super) async fn campaigns(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    let (as_of, conversions, totals) = campaigns_asked(&app, &query).await?;
-    let (names, next) = query.names(app.plan.campaigns.iter().map(|campaign| &campaign.name))?;
-    let items = names.into_iter().map(|name| campaign_row(&app, name, &conversions, &totals)).collect();
+    let (as_of, book, conversions, totals) = campaigns_asked(&app, &query).await?;
+    let (names, next) = query.names(book.plan.campaigns.iter().map(|campaign| &campaign.name))?;
+    let items = names.into_iter().map(|name| campaign_row(&app, &book, name, &conversions, &totals)).collect();
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }
 
-fn campaign_named(app: &App, name: &str) -> Result<EcoString, Problem> {
-    let number = app.plan.campaign(name).ok_or_else(|| Problem::not_found(format!("no campaign is named {name:?}")))?;
-    Ok(app.plan.campaigns[number].name.clone())
+fn campaign_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {
+    let number = book.plan.campaign(name).ok_or_else(|| defined(app, "campaign", name, |plan| plan.campaign(name)))?;
+    Ok(book.plan.campaigns[number].name.clone())
 }
 
 /// A campaign, and what became of its intents.
@@ -560,9 +587,9 @@ pub(super) async fn campaign(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let name = campaign_named(&app, &name)?;
-    let (as_of, conversions, totals) = campaigns_asked(&app, &query).await?;
-    Ok(json(&At { as_of: as_of.into(), row: campaign_row(&app, &name, &conversions, &totals) }))
+    let (as_of, book, conversions, totals) = campaigns_asked(&app, &query).await?;
+    let name = campaign_named(&app, &book, &name)?;
+    Ok(json(&At { as_of: as_of.into(), row: campaign_row(&app, &book, &name, &conversions, &totals) }))
 }
 
 /// All intents of a campaign, newest first.
@@ -573,8 +600,8 @@ pub(super) async fn campaign_intents(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    let name = campaign_named(&app, &name)?;
-    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Dump(View::Intents)).await?;
+    let Answered { as_of, book, parts, .. } = ask(&app, &query, Question::Dump(View::Intents)).await?;
+    let name = campaign_named(&app, &book, &name)?;
     let mut rows: BTreeMap<(i64, String), Box<RawValue>> = BTreeMap::new();
     for part in parts {
         if let Answer::Rows(Rows::Intents(part)) = part {
@@ -635,7 +662,8 @@ pub(super) async fn attribution(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Credit>,
 ) -> Result<Response, Problem> {
-    let models = app.plan.models();
+    let book = app.hub.book();
+    let models = book.plan.models();
     let named = query.own.get("model");
     let model = models.iter().find(|model| named.is_none_or(|named| named == model.name())).ok_or_else(|| {
         let known: Vec<&str> = models.iter().map(|model| model.name()).collect();
@@ -646,7 +674,7 @@ pub(super) async fn attribution(
         return Err(Problem::bad_request(format!("`by={by}`: channel or campaign")));
     }
     let conversion = query.own.get("conversion").map(EcoString::from);
-    if conversion.as_ref().is_some_and(|name| app.plan.conversions.iter().all(|rule| rule.name != *name)) {
+    if conversion.as_ref().is_some_and(|name| book.plan.conversions.iter().all(|rule| rule.name != *name)) {
         return Err(Problem::bad_request("the definitions have no conversion of this name"));
     }
     let sought = Sought { model: *model, conversion, span: query.span()? };

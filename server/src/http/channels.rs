@@ -14,6 +14,7 @@ use super::answers::{At, List, ask};
 use super::described::{ByName, Refused, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, cursor};
 use super::{App, json};
+use crate::book::Book;
 use crate::hub::{Answered, NotTaken};
 use crate::metrics::Exposition;
 use crate::outbox::{Counts, Parked, message};
@@ -45,15 +46,16 @@ struct TookRow {
 }
 
 /// A row for each of these channels.
-fn rows<'a>(app: &'a App, names: impl IntoIterator<Item = &'a String>) -> Vec<ChannelRow<'a>> {
+fn rows<'a>(app: &App, book: &Book, names: impl IntoIterator<Item = &'a String>) -> Vec<ChannelRow<'a>> {
     let counts = app.outbox.counts();
-    let row = |name: &'a String| row(app, name, counts.get(name.as_str()).copied().unwrap_or_default());
+    let row = |name: &'a String| row(app, book, name, counts.get(name.as_str()).copied().unwrap_or_default());
     names.into_iter().map(row).collect()
 }
 
-fn row<'a>(app: &App, name: &'a str, counts: Counts) -> ChannelRow<'a> {
-    let channel = &app.plan.definitions.channels[name];
-    let Traffic { in_flight, last_failure, disabled, took, .. } = app.outbox.outlet(name).traffic();
+fn row<'a>(app: &App, book: &Book, name: &'a str, counts: Counts) -> ChannelRow<'a> {
+    let channel = &book.plan.definitions.channels[name];
+    let Traffic { in_flight, last_failure, disabled, took, .. } =
+        app.outbox.outlet(name).map(|outlet| outlet.traffic()).unwrap_or_default();
     ChannelRow {
         name,
         deliver: match channel.deliver {
@@ -79,8 +81,8 @@ fn told(took: &Took) -> Option<TookRow> {
     (took.count() > 0).then(row)
 }
 
-fn known<'a>(app: &'a App, name: &str) -> Result<&'a String, Problem> {
-    let known = app.plan.definitions.channels.get_key_value(name);
+fn known<'b>(book: &'b Book, name: &str) -> Result<&'b String, Problem> {
+    let known = book.plan.definitions.channels.get_key_value(name);
     known.map(|(name, _)| name).ok_or_else(|| Problem::not_found(format!("no channel is named {name:?}")))
 }
 
@@ -92,8 +94,9 @@ pub(super) async fn channels(
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
-    let (names, next) = query.names(app.plan.definitions.channels.keys())?;
-    Ok(json(&List { as_of: as_of.into(), items: rows(&app, names), next }))
+    let book = app.hub.book();
+    let (names, next) = query.names(book.plan.definitions.channels.keys())?;
+    Ok(json(&List { as_of: as_of.into(), items: rows(&app, &book, names), next }))
 }
 
 /// A channel, and how its deliveries go.
@@ -104,9 +107,10 @@ pub(super) async fn channel(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let name = known(&app, &name)?;
+    let book = app.hub.book();
+    let name = known(&book, &name)?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
-    let row = rows(&app, [name]).remove(0);
+    let row = rows(&app, &book, [name]).remove(0);
     Ok(json(&At { as_of: as_of.into(), row }))
 }
 
@@ -125,7 +129,7 @@ pub(super) async fn parked(
     Path(name): Path<String>,
     Asked { query, .. }: Asked<query::Part>,
 ) -> Result<Response, Problem> {
-    known(&app, &name)?;
+    known(&app.hub.book(), &name)?;
     let Answered { as_of, .. } = ask(&app, &query, Question::Totals).await?;
     let mut found = app.outbox.parked(&name);
     let key = |parked: &Parked| (parked.entry.row.at, parked.entry.row.id.clone());
@@ -164,7 +168,7 @@ pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Respon
         let form = r#"the body is {"channel": …}, with "id" for one intent alone"#;
         Problem::bad_request(format!("{form}: {error}"))
     })?;
-    known(&app, &channel)?;
+    known(&app.hub.book(), &channel)?;
     let resent = app.outbox.resend(channel.clone(), id.clone()).await;
     let (resent, as_of) = resent.ok_or(NotTaken::Stopping)?;
     match id {
@@ -177,7 +181,8 @@ pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Respon
 
 /// The same for Prometheus.
 pub(super) fn metrics(app: &App, page: &mut Exposition) {
-    let rows = rows(app, app.plan.definitions.channels.keys());
+    let book = app.hub.book();
+    let rows = rows(app, &book, book.plan.definitions.channels.keys());
     let mut gauge = |name, help, value: &dyn Fn(&ChannelRow<'_>) -> usize| {
         page.family(name, "gauge", help);
         for row in &rows {
@@ -188,7 +193,7 @@ pub(super) fn metrics(app: &App, page: &mut Exposition) {
     gauge("thalweg_channel_in_flight", "Attempts under way.", &|row| row.in_flight);
     gauge("thalweg_channel_parked", "Messages that are parked.", &|row| row.parked);
     gauge("thalweg_channel_disabled", "1 where nothing is attempted.", &|row| row.disabled.is_some().into());
-    let traffic = |row: &ChannelRow<'_>| app.outbox.outlet(row.name).traffic();
+    let traffic = |row: &ChannelRow<'_>| app.outbox.outlet(row.name).map(|outlet| outlet.traffic()).unwrap_or_default();
     page.family("thalweg_delivery_failures_total", "counter", "Attempts that failed.");
     for row in &rows {
         page.value(&[("channel", row.name)], traffic(row).failures);

@@ -31,6 +31,8 @@ pub(super) fn nothing_yet() -> OpenApi {
 pub(super) struct ById;
 /// The path's name of something that is defined.
 pub(super) struct ByName;
+/// The path's kind of definition, and its name.
+pub(super) struct ByKind;
 /// The path's write key.
 pub(super) struct ByKey;
 /// The query's write key, where nothing else says it.
@@ -50,6 +52,14 @@ impl IntoParams for ById {
 impl IntoParams for ByName {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         in_path("name", "The name that the definitions give it.")
+    }
+}
+
+impl IntoParams for ByKind {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let kind = in_path("kind", "A key of the definitions file, such as `segments`.");
+        let name = in_path("name", "The name below it; where a kind is one document, any.");
+        [kind, name].concat()
     }
 }
 

@@ -217,8 +217,9 @@ impl Room {
     /// Takes a body apart.
     fn read(&self, app: &App, path: &str, body: &[u8]) -> Result<Calls, Unreadable> {
         let lock = || self.decoders.lock().expect("nobody panics while holding it");
-        let free = lock().pop();
-        let mut decoder = free.unwrap_or_else(|| Decoder::new(Arc::clone(&app.plan.vocabulary)));
+        let vocabulary = Arc::clone(&app.hub.latest().plan.vocabulary);
+        let free = lock().pop().filter(|free| Arc::ptr_eq(free.vocabulary(), &vocabulary));
+        let mut decoder = free.unwrap_or_else(|| Decoder::new(vocabulary));
         let stamp = match app.clock {
             ClockMode::Wall => Stamp::Wall((app.now)()),
             ClockMode::Events => Stamp::Events(app.hub.clock()),
@@ -250,7 +251,7 @@ pub(super) fn authorize(app: &App, headers: &HeaderMap, uri: &Uri, told: Option<
         #[serde(rename = "writeKey")]
         write_key: Option<String>,
     }
-    let keys = &app.plan.definitions.write_keys;
+    let keys = &app.hub.book().plan.definitions.write_keys;
     if keys.is_empty() {
         return Ok(());
     }

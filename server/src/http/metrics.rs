@@ -24,7 +24,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     let mut page = Exposition::default();
     of_the_process(&app, &mut page);
     let query = Query::default();
-    if let Ok(Ok((as_of, totals))) = tokio::time::timeout(PATIENCE, super::answers::totals(&app, &query)).await {
+    if let Ok(Ok((as_of, _, totals))) = tokio::time::timeout(PATIENCE, super::answers::totals(&app, &query)).await {
         for (name, help, value) in [
             ("thalweg_log_position", "The last log position that the views include.", as_of.position as i64),
             ("thalweg_clock_milliseconds", "The clock that the views are true at.", as_of.clock),
@@ -35,7 +35,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
             page.family(name, "gauge", help).value(&[], value);
         }
         page.family("thalweg_intents", "gauge", "Intents, by campaign and what became of them.");
-        for campaign in &app.plan.campaigns {
+        for campaign in &app.hub.book().plan.campaigns {
             for (status, count) in by_status(&app, &campaign.name, &totals) {
                 page.value(&[("campaign", &campaign.name), ("status", &status)], count);
             }
@@ -83,31 +83,29 @@ mod tests {
     use std::sync::Arc;
 
     use axum::body::to_bytes;
-    use dataflows::definitions::Definitions;
-    use dataflows::plan::Plan;
 
     use super::*;
+    use crate::book::Book;
     use crate::hub::{AsOf, Hub};
     use crate::outbox::Outbox;
     use crate::writer::Found;
 
     #[tokio::test]
     async fn an_engine_that_does_not_answer_is_not_waited_for() {
-        let plan = Arc::new(Plan::new(Arc::new(Definitions::default())));
-        let hub = Hub::still(AsOf::default(), |_| {
+        let book = Arc::new(Book::open("version: 1", None).expect("it is right"));
+        let hub = Hub::still(book, AsOf::default(), |_| {
             std::thread::sleep(10 * PATIENCE);
             Vec::new()
         });
         let app = App {
-            outbox: Outbox::new(Arc::clone(&plan), hub.clone(), None, Found::default()).0,
+            outbox: Outbox::new(hub.clone(), None, Found::default()).0,
             hub,
-            plan,
-            segments: Arc::default(),
             log: None,
             desk: None,
             clock: ClockMode::Wall,
             now: || 5_000,
             secret: [0; 16],
+            defining: Arc::default(),
             stopping: tokio::sync::watch::channel(false).1,
         };
         let answer = tokio::time::timeout(2 * PATIENCE, metrics(State(app))).await.expect("an answer comes");

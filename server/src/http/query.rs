@@ -18,13 +18,12 @@ use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 
-use crate::hub::AsOf;
 use crate::problem::Problem;
 
 /// The parameters of a request: those that every answer takes, and those of its own.
 #[derive(Debug)]
 pub(super) struct Query {
-    after: Option<u64>,
+    pub(super) after: Option<u64>,
     wait_ms: i64,
     pub(super) limit: usize,
     cursor: Option<String>,
@@ -162,8 +161,7 @@ impl Query {
     }
 
     /// Whether the position asked for is included; if it is not, a moment later. Refused when there is no time left.
-    pub(super) async fn is_included(&self, as_of: AsOf, deadline: Instant) -> Result<bool, Problem> {
-        let at = as_of.position;
+    pub(super) async fn is_included(&self, at: u64, deadline: Instant) -> Result<bool, Problem> {
         let Some(after) = self.after.filter(|after| *after > at) else { return Ok(true) };
         if Instant::now() >= deadline {
             return Err(Problem::not_yet(format!("the views include position {at}; {after} was asked for")));

@@ -101,7 +101,7 @@ pub(super) async fn subscribe(
     let mut stopping = app.stopping.clone();
     match watched {
         None => {
-            while !query.is_included(app.outbox.as_of(), deadline).await? {}
+            while !query.is_included(app.outbox.as_of().position, deadline).await? {}
             tokio::spawn(async move {
                 tokio::select! {
                     () = follow(app, filter, send) => {}
@@ -110,7 +110,7 @@ pub(super) async fn subscribe(
             });
         }
         Some((name, view)) => {
-            while !query.is_included(app.hub.progress().closed, deadline).await? {}
+            while !query.is_included(app.hub.progress().closed.position, deadline).await? {}
             // Sums are told from the rows before them, which only a snapshot gives.
             let since = since.filter(|_| view != Watched::Attribution);
             let (reader, answered) = Reader::start(app.hub.clone(), view, since).await?;
@@ -130,9 +130,9 @@ impl Filter {
     fn check(&self, app: &App, view: Option<Watched>) -> Result<(), Problem> {
         let known = match (view, &self.name) {
             (_, None) => true,
-            (None, Some(name)) => app.plan.campaigns.iter().any(|campaign| campaign.name == name.as_str()),
-            (Some(Watched::Segments), Some(name)) => app.plan.segment(name).is_some(),
-            (Some(Watched::Journeys), Some(name)) => app.plan.journey(name).is_some(),
+            (None, Some(name)) => app.hub.book().plan.campaigns.iter().any(|campaign| campaign.name == name.as_str()),
+            (Some(Watched::Segments), Some(name)) => app.hub.book().plan.segment(name).is_some(),
+            (Some(Watched::Journeys), Some(name)) => app.hub.book().plan.journey(name).is_some(),
             (Some(_), Some(_)) => return Err(Problem::bad_request("`name`: rows of this view have none")),
         };
         if !known {
@@ -189,7 +189,7 @@ async fn watch(
 ) {
     let (mut sought, mut credit) = (Sought::new(filter.profile), Credit::default());
     sought.look(&app).await;
-    if let Some(Answered { as_of, number, parts }) = answered {
+    if let Some(Answered { as_of, number, parts, .. }) = answered {
         let mut rows: Vec<String> = Vec::new();
         for part in parts {
             match part {

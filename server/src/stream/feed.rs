@@ -6,16 +6,18 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
-use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
+use dataflows::definitions::Definitions;
+use dataflows::event::{Call, Decoder, Event, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::place;
 use dataflows::plan::Plan;
 use dataflows::time::Millis;
+use dataflows::vocabulary::Vocabulary;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -23,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::config::{DEAD_LETTERS, LOG};
 use super::{Entry, HeaderMap, Kept, Message, Next, NotKept, Returned, Stream, StreamError};
 use super::{dead_letter_id, take_apart};
+use crate::book;
 use crate::desk::Records;
 use crate::door::{Arrived, Incoming, Stamp};
 use crate::hub::{ClockMode, Work};
@@ -98,6 +101,10 @@ pub struct Feed {
     publications: mpsc::UnboundedSender<Publication>,
     letters: mpsc::UnboundedSender<(u64, Verdict)>,
     caught_up: watch::Sender<bool>,
+    /// What it takes to take messages apart.
+    secret: [u8; 16],
+    clock: ClockMode,
+    share: (usize, usize),
 }
 
 /// Ids of dead letters that stand in the stream.
@@ -113,10 +120,11 @@ impl Feed {
         let records = Records::Stream(stream.clone(), Arc::clone(&feeding.plan), feeding.clock);
         let (caught_up, is_known) = watch::channel(false);
         let runtime = Handle::current();
+        let (secret, clock, share) = (feeding.secret, feeding.clock, feeding.share);
         runtime.spawn(publish(stream.clone(), to_publish));
         runtime.spawn(give_back(stream.clone(), records, to_return, is_known, Arc::clone(&told)));
         runtime.spawn(read(feeding, told));
-        Feed { stream, runtime, publications, letters, caught_up }
+        Feed { stream, runtime, publications, letters, caught_up, secret, clock, share }
     }
 
     /// Has a message kept; tells its sequence, or nothing if it is not.
@@ -135,6 +143,34 @@ impl Feed {
         let stream = self.stream.clone();
         let returned = Returned { letter, position: None, received_at };
         self.runtime.spawn(async move { keep(&stream, &id, &returned).await });
+    }
+
+    /// Reads this process's share of the stream again, up to a position: the events, by another decoder.
+    pub fn read_again(&self, mut decoder: Decoder, until: u64, to: SyncSender<Vec<Event>>) {
+        let Feed { stream, secret, clock, share, .. } = self.clone();
+        let mut reader = stream.reader(stream.beginning());
+        let told = Told::default();
+        self.runtime.spawn(async move {
+            // A stream that cannot be read any more ends the process where it is followed.
+            while let Ok(next) = reader.next().await {
+                let Next::Entry(entry) = next else { continue };
+                if place::place(entry.sequence, 0, 0) >= until {
+                    return;
+                }
+                let What::Calls(calls) = what(&entry, &mut decoder, &secret, clock, share, &told) else { continue };
+                let mut events = Vec::with_capacity(calls.len());
+                for (index, call) in calls.into_iter().enumerate() {
+                    if let Arrived::Good(mut incoming) = call {
+                        incoming.prepared.place(place::place(entry.sequence, 0, index));
+                        events.push(incoming.prepared.event);
+                    }
+                }
+                let to = to.clone();
+                if !tokio::task::spawn_blocking(move || to.send(events).is_ok()).await.unwrap_or(false) {
+                    return;
+                }
+            }
+        });
     }
 
     /// All that stood in the stream at the start is read.
@@ -213,6 +249,14 @@ async fn read(feeding: Feeding, told: Arc<Told>) {
             let (sequence, received_at, id, what) = match outcome {
                 Ok(Next::Entry(entry)) => {
                     let what = what(&entry, &mut decoder, &secret, clock, share, &told);
+                    if let What::Defined(defined) = &what
+                        && let Ok((definitions, _)) = Definitions::parse(&defined.text)
+                    {
+                        // What is invalid is decided by the schemas that stood in the stream before it.
+                        let mut vocabulary = Vocabulary::clone(decoder.vocabulary());
+                        vocabulary.hold(definitions.schemas);
+                        decoder = Decoder::new(Arc::new(vocabulary));
+                    }
                     (entry.sequence, entry.received_at(), entry.id().map(str::to_owned), what)
                 }
                 Ok(Next::Lost(lost)) => {
@@ -240,6 +284,15 @@ async fn read(feeding: Feeding, told: Arc<Told>) {
             return;
         }
     }
+}
+
+/// The definitions that the stream holds last.
+pub async fn last_defined(stream: &Stream) -> Result<Option<Defined>, StreamError> {
+    let Some(entry) = stream.last_of(&format!("{LOG}.definitions")).await? else { return Ok(None) };
+    let mut defined: Option<Defined> = serde_json::from_slice(&entry.body).ok();
+    let position = place::place(entry.sequence, 0, 0);
+    defined.iter_mut().for_each(|defined| book::stamp(&mut defined.versions, position, entry.received_at()));
+    Ok(defined)
 }
 
 /// What a message says to this process.
@@ -300,7 +353,8 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
             let kind = call.kind;
             let (undated, timestamp) = (timestamp.is_none(), timestamp.unwrap_or(entry.received_at()));
             let prepared = Prepared::new(&mut call, timestamp, (&*message_id).into(), decoder, secret)?;
-            Ok(Incoming { kind, prepared, undated, body: body.into() })
+            let generation = decoder.vocabulary().generation();
+            Ok(Incoming { kind, prepared, undated, generation, body: body.into() })
         };
         take().map_or_else(
             |rejection: Rejection| Arrived::Bad { rejection, message_id: None, body: body.as_bytes().into() },

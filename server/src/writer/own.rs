@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use dataflows::event::{Decoder, Reason};
+use dataflows::event::Reason;
 use dataflows::place::place;
-use dataflows::plan::Plan;
 use dataflows::protocol::Record;
 use tokio::sync::oneshot;
 
 use super::{Backing, Durable, Found, STEP_EVENTS, Writer};
+use crate::book::Book;
 use crate::cluster::{Letter, Others};
 use crate::door::Incoming;
 use crate::hub::{ClockMode, Receipt, Work};
@@ -19,7 +19,8 @@ impl Writer {
         let (first, count) = (self.next_position(), events.len());
         // Where events move the clock, the engine alone knows it.
         let mut may_be_late = self.mode == ClockMode::Events;
-        for Incoming { kind, mut prepared, undated, body } in events {
+        for incoming in events {
+            let Incoming { kind, mut prepared, undated, body, .. } = self.current(incoming);
             if undated {
                 prepared.date(self.clock);
             }
@@ -44,10 +45,9 @@ impl Writer {
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
     /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
     /// in the order of their places.
-    pub(super) fn read_again(&mut self, text: String, plan: &Arc<Plan>, last_time: u64) -> Result<Found, String> {
+    pub(super) fn read_again(&mut self, mut book: Book, last_time: u64) -> Result<Found, String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
         let mut found = Found { process: self.process(), ..Found::default() };
-        let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         let mut last = None;
         let mut until = if leads { u64::MAX } else { self.next_slice(&mut found) };
         let Backing::Own(log) = &self.log else { return Ok(found) };
@@ -67,7 +67,7 @@ impl Writer {
             self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
-                    if let Ok(mut prepared) = record::prepare(record.payload, &mut decoder, &self.secret) {
+                    if let Ok(mut prepared) = record::prepare(record.payload, &mut self.decoder, &self.secret) {
                         let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
                         let earliest = earliest.map(|lateness| record.received_at - lateness);
                         prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
@@ -80,13 +80,12 @@ impl Writer {
                     clock.into_iter().for_each(|clock| self.step.record(Record::Clock(position, clock.to)));
                 }
                 record::DEFINITIONS => {
-                    found.active_since = record.received_at;
                     if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
                         // What came before was accepted by what held then. It is the first of its group.
                         if leads {
                             self.slice(time - 1);
                         }
-                        self.step.terms.lateness = defined.lateness;
+                        self.step.terms = defined.terms();
                         last = Some(defined);
                     }
                 }
@@ -103,7 +102,7 @@ impl Writer {
         }
         if leads {
             if let Some(others) = &self.others {
-                others.tell_all(&Letter::Ledger(found.active_since, found.dispatched.clone()));
+                others.tell_all(&Letter::Ledger(found.dispatched.clone()));
             }
             self.slice(u64::MAX);
         } else {
@@ -115,21 +114,16 @@ impl Writer {
         }
         // What is recorded from now on comes after all that is in any log.
         self.step.number = self.step.number.max(last_time + 1);
-        let defined = Defined { lateness: plan.definitions.lateness, text };
+        let defined = book.defined();
         if last.as_ref() != Some(&defined) {
             if self.mode == ClockMode::Wall {
                 self.clock = self.clock.max((self.now)());
             }
-            if leads {
-                found.active_since = self.clock;
-            }
-            self.write_json(record::DEFINITIONS, &defined);
+            book.stamp(self.write_json(record::DEFINITIONS, &defined), self.clock);
         }
-        self.step.terms.lateness = defined.lateness;
+        self.step.terms = defined.terms();
+        self.shared.lock().book = Arc::new(book);
         if leads {
-            if let Some(others) = &self.others {
-                others.tell_all(&Letter::Ledger(found.active_since, Vec::new()));
-            }
             self.announce(None);
         } else {
             self.next_slice(&mut found);
@@ -155,10 +149,7 @@ impl Writer {
                     self.begin(round);
                     return round.until.unwrap_or(u64::MAX);
                 }
-                Ok(Work::Letter(_, Letter::Ledger(active_since, mut dispatched))) => {
-                    found.active_since = active_since;
-                    found.dispatched.append(&mut dispatched);
-                }
+                Ok(Work::Letter(_, Letter::Ledger(mut dispatched))) => found.dispatched.append(&mut dispatched),
                 // Nobody else has the way to the writer yet.
                 _ => {}
             }

@@ -7,16 +7,16 @@ use std::time::Instant;
 
 use dataflows::admission::Verdict;
 use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
-use dataflows::plan::Plan;
 use dataflows::protocol::Record;
 use dataflows::time::Millis;
 use tokio::sync::oneshot;
 
 use super::{Backing, Found, STEP_EVENTS, Writer};
+use crate::book::{self, Book};
 use crate::cluster::{LEADER, Letter, Others, Round};
 use crate::door::{Arrived, Incoming};
 use crate::hub::{AsOf, ClockMode, Receipt, Told, Work};
-use crate::record::{self, Clock, Defined};
+use crate::record::{self, Clock};
 use crate::stream::feed::{self, Feed, Read, What};
 
 /// The writer's side of a stream.
@@ -95,7 +95,7 @@ impl Writer {
                             continue;
                         }
                     };
-                    let Incoming { mut prepared, undated, .. } = *incoming;
+                    let Incoming { mut prepared, undated, .. } = self.current(*incoming);
                     if undated {
                         prepared.date(self.clock);
                     }
@@ -117,9 +117,14 @@ impl Writer {
                 self.clock = self.clock.max(to);
                 self.step.record(Record::Clock(first, to));
             }
-            What::Defined(defined) => {
-                self.step.terms.lateness = defined.lateness;
-                self.found.active_since = if self.mode == ClockMode::Wall { received_at } else { self.clock };
+            What::Defined(mut defined) => {
+                self.step.terms = defined.terms();
+                let clock = if self.mode == ClockMode::Wall { received_at } else { self.clock };
+                book::stamp(&mut defined.versions, first, clock);
+                // At the start those that hold last hold from the beginning.
+                if self.is_ready {
+                    self.comes_next(&defined, first, clock);
+                }
                 self.defined = Some(defined);
             }
             What::Dispatched(mut dispatched) => match &self.others {
@@ -185,6 +190,13 @@ impl Writer {
                 let kept = await_it(streamed, &id, Awaited::Clock(reply));
                 streamed.feed.publish(message, kept);
             }
+            Work::Define(book, reply) => {
+                let message = feed::own(record::DEFINITIONS, id, &book.defined());
+                streamed.feed.publish(message, move |kept| {
+                    let Some(sequence) = kept else { return };
+                    let _ = reply.send(AsOf { position: place(sequence, LEADER, 0), clock });
+                });
+            }
             Work::Dispatch(entries, reply) => {
                 let message = feed::own(record::DISPATCH, id, &entries);
                 streamed.feed.publish(message, move |kept| {
@@ -198,15 +210,16 @@ impl Writer {
 
     /// Reads the stream from its beginning up to where it stood when it was opened; then has the definitions written
     /// down, if they are new, and reads on until they are there.
-    pub(super) fn read_stream(&mut self, text: String, plan: &Arc<Plan>, end: u64) -> Result<Found, String> {
+    pub(super) fn read_stream(&mut self, book: Book, end: u64) -> Result<Found, String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
-        let defined = Defined { lateness: plan.definitions.lateness, text };
+        let defined = book.defined();
         self.found.process = self.process();
         let mut is_asked = false;
         loop {
             let Backing::Stream(streamed) = &self.log else { return Ok(Found::default()) };
             let is_read = streamed.read >= end;
-            if is_read && self.defined.as_ref() == Some(&defined) {
+            if let Some(kept) = self.defined.as_ref().filter(|kept| is_read && **kept == defined) {
+                self.shared.lock().book = Arc::new(book.kept_as(kept));
                 break;
             }
             if is_read && leads && !is_asked {

@@ -6,13 +6,12 @@ use std::sync::{Condvar, Mutex};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use dataflows::definitions::Definitions;
-use dataflows::plan::Plan;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use super::*;
+use crate::book::Book;
 use crate::desk::Records;
 use crate::http::router;
 use crate::log::Log;
@@ -85,16 +84,15 @@ impl DiskFile for StillFile {
 fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Result<(), String>>) {
     let log = Log::open_on(Arc::new(StillDisk(still.clone())), dir, 1 << 26, [7; 16]).expect("a log").log;
     let (reader, secret) = (log.handle(), log.id());
-    let plan = Arc::new(Plan::new(Arc::new(Definitions::default())));
     let (told, _closed) = mpsc::unbounded_channel();
-    let definitions = ("version: 1".to_owned(), Arc::clone(&plan));
+    let book = Book::open("version: 1", None).expect("it is right");
     let (clock, now) = (ClockMode::Wall, crate::clock::now as fn() -> i64);
-    let start = Start { log: Store::Own(log), workers: 1, clock, definitions, team: None, told, now };
+    let start = Start { log: Store::Own(log), workers: 1, clock, book, team: None, told, now };
     let Started { hub, found, thread: writer, .. } = writer::start(start).expect("the log is empty");
     let log = Some(Records::Logs(reader, 0, None));
-    let (outbox, _) = Outbox::new(Arc::clone(&plan), hub.clone(), log.clone(), found);
+    let (outbox, _) = Outbox::new(hub.clone(), log.clone(), found);
     let (_, stopping) = watch::channel(false);
-    (router(App { hub, plan, segments: Arc::default(), outbox, log, desk: None, clock, now, secret, stopping }), writer)
+    (router(App { hub, outbox, log, desk: None, clock, now, secret, defining: Arc::default(), stopping }), writer)
 }
 
 /// A batch of calls as large as it may be, but for a little; its calls are named after it.
