@@ -105,6 +105,7 @@ fn all_doors_of_the_contract_are_described() {
     let calls = calls.into_iter().chain(["t", "i", "p", "s", "g", "a", "b"]).chain(["clock", "channels:resend"]);
     let mut wanted: BTreeSet<(String, &str)> = calls.map(|call| (format!("/v1/{call}"), "post")).collect();
     wanted.insert(("/beacon/v1/batch".to_owned(), "post"));
+    wanted.extend(["put", "delete"].map(|method| ("/v1/definitions/{kind}/{name}".to_owned(), method)));
     for path in [
         "/",
         "/docs",
@@ -121,6 +122,7 @@ fn all_doors_of_the_contract_are_described() {
         "/v1/channels/{name}",
         "/v1/channels/{name}/parked",
         "/v1/dead-letters",
+        "/v1/definitions/{kind}/{name}",
         "/v1/journeys",
         "/v1/journeys/{name}",
         "/v1/journeys/{name}/due",

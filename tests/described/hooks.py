@@ -9,6 +9,7 @@ EXAMPLES = {
     "campaigns": "vip_checkout",
     "channels": "crm",
     "projects": "SHOP",
+    "definitions": "vip",
 }
 ONLY_FROM_ANSWERS = {"after", "wait", "cursor"}
 
@@ -22,9 +23,13 @@ def before_load_schema(context, raw_schema):
             for parameter in parameters:
                 if parameter["in"] == "path":
                     parameter["example"] = EXAMPLES[path.split("/")[2]]
+                if parameter["name"] == "kind":
+                    parameter["example"] = "segments"
                 if parameter["name"] == "conversion":
                     parameter["schema"] = {"enum": ["purchase"]}
                 if parameter["name"] == "model":
                     parameter["schema"] = {"enum": ["first_touch", "linear", "position_based"]}
+    given = raw_schema["paths"]["/v1/definitions/{kind}/{name}"]["put"]["requestBody"]
+    given["content"]["text/plain"]["schema"]["enum"] = ["visitor: returning"]
     resend = raw_schema["paths"]["/v1/channels:resend"]["post"]["requestBody"]
     resend["content"]["application/json"]["schema"]["properties"]["channel"]["enum"] = ["crm"]

@@ -1,5 +1,5 @@
-//! The writer while definitions are to come: what they name is read again from the log, on a thread of its own, and goes
-//! to the engine a little with each step; when all processes have done that, the plan does.
+//! The writer while definitions are to come: what they name is read again from the log, on a thread of its own, and
+//! goes to the engine a little with each step; when all processes have done that, the plan does.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
