@@ -8,14 +8,14 @@ mod process;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use asked::{answers, assert_same, law, lines, send};
+use asked::{answers, assert_same, corrected, is_call, law, lines, send};
 use dataflows::place::place;
 use histories::Random;
 use process::http::Answer;
 use process::{Home, Server, free_port, until};
 use serde_json::{Value, json};
 use server::log::Log;
-use server::record::{self, CLOCK, Clock, EVENT};
+use server::record::{self, CLOCK, CORRECTION, Clock, EVENT};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -91,6 +91,7 @@ fn recorded(home: &Home, processes: usize) -> Vec<String> {
                     let Clock { to } = serde_json::from_slice(record.payload).expect("a clock");
                     json!({"type": "clock", "to": to}).to_string()
                 }
+                CORRECTION => corrected(serde_json::from_slice(record.payload).expect("a correction")),
                 _ => continue,
             };
             lines.insert(place(time, process, index), line);
@@ -111,7 +112,7 @@ fn a_team_that_is_killed_again_and_again_goes_on_where_it_was() {
         let mut servers = team(&home, 2, &["--clock", "events"]);
         for line in sent.by_ref().take(20 + random.below(60) as usize) {
             send(&servers[random.below(2) as usize], &line);
-            acknowledged += usize::from(!line.contains(r#""type":"clock""#));
+            acknowledged += usize::from(is_call(&line));
         }
         let (victim, survivor) = (servers.remove((life % 2) as usize), servers.remove(0));
         victim.kill();
@@ -129,7 +130,7 @@ fn a_team_that_is_killed_again_and_again_goes_on_where_it_was() {
         assert!(server.ends(PATIENCE).expect("who is asked to end, ends, and the other with it").success());
     }
     let lines = recorded(&home, 2);
-    let events = lines.iter().filter(|line| !line.contains(r#""type":"clock""#)).count();
+    let events = lines.iter().filter(|line| is_call(line)).count();
     assert_eq!(events, acknowledged, "what was acknowledged was kept, and nothing else was sent");
     home.write("recorded.ndjson", lines.join("\n"));
     let replayed = home.replay("recorded.ndjson", &["--lateness", "30d"]);

@@ -9,11 +9,12 @@ mod tools;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use asked::{answers, assert_same, law, lines, send};
+use asked::{answers, assert_same, corrected, law, lines, send, uncorrected};
 use broker::Broker;
 use histories::Random;
 use process::{Home, Server, free_port, http, until};
 use serde_json::{Value, json};
+use server::record::Correction;
 use server::stream::{HeaderMap, Message, Next, Options, Stream};
 use tokio::runtime::Runtime;
 
@@ -73,6 +74,10 @@ impl Outside {
                     lines.extend(body["batch"].as_array().expect("calls").iter().map(Value::to_string));
                 }
                 "thalweg.events.outside" => lines.push(body.to_string()),
+                "thalweg.log.corrections" => {
+                    let corrections: Vec<Correction> = serde_json::from_value(body).expect("corrections");
+                    lines.extend(corrections.into_iter().map(corrected));
+                }
                 "thalweg.log.clock" => lines.push(json!({"type": "clock", "to": body["to"]}).to_string()),
                 _ => {}
             }
@@ -109,7 +114,7 @@ fn expected(definitions: &str, lines: &[String]) -> Answers {
 fn what_comes_by_http_and_what_comes_by_nats_is_one() {
     let mut random = Random::new(5);
     let definitions = histories::definitions(&mut random);
-    let lines = lines(&mut random, 1);
+    let lines = uncorrected(&mut random, 1);
     let (broker, home) = (Broker::start(), Home::new(&definitions));
     let server = start(&home, &broker, &["--clock", "events"]);
     let mut outside = Outside::new(&broker);
@@ -174,7 +179,7 @@ fn neither_end_may_be_killed_without_all_being_kept() {
     const KILLS: usize = 20;
     let mut random = Random::new(9);
     let definitions = histories::definitions(&mut random);
-    let all = lines(&mut random, 6);
+    let all = uncorrected(&mut random, 6);
     let (mut broker, home) = (Broker::start(), Home::new(&definitions));
     let (mut rest, mut acknowledged) = (&all[..], Vec::new());
     for life in 0..KILLS {

@@ -26,6 +26,8 @@ pub enum Verdict {
     RefusedEdge,
     /// It is no event.
     Invalid,
+    /// It takes back what was never accepted.
+    Unknown,
 }
 
 impl Verdict {
@@ -38,6 +40,7 @@ impl Verdict {
             Verdict::TooLate => "too_late",
             Verdict::RefusedEdge => "refused_edge",
             Verdict::Invalid => "invalid",
+            Verdict::Unknown => "unknown",
         }
     }
 }

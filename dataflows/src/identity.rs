@@ -49,6 +49,38 @@ pub struct Move {
     pub to: Id,
 }
 
+/// An edge between two ids, and the first event that states it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Linked {
+    /// One id: an anonymous one, or the one that an alias joins to the other.
+    pub a: Id,
+    /// The other.
+    pub b: Id,
+    /// When the event happened, ms.
+    pub at: Millis,
+    /// Its own id.
+    pub own: Id,
+    /// Its message id.
+    pub message_id: EcoString,
+}
+
+/// A link that an event states and that was refused, or is not made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unlinked {
+    /// When the event happened, ms.
+    pub at: Millis,
+    /// Its message id.
+    pub message_id: EcoString,
+    /// Its own id.
+    pub own: Id,
+    /// The id that it would have joined to the other.
+    pub a: Id,
+    /// The other.
+    pub b: Id,
+    /// The user that the anonymous id belongs to; none: the link would have made a profile of too many ids.
+    pub claimed_by: Option<Id>,
+}
+
 /// What a time's changes did.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -73,6 +105,8 @@ pub struct Identity {
     /// The links of an event, by its own id and message id, to take them back.
     links: HashMap<(Id, EcoString), Link>,
     struck: HashSet<(Id, Id)>,
+    /// Events whose links were refused, by own id and message id.
+    refused: BTreeMap<(Id, EcoString), Link>,
     neighbours: HashMap<Id, BTreeMap<Id, u32>>,
     /// Ids that calls with a link bear as `userId`, and how many do.
     users: HashMap<Id, u32>,
@@ -134,6 +168,7 @@ impl Identity {
         };
         if person.len() > ids_max && others().any(joins) {
             self.state(link, false);
+            self.refused.insert((link.user.clone(), link.message_id.clone()), link.clone());
             return false;
         }
         self.links.insert((link.user.clone(), link.message_id.clone()), link.clone());
@@ -142,9 +177,80 @@ impl Identity {
 
     fn retract(&mut self, own: Id, message_id: EcoString) {
         self.future.retain(|_, link| link.user != own || link.message_id != message_id);
-        if let Some(link) = self.links.remove(&(own, message_id)) {
+        let event = (own, message_id);
+        self.refused.remove(&event);
+        if let Some(link) = self.links.remove(&event) {
             self.state(&link, false);
         }
+    }
+
+    /// Whether an edge joins two ids.
+    pub fn is_linked(&self, a: &str, b: &str) -> bool {
+        self.neighbours.get(a).is_some_and(|near| near.contains_key(b))
+    }
+
+    /// The edges between the ids of somebody, each with the first event that states it, in order.
+    pub fn linked(&self, id: &Id) -> Vec<Linked> {
+        let mut linked = Vec::new();
+        for a in self.component_of(id) {
+            for b in self.neighbours.get(&a).into_iter().flatten().map(|(b, _)| b) {
+                let claims = self.claims.get(&a).filter(|_| self.user_of(&a).as_ref() == Some(b));
+                let claim = claims.and_then(|claims| claims.iter().find(|(_, _, user)| user == b));
+                linked.extend(claim.map(|(at, message_id, user)| Linked {
+                    a: a.clone(),
+                    b: b.clone(),
+                    at: *at,
+                    own: user.clone(),
+                    message_id: message_id.clone(),
+                }));
+                let events = self.aliases.get(&(a.clone(), b.clone())).filter(|_| !self.is_struck(&a, b));
+                let stated = events.into_iter().flatten().filter_map(|event| Some((self.links.get(event)?, event)));
+                let first = stated.min_by_key(|(link, event)| (link.timestamp, (*event).clone()));
+                linked.extend(first.map(|(link, (own, message_id))| {
+                    let previous = link.previous.clone().unwrap_or_default();
+                    let (a, b) = (previous, link.user.clone());
+                    Linked { a, b, at: link.timestamp, own: own.clone(), message_id: message_id.clone() }
+                }));
+            }
+        }
+        linked.sort();
+        linked
+    }
+
+    /// Links that were refused, and those that are not made since the anonymous id belongs to another user; the first
+    /// so many after one, in order.
+    pub fn unlinked(&self, after: Option<&Unlinked>, limit: usize) -> Vec<Unlinked> {
+        let mut all = BTreeSet::new();
+        let mut note = |unlinked: Unlinked| {
+            if after.is_none_or(|after| unlinked > *after) {
+                all.insert(unlinked);
+            }
+            if all.len() > limit {
+                all.pop_last();
+            }
+        };
+        for ((own, message_id), link) in &self.refused {
+            for a in link.anonymous.iter().chain(&link.previous) {
+                let (at, a, b) = (link.timestamp, a.clone(), link.user.clone());
+                let (own, message_id) = (own.clone(), message_id.clone());
+                note(Unlinked { at, message_id, own, a, b, claimed_by: None });
+            }
+        }
+        for (a, claims) in self.claims.iter().filter(|(_, claims)| claims.len() > 1) {
+            let Some(claimed_by) = self.user_of(a) else { continue };
+            for (at, message_id, user) in claims.iter().filter(|(_, _, user)| *user != claimed_by) {
+                if !self.is_struck(a, user) {
+                    let (a, b, own) = (a.clone(), user.clone(), user.clone());
+                    let (message_id, claimed_by) = (message_id.clone(), Some(claimed_by.clone()));
+                    note(Unlinked { at: *at, message_id, own, a, b, claimed_by });
+                }
+            }
+        }
+        all.into_iter().collect()
+    }
+
+    fn is_struck(&self, a: &Id, b: &Id) -> bool {
+        self.struck.contains(&ordered(a, b))
     }
 
     /// States or takes back what one call says.
@@ -199,7 +305,7 @@ impl Identity {
     /// The one user an anonymous id links to: that of the earliest event bearing both, struck pairs aside.
     fn user_of(&self, anonymous: &Id) -> Option<Id> {
         let claims = self.claims.get(anonymous)?.iter();
-        claims.map(|(_, _, user)| user).find(|user| !self.struck.contains(&ordered(anonymous, user))).cloned()
+        claims.map(|(_, _, user)| user).find(|user| !self.is_struck(anonymous, user)).cloned()
     }
 
     fn reclaim(&mut self, anonymous: &Id, before: Option<Id>) {

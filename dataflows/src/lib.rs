@@ -12,6 +12,7 @@ pub mod condition; // what is asked of it
 pub mod definitions; // what the marketer wrote
 pub mod engine; // who turns the wheel
 pub mod event; // what happened
+pub mod filter; // which calls a condition selects
 pub mod history; // the one mechanism: a history and what it folds to
 pub mod identity; // who is whom
 pub mod intake; // from lines to records

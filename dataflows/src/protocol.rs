@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Verdict;
 use crate::definitions::Definitions;
 use crate::event::Event;
+use crate::identity::{Linked, Unlinked};
 use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
@@ -164,6 +165,19 @@ impl Record {
 pub enum Question {
     /// One profile, by any of its ids.
     Profile(EcoString),
+    /// The same, and the links that make it one.
+    Person(EcoString),
+    /// Whether an edge joins two ids.
+    Linked(EcoString, EcoString),
+    /// Links that were refused, or not made, after one.
+    Unlinked {
+        /// Only those after this one.
+        after: Option<Unlinked>,
+        /// How many at most.
+        limit: usize,
+    },
+    /// Which of these events stand: own id, log position.
+    Standing(Vec<(EcoString, u64)>),
     /// A profile's rows of one view, newest first.
     History {
         /// Any id of the profile.
@@ -233,9 +247,14 @@ impl Question {
     /// The id whose person it is about, if it is about one.
     pub fn about(&self) -> Option<&EcoString> {
         match self {
-            Question::Profile(id) | Question::History { id, .. } => Some(id),
+            Question::Profile(id) | Question::Person(id) | Question::History { id, .. } => Some(id),
             _ => None,
         }
+    }
+
+    /// Whether who is linked to whom is the answer, or a part of it.
+    pub fn links(&self) -> bool {
+        matches!(self, Question::Person(_) | Question::Linked(..) | Question::Unlinked { .. })
     }
 
     /// Whether what is counted over people is the answer, or a part of it.
@@ -280,6 +299,14 @@ pub struct Closed {
 pub enum Answer {
     /// A profile.
     Profile(Box<ProfileRow>),
+    /// The links that make somebody one.
+    Links(Vec<Linked>),
+    /// Whether an edge joins two ids.
+    Linked(bool),
+    /// Links that were refused or not made, in order.
+    Unlinked(Vec<Unlinked>),
+    /// Those of the events asked for that stand: log position, public id.
+    Standing(Vec<(u64, EcoString)>),
     /// Rows of every profile, in no order.
     Rows(Rows),
     /// Rows of one profile, newest first, and the key of the last if there are more.

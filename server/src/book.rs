@@ -42,6 +42,8 @@ pub struct Book {
     text: String,
     documents: BTreeMap<Name, String>,
     versions: BTreeMap<Name, Version>,
+    /// Where it is written down.
+    position: Option<u64>,
     /// What it all says.
     pub plan: Arc<Plan>,
     /// The messages.
@@ -80,7 +82,7 @@ impl Book {
             versions.insert(name.clone(), Version { number, since: None, position: None });
         }
         let templates = Arc::new(Templates::new(&plan.definitions));
-        Book { file, given, text, documents, versions, plan: Arc::new(plan), templates }
+        Book { file, given, text, documents, versions, position: None, plan: Arc::new(plan), templates }
     }
 
     /// The book after a document is given, or taken away.
@@ -110,12 +112,18 @@ impl Book {
 
     /// It is written down at a position and at a clock.
     pub fn stamp(&mut self, position: u64, clock: Millis) {
+        self.position = Some(position);
         stamp(&mut self.versions, position, clock);
     }
 
     /// The same, with its versions as they were written down.
     pub fn kept_as(&self, kept: &Defined) -> Book {
         Book { versions: kept.versions.clone(), ..self.clone() }
+    }
+
+    /// Where it is written down, if it is.
+    pub fn position(&self) -> Option<u64> {
+        self.position
     }
 
     /// What acceptance asks under it.

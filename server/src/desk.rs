@@ -14,9 +14,12 @@ use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use dataflows::event::Decoder;
+use dataflows::event::{Decoder, Event};
+use dataflows::filter::Filter;
 use dataflows::place;
 use dataflows::plan::Plan;
+use dataflows::time::Millis;
+use ecow::EcoString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -26,13 +29,16 @@ use crate::cluster::{LEADER, Letter, Others};
 use crate::hub::ClockMode;
 use crate::log::{LogReader, OwnedRecord};
 use crate::problem::Problem;
-use crate::stream::{Entry, Stream, feed};
+use crate::record;
+use crate::stream::{Entry, Next, Stream, StreamError, feed};
 
 /// What is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
     /// The records of places.
     Records(Vec<u64>),
+    /// The events of its log that a condition selects.
+    Select(String),
     /// What a door answers: method, path with its query, body.
     Door(String, String, String),
 }
@@ -42,8 +48,25 @@ pub enum Ask {
 pub enum Reply {
     /// The records; none for what is not kept.
     Records(Vec<Option<Record>>),
+    /// Those that are selected.
+    Selected(Vec<Selected>),
     /// Status, content type, body.
     Door(u16, String, String),
+}
+
+/// An event that a condition selects.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Selected {
+    /// Its own id.
+    pub own: EcoString,
+    /// Its message id.
+    pub message_id: EcoString,
+    /// When it happened, ms.
+    pub timestamp: Millis,
+    /// Its name; empty for calls that have none.
+    pub event: EcoString,
+    /// Its place in the log.
+    pub position: u64,
 }
 
 /// A record on its way.
@@ -129,6 +152,12 @@ impl Desk {
                     let record = |place: &u64| desk.log.as_ref()?.get(*place).ok().flatten().map(Record::from);
                     Reply::Records(places.iter().map(record).collect())
                 }
+                Ask::Select(condition) => {
+                    let (log, process) = (desk.log.clone(), desk.others.get().map_or(LEADER, |others| others.process));
+                    let select = move || log.map(|log| selected(&log, process, &condition));
+                    let selected = tokio::task::spawn_blocking(select).await.ok().flatten().and_then(Result::ok);
+                    Reply::Selected(selected.unwrap_or_default())
+                }
                 Ask::Door(method, path, body) => desk.door(&method, &path, body).await,
             };
             if let Some(others) = desk.others.get() {
@@ -208,10 +237,70 @@ impl Records {
         }
     }
 
+    /// The events that a condition selects, whether or not they were accepted. An error says why there is no knowing.
+    pub async fn select(&self, condition: &str) -> Result<Vec<Selected>, String> {
+        match self {
+            Records::Logs(own, process, desk) => {
+                let (log, process, of_own) = (own.clone(), *process, condition.to_owned());
+                let select = move || selected(&log, process, &of_own);
+                let mut all = tokio::task::spawn_blocking(select).await.map_err(|error| error.to_string())??;
+                let others = desk.as_ref().and_then(|desk| Some((desk, desk.others.get()?)));
+                for (desk, other) in others.iter().flat_map(|(desk, others)| {
+                    (0..others.processes).filter(|other| *other != process).map(move |other| (desk, other))
+                }) {
+                    match desk.ask(other, Ask::Select(condition.to_owned())).await {
+                        Some(Reply::Selected(selected)) => all.extend(selected),
+                        _ => return Err(format!("process {other} does not answer")),
+                    }
+                }
+                Ok(all)
+            }
+            Records::Stream(stream, plan, clock) => {
+                let mut filter = Filter::parse(condition)?;
+                let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+                let told = |error: StreamError| error.to_string();
+                let (end, mut reader) =
+                    (stream.last_sequence().await.map_err(told)?, stream.reader(stream.beginning()));
+                let mut all = Vec::new();
+                while reader.position() < end {
+                    let Next::Entry(entry) = reader.next().await.map_err(told)? else { continue };
+                    for (index, incoming) in feed::events(&entry, &mut decoder, *clock) {
+                        let event = &incoming.prepared.event;
+                        let position = place::place(entry.sequence, LEADER, index);
+                        let found = filter.select(incoming.kind, &incoming.body, event.timestamp, &event.message_id);
+                        all.extend(found.map(|found| Selected::new(found, position)));
+                    }
+                }
+                Ok(all)
+            }
+        }
+    }
+
     /// The record of a place, if it is kept.
     pub async fn one(&self, place: u64) -> Option<OwnedRecord> {
         self.get(&[place]).await.pop().flatten()
     }
+}
+
+impl Selected {
+    fn new((event, name): (Event, EcoString), position: u64) -> Selected {
+        let Event { own, message_id, timestamp, .. } = event;
+        Selected { own, message_id, timestamp, event: name, position }
+    }
+}
+
+/// The events of a log that a condition selects.
+fn selected(log: &LogReader, process: usize, condition: &str) -> Result<Vec<Selected>, String> {
+    let (mut filter, mut reader, mut all) = (Filter::parse(condition)?, log.read(), Vec::new());
+    while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
+        if record.kind == record::EVENT
+            && let Some((kind, timestamp, message_id, body)) = record::decode_event(record.payload)
+        {
+            let found = filter.select(kind, body, timestamp, message_id);
+            all.extend(found.map(|found| Selected::new(found, place::place(time, process, index))));
+        }
+    }
+    Ok(all)
 }
 
 async fn of_logs(own: &LogReader, here: usize, desk: Option<&Arc<Desk>>, places: &[u64]) -> Vec<Option<OwnedRecord>> {

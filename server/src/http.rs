@@ -5,6 +5,7 @@
 mod answers;
 mod browsers;
 mod channels;
+mod corrections;
 mod definitions;
 mod described;
 mod events;
@@ -90,6 +91,9 @@ pub fn router(app: App) -> Router {
         .routes(routes!(readyz))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::clock))
+        .routes(routes!(corrections::retract))
+        .routes(routes!(corrections::unlink))
+        .routes(routes!(corrections::refused))
         .routes(routes!(answers::profile))
         .routes(routes!(answers::events))
         .routes(routes!(answers::sessions))

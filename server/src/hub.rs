@@ -20,7 +20,7 @@ use crate::cluster::Letter;
 use crate::door::Incoming;
 use crate::follow::Follows;
 use crate::metrics::Histogram;
-use crate::record::{DeadLetter, Dispatch};
+use crate::record::{Correction, DeadLetter, Dispatch};
 use crate::stream::feed::{Feed, Read};
 
 /// How the clock moves.
@@ -42,6 +42,8 @@ pub enum Work {
     Clock(Millis, oneshot::Sender<AsOf>),
     /// Something is asked.
     Ask(Question, oneshot::Sender<Answered>),
+    /// Corrections, to be kept and made.
+    Correct(Vec<Correction>, oneshot::Sender<Receipt>),
     /// Other definitions are to hold; the position of the record that says so.
     Define(Box<Book>, oneshot::Sender<AsOf>),
     /// What became of intents, to be kept before it is told.
@@ -366,12 +368,12 @@ impl Shared {
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
         for (position, verdict) in &decided {
             *open.verdicts.entry(verdict.name()).or_default() += 1;
-            if *verdict != Verdict::Duplicate {
+            if !matches!(verdict, Verdict::Duplicate | Verdict::Unknown) {
                 open.dead_letters.insert(*position, *verdict);
                 self.feed.get().into_iter().for_each(|feed| feed.give_back(*position, *verdict));
             }
             // Why a call is no event is known where it is written down.
-            if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid) {
+            if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid | Verdict::Unknown) {
                 open.refused(verdict.name(), *position);
             }
         }

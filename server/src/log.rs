@@ -235,7 +235,7 @@ impl Log {
 
     /// All records, from the first.
     pub fn reader(&self) -> Reader {
-        Reader { shared: Arc::clone(&self.shared), next: (0, 0), group: Vec::new(), at: 0, time: 0, read: 0 }
+        self.handle().read()
     }
 
     /// Writes a group of a time later than all before and makes it durable. After an error nothing more is taken: what
@@ -490,6 +490,12 @@ impl Reader {
 }
 
 impl LogReader {
+    /// Reads all records, from the first.
+    pub fn read(&self) -> Reader {
+        let (shared, group) = (Arc::clone(&self.0), Vec::new());
+        Reader { shared, next: (0, 0), group, at: 0, time: 0, read: 0 }
+    }
+
     /// How many bytes of the disk it takes, and in how many files.
     pub fn size(&self) -> (u64, usize) {
         let segments = self.0.segments.read().expect("unpoisoned");

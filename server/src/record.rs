@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use dataflows::admission::Verdict;
+use dataflows::admission::{self, Verdict};
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::intake::Prepared;
 use dataflows::profile::answers::IntentRow;
-use dataflows::protocol::Terms;
+use dataflows::protocol::{Record, Terms};
 use dataflows::time::Millis;
+use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -30,6 +31,32 @@ pub const DEFINITIONS: u8 = 3;
 pub const DEAD_LETTER: u8 = 4;
 /// What became of an intent.
 pub const DISPATCH: u8 = 5;
+
+/// Something that was recorded is corrected.
+pub const CORRECTION: u8 = 6;
+
+/// A correction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Correction {
+    /// An event is taken back: own id, message id.
+    Retract(EcoString, EcoString),
+    /// The edge between two ids is struck.
+    Unlink(EcoString, EcoString),
+}
+
+impl Correction {
+    /// As the engine takes it, at a place.
+    pub fn at(self, position: u64, secret: &[u8; 16]) -> Record {
+        match self {
+            Correction::Retract(own, message_id) => {
+                let entry = admission::entry(secret, &own, &message_id, 0);
+                Record::Retract(position, own, message_id, entry)
+            }
+            Correction::Unlink(a, b) => Record::Unlink(position, a, b),
+        }
+    }
+}
 
 /// The clock was moved to this instant.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -465,6 +465,14 @@ impl Writer {
                 self.waiting.questions.insert(self.question, reply);
                 self.step.questions.push((self.question, question));
             }
+            Work::Correct(corrections, reply) => {
+                let (first, count) = (self.next_position(), corrections.len());
+                for correction in corrections {
+                    let position = self.write_json(record::CORRECTION, &correction);
+                    self.step.record(correction.at(position, &self.secret));
+                }
+                self.waiting.receipts.push((reply, first, count));
+            }
             Work::Define(mut book, reply) => {
                 let (clock, defined) = (self.clock, book.defined());
                 let position = self.write_json(record::DEFINITIONS, &defined);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use server::record::Correction;
 
 use crate::histories::{self, Random};
 use crate::process::Server;
@@ -10,17 +11,50 @@ use crate::process::Server;
 /// Sends a line of a history; gives the position.
 pub(crate) fn send(server: &Server, line: &str) -> String {
     let call: Value = serde_json::from_str(line).expect("a line is JSON");
-    let answer = match call["type"] == "clock" {
-        true => server.write("/v1/clock", &json!({"to": call["to"]})),
-        false => server.write("/v1/batch", &json!({"batch": [call]})),
+    let answer = match call["type"].as_str() {
+        Some("clock") => server.write("/v1/clock", &json!({"to": call["to"]})),
+        Some("retract") => correct(server, "events:retract", json!({"id": call["id"], "messageId": call["messageId"]})),
+        Some("unlink") => correct(server, "identities:unlink", json!({"a": call["a"], "b": call["b"]})),
+        _ => server.write("/v1/batch", &json!({"batch": [call]})),
     };
     answer["position"].as_str().expect("a position").to_owned()
 }
 
-/// Lines that come over HTTP.
+/// A correction; what there is nothing of cannot be corrected, and changes nothing.
+fn correct(server: &Server, what: &str, body: Value) -> Value {
+    let answer = server.post(&format!("/v1/{what}"), body.to_string());
+    match answer.status {
+        200 => answer.json(),
+        404 => server.read("/v1/segments")["as_of"].take(),
+        _ => panic!("{what} {body}: {} {}", answer.status, answer.text()),
+    }
+}
+
+/// A correction of the log as a line of a file.
+pub(crate) fn corrected(correction: Correction) -> String {
+    match correction {
+        Correction::Retract(id, message_id) => {
+            json!({"type": "retract", "id": id, "messageId": message_id}).to_string()
+        }
+        Correction::Unlink(a, b) => json!({"type": "unlink", "a": a, "b": b}).to_string(),
+    }
+}
+
+/// Lines of some histories.
 pub(crate) fn lines(random: &mut Random, histories: usize) -> Vec<String> {
-    let all = (0..histories).flat_map(|_| histories::history(random));
-    all.filter(|line| !line.contains(r#""type":"retract""#) && !line.contains(r#""type":"unlink""#)).collect()
+    (0..histories).flat_map(|_| histories::history(random)).collect()
+}
+
+/// Whether a line is a call, and not a clock or a correction.
+pub(crate) fn is_call(line: &str) -> bool {
+    !["clock", "retract", "unlink"].iter().any(|kind| line.contains(&format!(r#""type":"{kind}""#)))
+}
+
+/// Lines of some histories without corrections.
+pub(crate) fn uncorrected(random: &mut Random, histories: usize) -> Vec<String> {
+    let mut lines = lines(random, histories);
+    lines.retain(|line| is_call(line) || line.contains(r#""type":"clock""#));
+    lines
 }
 
 /// What does not depend on where a record stands, nor on how far messages are on their way.

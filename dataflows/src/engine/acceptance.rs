@@ -95,10 +95,11 @@ impl Accepting {
             }
             Record::Retract(position, own, message_id, entry) => {
                 // What was not accepted before cannot be taken back: what comes after stands.
-                if self.admission.has(entry) {
-                    link(position, Change::Retract(own.clone(), message_id.clone()));
-                    admit(Admitted::Retract(own, message_id));
+                if !self.admission.has(entry) {
+                    return Some((position, Verdict::Unknown));
                 }
+                link(position, Change::Retract(own.clone(), message_id.clone()));
+                admit(Admitted::Retract(own, message_id));
             }
             Record::Reread(event) => admit(Admitted::Reread(event)),
             Record::Unlink(position, a, b) => link(position, Change::Unlink(a, b)),

@@ -241,7 +241,7 @@ pub(super) fn assemble(
         let turns = scope.input_from(&mut inputs.turns);
         let ready = Rc::new(Cell::new(0));
         let accepted = accept(records, turns.clone(), acceptance, workers, Rc::clone(&ready));
-        let (assigned, refused) = identity(accepted.links, turns.clone(), workers);
+        let (assigned, refused) = identity(accepted.links, accepted.signals.clone(), turns.clone(), workers);
         let (loops, forwarded) = scope.feedback::<Batch<(Id, Forward)>>(1);
         // Where one worker decides on all records, they have yet to be brought home.
         let admitted = match acceptance {
@@ -350,9 +350,12 @@ fn accept<'s>(
                     signals.give((peer as u64, Signal::Now(now)));
                 }
                 for (number, question) in turn.questions {
-                    let to_all = if question.about().is_some() { 0 } else { peers };
-                    let to_one = question.about().map(Id::hashed);
-                    for peer in to_one.into_iter().chain(0..to_all as u64) {
+                    let to_all = if question.about().is_some() || question.links() { 0 } else { peers };
+                    // Who is linked to whom is known to the first.
+                    let to_first = Some(0).filter(|_| question.links());
+                    let home = question.about().map(|id| id.hashed() % peers as u64);
+                    let to_one = home.filter(|home| Some(*home) != to_first).into_iter().chain(to_first);
+                    for peer in to_one.chain(0..to_all as u64) {
                         signals.give((peer, Signal::Ask(Ask { to: index, number, question: question.clone() })));
                     }
                 }
@@ -365,12 +368,15 @@ fn accept<'s>(
 /// Links to persons: on one worker, since a refusal depends on all links before it in the log.
 fn identity<'s>(
     links: StreamVec<'s, Time, Linked>,
+    signals: StreamVec<'s, Time, (u64, Signal)>,
     turns: StreamVec<'s, Time, Turn>,
     workers: usize,
 ) -> (StreamVec<'s, Time, Assignment>, StreamVec<'s, Time, Told>) {
-    let peers = links.scope().peers();
+    let (peers, index) = (links.scope().peers(), links.scope().index());
     let mut builder = OperatorBuilder::new("Identity".to_owned(), links.scope());
     let mut links = builder.new_input(links, Exchange::new(|_: &Linked| 0));
+    let to_one = Exchange::new(|(peer, _): &(u64, Signal)| *peer);
+    let mut signals = builder.new_input(signals, to_one);
     let mut turns = builder.new_input(turns, Pipeline);
     let (assigned, assigned_stream) = builder.new_output::<Vec<Assignment>>();
     let (told, told_stream) = builder.new_output::<Vec<Told>>();
@@ -381,15 +387,27 @@ fn identity<'s>(
         let mut identity = Identity::new();
         let mut terms: BTreeMap<Time, Terms> = BTreeMap::new();
         let mut stash: BTreeMap<Time, ([Capability<Time>; 2], Vec<Linked>)> = BTreeMap::new();
+        let mut asked: BTreeMap<Time, Vec<Ask>> = BTreeMap::new();
+        let is_first = index == 0;
         move |frontiers: &[MutableAntichain<Time>]| {
             links.for_each(|capability, data| {
                 let (Some(a), Some(b)) = (capability.retain_least(0), capability.retain_least(1)) else { return };
                 stash.entry(*a.time()).or_insert(([a, b], Vec::new())).1.append(data);
             });
+            signals.for_each(|capability, data| {
+                let asks = data.drain(..).filter_map(|(_, signal)| match signal {
+                    Signal::Ask(ask) => Some(ask).filter(|ask| is_first && ask.question.links()),
+                    Signal::Now(_) => None,
+                });
+                let asks: Vec<Ask> = asks.collect();
+                if let Some(time) = capability.least().copied().filter(|_| !asks.is_empty()) {
+                    asked.entry(time).or_default().extend(asks);
+                }
+            });
             turns.for_each(|capability, data| {
                 terms.extend(capability.least().copied().zip(data.pop().map(|turn| turn.terms)));
             });
-            let passed = |time: &Time| !frontiers[0].less_equal(time) && !frontiers[1].less_equal(time);
+            let passed = |time: &Time| !frontiers.iter().any(|frontier| frontier.less_equal(time));
             let mut assigned = assigned.activate();
             let mut told = told.activate();
             while let Some(first) = stash.first_entry().filter(|first| passed(first.key())) {
@@ -415,9 +433,20 @@ fn identity<'s>(
                     let refused = Saying::Verdict(position, Verdict::RefusedEdge);
                     told.give_iterator((0..peers).step_by(workers).map(|to| (to, refused.clone())));
                 }
+                for Ask { to, number, question } in asked.remove(&time).unwrap_or_default() {
+                    let answer = match &question {
+                        Question::Person(id) => Answer::Links(identity.linked(id)),
+                        Question::Linked(a, b) => Answer::Linked(identity.is_linked(a, b)),
+                        Question::Unlinked { after, limit } => {
+                            Answer::Unlinked(identity.unlinked(after.as_ref(), *limit))
+                        }
+                        _ => continue,
+                    };
+                    told.give((to, Saying::Answer(number, answer)));
+                }
             }
             // Only the worker that keeps the identity of ids needs to know.
-            terms.retain(|time, _| frontiers[0].less_equal(time));
+            terms.retain(|time, _| !passed(time));
         }
     });
     (assigned_stream, told_stream)
@@ -562,6 +591,7 @@ fn profiles<'s>(
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
+        let is_here = move |id: &Id| id.hashed() as usize % peers == index;
         move |frontiers: &[MutableAntichain<Time>]| {
             signals.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
@@ -570,7 +600,9 @@ fn profiles<'s>(
                         Signal::Now(heard) => {
                             under.now = Some(under.now.map_or(heard, |now| now.and(heard)));
                         }
-                        Signal::Ask(ask) => under.asks.push(ask),
+                        // The first worker is asked about links too, and need not be where the person is.
+                        Signal::Ask(ask) if ask.question.about().is_none_or(is_here) => under.asks.push(ask),
+                        Signal::Ask(_) => {}
                     }
                 }
             });

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ecow::EcoString;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
@@ -230,7 +230,7 @@ impl Profiles {
     fn answer(&self, question: Question, of: Option<Id>, clock: Millis) -> Option<Answer> {
         let one = of.and_then(|key| self.keyed.get(&key)).and_then(|slot| self.person(slot, clock));
         match question {
-            Question::Profile(_) => Some(Answer::Profile(Box::new(one?.profile()))),
+            Question::Profile(_) | Question::Person(_) => Some(Answer::Profile(Box::new(one?.profile()))),
             Question::History { view, page, .. } => {
                 let (rows, next) = one?.page(view, &page);
                 Some(Answer::History(rows, next))
@@ -271,7 +271,8 @@ impl Profiles {
                 self.everyone(clock).for_each(|asked| asked.add_followed(&mut sum));
                 Some(Answer::Followed(sum))
             }
-            Question::Totals | Question::Watch(..) => None,
+            Question::Standing(events) => Some(Answer::Standing(self.standing(&events))),
+            Question::Totals | Question::Watch(..) | Question::Linked(..) | Question::Unlinked { .. } => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)
             }
@@ -311,6 +312,22 @@ impl Profiles {
             }
         }
         newest.into_values().rev().map(|(asked, session)| asked.session(&session)).collect()
+    }
+
+    /// Those of these events that are there: position, public id.
+    fn standing(&self, events: &[(Id, u64)]) -> Vec<(u64, EcoString)> {
+        let mut sought: HashMap<&Id, HashSet<u64>> = HashMap::new();
+        for (own, position) in events {
+            sought.entry(own).or_default().insert(*position);
+        }
+        let mut found = Vec::new();
+        for slot in self.keyed.slots().iter().filter(|slot| slot.ids().iter().any(|id| sought.contains_key(id))) {
+            let is_sought =
+                |event: &&Event| sought.get(&event.own).is_some_and(|places| places.contains(&event.position));
+            let past = slot.history.past().iter().filter(is_sought);
+            found.extend(past.map(|event| (event.position, public_of(slot).clone())));
+        }
+        found
     }
 
     fn members(&self, segment: usize, after: Option<&EcoString>, limit: usize) -> Vec<(EcoString, Millis)> {

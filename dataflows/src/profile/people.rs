@@ -54,7 +54,7 @@ pub struct Consent {
 }
 
 /// The kind of a call as rules read it.
-pub(super) fn kind_value(kind: Kind) -> &'static Value {
+pub(crate) fn kind_value(kind: Kind) -> &'static Value {
     static VALUES: std::sync::LazyLock<[Value; 6]> =
         std::sync::LazyLock::new(|| Kind::ALL.map(|kind| Value::text(kind.name())));
     &VALUES[kind as usize]

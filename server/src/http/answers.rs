@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use dataflows::admission::Verdict;
+use dataflows::identity;
 use dataflows::number::{Number, divide_rounded, print_billionths, print_millionths};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{ChangeRow, ConversionRow, Page, ProfileRow, Rows, SessionRow, TouchRow, View};
@@ -18,6 +19,7 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
+use super::corrections::StatedBy;
 use super::described::{ById, ByName, NeedsLog, Refused, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query, cursor};
 use super::{App, AsOfRow, json};
@@ -83,14 +85,49 @@ pub(super) fn defined<T>(app: &App, what: &str, name: &str, find: impl Fn(&Plan)
 
 /// A person, by any of their ids.
 #[utoipa::path(get, path = "/v1/profiles/{id}", tag = "profiles", params(ById, Asked<query::Nothing>),
-    responses((status = 200, description = "What is true", body = At<ProfileRow>), Unknown))]
+    responses((status = 200, description = "What is true", body = At<Linked>), Unknown))]
 pub(super) async fn profile(
     State(app): State<App>,
     Path(id): Path<String>,
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
-    let (as_of, row) = one_profile(&app, &query, &id).await?;
-    Ok(json(&At { as_of: as_of.into(), row }))
+    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Person(id.as_str().into())).await?;
+    let (mut profile, mut linked_by) = (None, Vec::new());
+    for part in parts {
+        match part {
+            Answer::Profile(found) => profile = Some(found),
+            Answer::Links(links) => linked_by = links.into_iter().map(LinkRow::from).collect(),
+            _ => {}
+        }
+    }
+    let profile = profile.ok_or_else(|| unknown(&id))?;
+    Ok(json(&At { as_of: as_of.into(), row: Linked { profile, linked_by } }))
+}
+
+fn unknown(id: &str) -> Problem {
+    Problem::not_found(format!("no profile has the id {id:?}"))
+}
+
+/// A profile, and the edges that make its ids one.
+#[derive(Serialize, ToSchema)]
+struct Linked {
+    #[serde(flatten)]
+    profile: Box<ProfileRow>,
+    linked_by: Vec<LinkRow>,
+}
+
+/// An edge, and the first event that states it.
+#[derive(Serialize, ToSchema)]
+struct LinkRow {
+    a: EcoString,
+    b: EcoString,
+    event: StatedBy,
+}
+
+impl From<identity::Linked> for LinkRow {
+    fn from(identity::Linked { a, b, at, own, message_id }: identity::Linked) -> Self {
+        LinkRow { a, b, event: StatedBy { id: own, message_id, timestamp: at } }
+    }
 }
 
 async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<ProfileRow>), Problem> {
@@ -99,7 +136,7 @@ async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<Pr
         Answer::Profile(profile) => Some(profile),
         _ => None,
     });
-    Ok((as_of, profile.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?))
+    Ok((as_of, profile.ok_or_else(|| unknown(id))?))
 }
 
 async fn history(app: App, id: String, query: Query, view: View) -> Result<Response, Problem> {
@@ -110,7 +147,7 @@ async fn history(app: App, id: String, query: Query, view: View) -> Result<Respo
         Answer::History(rows, next) => Some((rows, next)),
         _ => None,
     });
-    let (rows, next) = found.ok_or_else(|| Problem::not_found(format!("no profile has the id {id:?}")))?;
+    let (rows, next) = found.ok_or_else(|| unknown(&id))?;
     let items = match &rows {
         Rows::Events(events) => {
             let places: Vec<u64> = events.iter().map(|(_, place)| *place).collect();

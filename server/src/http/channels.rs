@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::answers::{At, List, ask};
 use super::described::{ByName, Refused, Unknown, UnknownOrNeedsLog};
-use super::query::{self, Asked, cursor};
+use super::query::{self, Asked, cursor, read_body};
 use super::{App, json};
 use crate::book::Book;
 use crate::hub::{Answered, NotTaken};
@@ -164,10 +164,7 @@ struct Resent {
     responses((status = 200, description = "Durable", body = Resent), UnknownOrNeedsLog))]
 pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
     app.log()?;
-    let Wanted { channel, id } = serde_json::from_slice(&body).map_err(|error| {
-        let form = r#"the body is {"channel": …}, with "id" for one intent alone"#;
-        Problem::bad_request(format!("{form}: {error}"))
-    })?;
+    let Wanted { channel, id } = read_body(&body, r#"{"channel": …}, with "id" for one intent alone"#)?;
     known(&app.hub.book(), &channel)?;
     let resent = app.outbox.resend(channel.clone(), id.clone()).await;
     let (resent, as_of) = resent.ok_or(NotTaken::Stopping)?;

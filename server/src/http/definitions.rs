@@ -178,7 +178,7 @@ async fn change(
     app.hub.give(Work::Define(Box::new(next), reply))?;
     let durable = durable.await.map_err(|_| NotTaken::Stopping)?;
     // Where the log is a stream, it comes from there.
-    while app.hub.latest().document(of).1.and_then(|version| version.position) < Some(durable.position) {
+    while app.hub.latest().position() < Some(durable.position) {
         sleep(MOMENT).await;
     }
     drop(defining);

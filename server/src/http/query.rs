@@ -116,6 +116,14 @@ impl<K: Known, S: Sync> FromRequestParts<S> for Asked<K> {
     }
 }
 
+/// A body that is a JSON object; `form` says of which form.
+pub(super) fn read_body<T: DeserializeOwned>(body: &[u8], form: &str) -> Result<T, Problem> {
+    // A list of the values would do for a structure, and would say less of what is meant.
+    let read = serde_json::from_slice::<serde_json::Map<String, Value>>(body);
+    let read = read.and_then(|members| serde_json::from_value(Value::Object(members)));
+    read.map_err(|error| Problem::bad_request(format!("the body is {form}: {error}")))
+}
+
 impl Default for Query {
     fn default() -> Self {
         Query { after: None, wait_ms: WAIT_MS, limit: LIMIT, cursor: None, own: BTreeMap::new() }

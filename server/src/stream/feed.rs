@@ -26,11 +26,12 @@ use super::config::{DEAD_LETTERS, LOG};
 use super::{Entry, HeaderMap, Kept, Message, Next, NotKept, Returned, Stream, StreamError};
 use super::{dead_letter_id, take_apart};
 use crate::book;
+use crate::cluster::LEADER;
 use crate::desk::Records;
 use crate::door::{Arrived, Incoming, Stamp};
 use crate::hub::{ClockMode, Work};
 use crate::log::OwnedRecord;
-use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
+use crate::record::{self, Clock, Correction, DeadLetter, Defined, Dispatch};
 
 /// Messages that are taken apart and wait for the writer, at most.
 const WAITING_MAX: usize = 4_096;
@@ -64,6 +65,8 @@ pub enum What {
     Nothing,
     /// A call that a door has refused, and why.
     Refused(Reason),
+    /// Something is corrected.
+    Corrected(Vec<Correction>),
     /// The clock goes on.
     Clock(Millis),
     /// Definitions hold from here on.
@@ -210,6 +213,7 @@ pub fn message(id: String, calls: &[Incoming]) -> Message {
 pub fn own(kind: u8, id: String, record: &impl serde::Serialize) -> Message {
     let subject = match kind {
         record::CLOCK => format!("{LOG}.clock"),
+        record::CORRECTION => format!("{LOG}.corrections"),
         record::DEFINITIONS => format!("{LOG}.definitions"),
         _ => format!("{LOG}.dispatch"),
     };
@@ -318,6 +322,11 @@ fn what(
     if own("clock") {
         return serde_json::from_slice(&entry.body).map_or(What::Nothing, |Clock { to }| What::Clock(to));
     }
+    if own("corrections") {
+        // Once is enough.
+        let corrections = serde_json::from_slice(&entry.body).ok().filter(|_| process == LEADER);
+        return corrections.map_or(What::Nothing, What::Corrected);
+    }
     if own("definitions") {
         return serde_json::from_slice(&entry.body).map_or(What::Nothing, What::Defined);
     }
@@ -362,6 +371,20 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
         )
     });
     taken.collect()
+}
+
+/// The events of a message, each with its place in it, if it is one of calls.
+pub fn events(entry: &Entry, decoder: &mut Decoder, clock: ClockMode) -> Vec<(usize, Incoming)> {
+    let subject = entry.subject.as_str();
+    if subject == DEAD_LETTERS || subject.starts_with(LOG) {
+        return Vec::new();
+    }
+    let calls = calls(entry, decoder, &[0; 16], stamp(entry, clock)).into_iter().enumerate();
+    let good = calls.filter_map(|(index, call)| match call {
+        Arrived::Good(incoming) => Some((index, *incoming)),
+        Arrived::Bad { .. } => None,
+    });
+    good.collect()
 }
 
 /// What stands at a place of a message, as a log of files would hold it.

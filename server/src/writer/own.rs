@@ -12,7 +12,7 @@ use crate::book::Book;
 use crate::cluster::{Letter, Others};
 use crate::door::Incoming;
 use crate::hub::{ClockMode, Receipt, Work};
-use crate::record::{self, Clock, DeadLetter, Defined, Dispatch};
+use crate::record::{self, Clock, Correction, DeadLetter, Defined, Dispatch};
 
 impl Writer {
     pub(super) fn events(&mut self, events: Vec<Incoming>, reply: oneshot::Sender<Receipt>) {
@@ -78,6 +78,11 @@ impl Writer {
                 record::CLOCK => {
                     let clock = serde_json::from_slice::<Clock>(record.payload).ok();
                     clock.into_iter().for_each(|clock| self.step.record(Record::Clock(position, clock.to)));
+                }
+                record::CORRECTION => {
+                    let correction = serde_json::from_slice::<Correction>(record.payload).ok();
+                    let corrections = correction.into_iter().map(|correction| correction.at(position, &self.secret));
+                    corrections.for_each(|correction| self.step.record(correction));
                 }
                 record::DEFINITIONS => {
                     if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {

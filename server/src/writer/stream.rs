@@ -117,6 +117,11 @@ impl Writer {
                 self.clock = self.clock.max(to);
                 self.step.record(Record::Clock(first, to));
             }
+            What::Corrected(corrections) => {
+                for (index, correction) in corrections.into_iter().enumerate().take(RECORDS_MAX) {
+                    self.step.record(correction.at(place(sequence, LEADER, index), &self.secret));
+                }
+            }
             What::Defined(mut defined) => {
                 self.step.terms = defined.terms();
                 let clock = if self.mode == ClockMode::Wall { received_at } else { self.clock };
@@ -188,6 +193,11 @@ impl Writer {
             Work::Clock(to, reply) => {
                 let message = feed::own(record::CLOCK, id.clone(), &Clock { to });
                 let kept = await_it(streamed, &id, Awaited::Clock(reply));
+                streamed.feed.publish(message, kept);
+            }
+            Work::Correct(corrections, reply) => {
+                let message = feed::own(record::CORRECTION, id.clone(), &corrections);
+                let kept = await_it(streamed, &id, Awaited::Receipt(reply, corrections.len()));
                 streamed.feed.publish(message, kept);
             }
             Work::Define(book, reply) => {

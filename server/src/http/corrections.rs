@@ -1,0 +1,222 @@
+//! Corrections: events taken back, edges struck, and the links that were not made.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::Response;
+use dataflows::admission::Verdict;
+use dataflows::filter::Filter;
+use dataflows::identity::Unlinked;
+use dataflows::protocol::{Answer, Question};
+use ecow::EcoString;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+use super::answers::{List, ask};
+use super::described::{Refused, UnknownOrNeedsLog};
+use super::query::{self, Asked, cursor, read_body};
+use super::{App, AsOfRow, json};
+use crate::desk::Selected;
+use crate::hub::{Answered, NotTaken, Receipt, Work};
+use crate::problem::Problem;
+use crate::record::Correction;
+
+/// What is to be taken back: one event by its own id and message id, or all that a condition selects.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Wanted {
+    id: Option<EcoString>,
+    message_id: Option<EcoString>,
+    /// A condition as in definitions, on `event`, `type`, `properties` and `context`.
+    r#where: Option<String>,
+    /// Nothing is taken back; the answer says what would be.
+    #[serde(default)]
+    preview: bool,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Done {
+    /// Events taken back.
+    events: usize,
+    position: String,
+}
+
+/// What would be taken back.
+#[derive(Serialize, ToSchema)]
+struct Preview {
+    as_of: AsOfRow,
+    events: usize,
+    profiles: usize,
+    /// The latest of them.
+    sample: Vec<EventRow>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct EventRow {
+    id: EcoString,
+    message_id: EcoString,
+    timestamp: i64,
+    event: Option<EcoString>,
+}
+
+/// What became of it.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Retracted {
+    Done(Done),
+    Preview(Preview),
+}
+
+/// Events that a preview shows.
+const SAMPLE: usize = 10;
+/// Events that are taken back together.
+const TOGETHER: usize = 500;
+
+/// Takes back one event, or all that a condition selects.
+///
+/// Everything is at once as if they had never been, but that they are still known: the same sent again is a duplicate.
+#[utoipa::path(post, path = "/v1/events:retract", tag = "corrections", request_body = inline(Wanted),
+    responses((status = 200, description = "They are taken back, or would be", body = Retracted),
+        UnknownOrNeedsLog))]
+pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
+    app.log()?;
+    let form = r#"{"id": …, "messageId": …}, or {"where": …} with "preview": true to see what it means"#;
+    let wanted: Wanted = read_body(&body, form)?;
+    match wanted {
+        Wanted { id: Some(id), message_id: Some(message_id), r#where: None, preview: false } => {
+            one(&app, id, message_id).await
+        }
+        Wanted { id: None, message_id: None, r#where: Some(condition), preview } => {
+            all(&app, &condition, preview).await
+        }
+        _ => {
+            Err(Problem::bad_request("say `id` and `messageId` of one event, or `where`; `preview` goes with `where`"))
+        }
+    }
+}
+
+async fn one(app: &App, id: EcoString, message_id: EcoString) -> Result<Response, Problem> {
+    let receipt = correct(app, vec![Correction::Retract(id.clone(), message_id.clone())]).await?;
+    if receipt.verdicts == [Verdict::Unknown] {
+        let detail = format!(
+            "no event of the own id {id:?} with message id {message_id:?} was accepted; an event's own id is its \
+             userId, without one its anonymousId"
+        );
+        return Err(Problem::not_found(detail));
+    }
+    Ok(json(&Retracted::Done(Done { events: 1, position: receipt.as_of.position.to_string() })))
+}
+
+async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Problem> {
+    Filter::parse(condition).map_err(|error| Problem::bad_request(format!("`where`: {error}")))?;
+    let mut selected = app.log()?.select(condition).await.map_err(Problem::not_yet)?;
+    let sought = selected.iter().map(|of| (of.own.clone(), of.position)).collect();
+    let Answered { as_of, parts, .. } = app.hub.ask(Question::Standing(sought)).await?;
+    let standing = parts.into_iter().flat_map(|part| if let Answer::Standing(part) = part { part } else { Vec::new() });
+    let standing: BTreeMap<u64, EcoString> = standing.collect();
+    selected.retain(|of| standing.contains_key(&of.position));
+    selected.sort_by(|a, b| (b.timestamp, &b.message_id).cmp(&(a.timestamp, &a.message_id)));
+    if preview {
+        let profiles: BTreeSet<_> = standing.values().collect();
+        let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| EventRow {
+            id: own.clone(),
+            message_id: message_id.clone(),
+            timestamp: *timestamp,
+            event: Some(event.clone()).filter(|event| !event.is_empty()),
+        };
+        let (events, sample) = (selected.len(), selected.iter().take(SAMPLE).map(row).collect());
+        let profiles = profiles.len();
+        return Ok(json(&Retracted::Preview(Preview { as_of: as_of.into(), events, profiles, sample })));
+    }
+    let mut position = as_of.position;
+    for some in selected.chunks(TOGETHER) {
+        let retract = |of: &Selected| Correction::Retract(of.own.clone(), of.message_id.clone());
+        position = correct(app, some.iter().map(retract).collect()).await?.as_of.position;
+    }
+    Ok(json(&Retracted::Done(Done { events: selected.len(), position: position.to_string() })))
+}
+
+async fn correct(app: &App, corrections: Vec<Correction>) -> Result<Receipt, Problem> {
+    let (reply, corrected) = oneshot::channel();
+    app.hub.give(Work::Correct(corrections, reply))?;
+    Ok(corrected.await.map_err(|_| NotTaken::Stopping)?)
+}
+
+/// Two ids that an edge joins.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Edge {
+    a: EcoString,
+    b: EcoString,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Struck {
+    position: String,
+}
+
+/// Strikes the edge between two ids, now and for later events.
+///
+/// The events stay, each with its own id.
+#[utoipa::path(post, path = "/v1/identities:unlink", tag = "corrections", request_body = inline(Edge),
+    responses((status = 200, description = "It is struck", body = Struck), UnknownOrNeedsLog))]
+pub(super) async fn unlink(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
+    app.log()?;
+    let Edge { a, b } = read_body(&body, r#"{"a": …, "b": …}, two ids"#)?;
+    let linked = app.hub.ask(Question::Linked(a.clone(), b.clone())).await?;
+    if !linked.parts.iter().any(|part| matches!(part, Answer::Linked(true))) {
+        let detail = format!("no edge joins {a:?} and {b:?}; `linked_by` of a profile lists its edges");
+        return Err(Problem::not_found(detail));
+    }
+    let receipt = correct(&app, vec![Correction::Unlink(a, b)]).await?;
+    Ok(json(&Struck { position: receipt.as_of.position.to_string() }))
+}
+
+/// A link that an event states and that is not made.
+#[derive(Serialize, ToSchema)]
+struct UnlinkedRow {
+    /// `refused_edge`: it would have made a profile of more ids than may be. `shared_device`: the anonymous id belongs to
+    /// another user.
+    reason: &'static str,
+    a: EcoString,
+    b: EcoString,
+    /// The user that `a` belongs to.
+    claimed_by: Option<EcoString>,
+    event: StatedBy,
+}
+
+/// The event that states a link.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StatedBy {
+    pub(super) id: EcoString,
+    pub(super) message_id: EcoString,
+    pub(super) timestamp: i64,
+}
+
+/// Links that events state and that are not made, and why, the earliest event first.
+#[utoipa::path(get, path = "/v1/identities/refused", tag = "corrections", params(Asked<query::Part>),
+    responses((status = 200, description = "What is true", body = List<UnlinkedRow>), Refused))]
+pub(super) async fn refused(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Part>,
+) -> Result<Response, Problem> {
+    let question = Question::Unlinked { after: query.key()?, limit: query.limit + 1 };
+    let Answered { as_of, parts, .. } = ask(&app, &query, question).await?;
+    let all = parts.into_iter().find_map(|part| if let Answer::Unlinked(all) = part { Some(all) } else { None });
+    let mut all: Vec<Unlinked> = all.unwrap_or_default();
+    let more = all.len() > query.limit;
+    all.truncate(query.limit);
+    let next = all.last().filter(|_| more).map(cursor);
+    let row = |Unlinked { at, message_id, own, a, b, claimed_by }: Unlinked| UnlinkedRow {
+        reason: if claimed_by.is_some() { "shared_device" } else { "refused_edge" },
+        a,
+        b,
+        claimed_by,
+        event: StatedBy { id: own, message_id, timestamp: at },
+    };
+    Ok(json(&List { as_of: as_of.into(), items: all.into_iter().map(row).collect(), next }))
+}

@@ -1,0 +1,176 @@
+//! Corrections from outside: events taken back, edges struck, and what is told of links.
+
+mod process;
+
+use process::http::Answer;
+use process::{Home, Server};
+use serde_json::{Value, json};
+
+const EVENTS: [&str; 2] = ["--clock", "events"];
+/// 2026-01-01T00:00:00Z
+const START: i64 = 1_767_225_600_000;
+
+const SHOP: &str = "version: 1
+identity: { max_ids: 3 }
+touchpoints: [ { event: ad_click, channel: properties.channel } ]
+conversions: [ { name: purchase, event: purchase, id: properties.order, value: properties.value } ]
+segments:
+  buyers: { performed: purchase }
+";
+
+fn track(server: &Server, number: i64, ids: Value, event: &str, properties: Value) -> String {
+    let mut call = json!({"type": "track", "event": event, "messageId": format!("m{number}"),
+        "timestamp": START + 1_000 * number, "properties": properties});
+    call.as_object_mut().expect("an object").extend(ids.as_object().expect("ids").clone());
+    let answer = server.write("/v1/batch", &json!({"batch": [call]}));
+    assert_eq!(answer["accepted"], 1, "{answer}");
+    answer["position"].as_str().expect("a position").to_owned()
+}
+
+fn post(server: &Server, path: &str, body: &Value) -> Answer {
+    server.post(path, body.to_string())
+}
+
+/// All that is true of somebody, and of everyone, after a position.
+fn all(server: &Server, id: &str, after: &str) -> Vec<Value> {
+    let mut paths = vec!["/v1/segments".to_owned(), "/v1/attribution?model=linear&by=campaign".to_owned()];
+    paths.push(format!("/v1/profiles/{id}"));
+    let views = ["events", "sessions", "touchpoints", "conversions", "segments/changes"];
+    paths.extend(views.map(|view| format!("/v1/profiles/{id}/{view}")));
+    let read = |path: &String| {
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let mut answer = server.get(&format!("{path}{joint}after={after}")).json();
+        answer.as_object_mut().expect("an object").remove("as_of");
+        answer
+    };
+    paths.iter().map(read).collect()
+}
+
+#[test]
+fn what_is_taken_back_never_was_and_is_still_known() {
+    let (home, bare) = (Home::new(SHOP), Home::new(SHOP));
+    let (server, without) = (home.start(&[&EVENTS[..], &["--workers", "2"]].concat()), bare.start(&EVENTS));
+    let ada = || json!({"userId": "ada", "anonymousId": "phone"});
+    for server in [&server, &without] {
+        track(server, 1, json!({"anonymousId": "phone"}), "ad_click", json!({"channel": "search"}));
+        track(server, 5, ada(), "page", json!({}));
+    }
+    track(&server, 3, ada(), "purchase", json!({"order": "o1", "value": 40}));
+    assert_eq!(server.read("/v1/segments")["items"][0]["size"], 1);
+    let wanted = json!({"id": "ada", "messageId": "m3"});
+    let answer = post(&server, "/v1/events:retract", &wanted);
+    assert_eq!((answer.status, &answer.json()["events"]), (200, &json!(1)), "{}", answer.text());
+    let position = answer.json()["position"].as_str().expect("a position").to_owned();
+    let expected = all(&without, "phone", "0");
+    let strip = |mut answers: Vec<Value>| {
+        // Where the log's stamp differs, since its clock did not: the same here.
+        answers.iter_mut().for_each(|answer| drop(answer.as_object_mut().map(|answer| answer.remove("next"))));
+        answers
+    };
+    assert_eq!(strip(all(&server, "phone", &position)), strip(expected.clone()));
+    // Again: nothing changes. The same event again is a duplicate.
+    assert_eq!(post(&server, "/v1/events:retract", &wanted).status, 200);
+    let after = track(&server, 3, ada(), "purchase", json!({"order": "o1", "value": 40}));
+    assert_eq!(strip(all(&server, "phone", &after)), strip(expected.clone()));
+    server.kill();
+    let server = home.start(&EVENTS);
+    assert_eq!(strip(all(&server, "phone", &after)), strip(expected));
+    let told = post(&server, "/v1/events:retract", &json!({"id": "phone", "messageId": "m3"}));
+    assert_eq!(told.status, 404, "its own id is ada: {}", told.text());
+    assert!(told.json()["detail"].as_str().expect("a detail").contains("userId"), "{}", told.text());
+}
+
+#[test]
+fn all_that_a_condition_selects_is_seen_first_and_then_taken_back() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    for number in 1..=40 {
+        let properties = json!({"order": number, "value": number, "bot": number % 4 == 0});
+        track(&server, number, json!({"userId": format!("u{}", number % 3)}), "purchase", properties);
+    }
+    let condition = "event == \"purchase\" && properties.bot && properties.value > 8";
+    post(&server, "/v1/events:retract", &json!({"id": "u2", "messageId": "m20"}));
+    let preview = post(&server, "/v1/events:retract", &json!({"where": condition, "preview": true})).json();
+    // 12, 16, 24, 28, 32, 36, 40; 20 is gone already.
+    assert_eq!((&preview["events"], &preview["profiles"]), (&json!(7), &json!(3)), "{preview}");
+    let first = json!({"id": "u1", "messageId": "m40", "timestamp": START + 40_000, "event": "purchase"});
+    assert_eq!(preview["sample"][0], first);
+    let value = |server: &Server, after: &str| {
+        server.read(&format!("/v1/attribution?model=linear&after={after}"))["total"]["value"].clone()
+    };
+    assert_eq!(value(&server, "0"), json!((1..=40).sum::<i64>().to_string().replace("820", "800")));
+    let done = post(&server, "/v1/events:retract", &json!({"where": condition})).json();
+    assert_eq!(done["events"], 7);
+    let position = done["position"].as_str().expect("a position").to_owned();
+    assert_eq!(value(&server, &position), "612");
+    assert_eq!(post(&server, "/v1/events:retract", &json!({"where": condition})).json()["events"], 0);
+    server.kill();
+    assert_eq!(value(&home.start(&EVENTS), &position), "612");
+}
+
+#[test]
+fn an_edge_is_struck_and_what_links_is_told() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    let both = |user: &str, anonymous: &str| json!({"userId": user, "anonymousId": anonymous});
+    track(&server, 1, json!({"anonymousId": "tablet"}), "ad_click", json!({"channel": "search"}));
+    track(&server, 2, both("ada", "tablet"), "page", json!({}));
+    track(&server, 3, both("bob", "tablet"), "purchase", json!({"order": 1, "value": 5}));
+    track(&server, 4, both("ada", "phone"), "page", json!({}));
+    track(&server, 5, both("ada", "watch"), "page", json!({}));
+    let profile = server.read("/v1/profiles/tablet");
+    let edge = |a: &str, number: i64| {
+        let event = json!({"id": "ada", "messageId": format!("m{number}"), "timestamp": START + 1_000 * number});
+        json!({"a": a, "b": "ada", "event": event})
+    };
+    assert_eq!(profile["linked_by"], json!([edge("phone", 4), edge("tablet", 2)]));
+    let refused = server.read("/v1/identities/refused");
+    let event = |id: &str, number: i64| json!({"id": id, "messageId": format!("m{number}"), "timestamp": START + 1_000 * number});
+    let rows = json!([
+        {"reason": "shared_device", "a": "tablet", "b": "bob", "claimed_by": "ada", "event": event("bob", 3)},
+        {"reason": "refused_edge", "a": "watch", "b": "ada", "claimed_by": null, "event": event("ada", 5)},
+    ]);
+    assert_eq!(refused["items"], rows);
+    let part = server.read("/v1/identities/refused?limit=1");
+    let next = part["next"].as_str().expect("there is more");
+    assert_eq!(server.read(&format!("/v1/identities/refused?cursor={next}"))["items"], json!([rows[1]]));
+    // Struck, the tablet is bob's.
+    let answer = post(&server, "/v1/identities:unlink", &json!({"a": "ada", "b": "tablet"}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let position = answer.json()["position"].as_str().expect("a position").to_owned();
+    assert_eq!(server.read(&format!("/v1/profiles/tablet?after={position}"))["id"], "bob");
+    let credit = server.read("/v1/attribution?model=last_touch");
+    assert_eq!(credit["rows"][0]["channel"], "search", "{credit}");
+    assert_eq!(server.read("/v1/identities/refused")["items"], json!([rows[1]]));
+    let again = post(&server, "/v1/identities:unlink", &json!({"a": "ada", "b": "tablet"}));
+    assert_eq!(again.status, 404, "{}", again.text());
+    assert!(again.json()["detail"].as_str().expect("a detail").contains("no edge joins"), "{}", again.text());
+    server.kill();
+    let server = home.start(&EVENTS);
+    assert_eq!(server.read("/v1/profiles/tablet")["id"], "bob");
+    // Without the event that was refused nothing is.
+    post(&server, "/v1/events:retract", &json!({"id": "ada", "messageId": "m5"}));
+    assert_eq!(server.read("/v1/identities/refused")["items"], json!([]));
+}
+
+#[test]
+fn nonsense_is_refused_and_says_what_to_do() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    for (path, body) in [
+        ("/v1/events:retract", json!({})),
+        ("/v1/events:retract", json!({"id": "ada"})),
+        ("/v1/events:retract", json!({"id": "ada", "messageId": "m", "where": "event == \"x\""})),
+        ("/v1/events:retract", json!({"id": "ada", "messageId": "m", "preview": true})),
+        ("/v1/events:retract", json!({"where": "event =="})),
+        ("/v1/events:retract", json!({"where": "computed.spent > 2"})),
+        ("/v1/events:retract", json!({"wher": "event == \"x\""})),
+        ("/v1/identities:unlink", json!({"a": "ada"})),
+        ("/v1/identities:unlink", json!(["ada", "bob"])),
+    ] {
+        let answer = post(&server, path, &body);
+        assert_eq!(answer.status, 400, "{path} {body}: {}", answer.text());
+        assert!(answer.json()["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", answer.text());
+    }
+    assert_eq!(post(&server, "/v1/identities:unlink", &json!({"a": "ada", "b": "ada"})).status, 404);
+}
