@@ -65,10 +65,13 @@ fn oracle_row(oracle: &Oracle, id: &str) -> Value {
     rows.into_iter().find(has).unwrap_or_else(|| panic!("the oracle knows no {id}"))
 }
 
-/// An answer without the time at which it is true, which must be there.
+/// An answer without the time at which it is true, which must be there; and without what no view has: how ids were
+/// linked.
 fn without_as_of(mut answer: Value) -> Value {
-    let as_of = answer.as_object_mut().and_then(|answer| answer.remove("as_of")).expect("an answer says as of when");
+    let members = answer.as_object_mut().expect("an object");
+    let as_of = members.remove("as_of").expect("an answer says as of when");
     assert!(as_of["position"].is_string() && as_of["clock"].is_i64(), "{as_of}");
+    members.remove("linked_by");
     answer
 }
 

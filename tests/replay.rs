@@ -443,7 +443,9 @@ impl Heard {
             return;
         }
         let mut profile = answer.json();
-        profile.as_object_mut().expect("an object").remove("as_of");
+        for beside in ["as_of", "linked_by"] {
+            profile.as_object_mut().expect("an object").remove(beside);
+        }
         for (place, path) in [(1, "sessions"), (2, "segments/changes"), (3, "intents")] {
             for mut row in items(server, &format!("/v1/profiles/{id}/{path}")) {
                 if place == 2 {

@@ -117,7 +117,7 @@ impl Running {
         let closed = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&closed);
         let driver = std::thread::current();
-        let config = Config { workers, plan, acceptance: Acceptance::AnyTime };
+        let config = Config { workers, plan, acceptance: Acceptance::AnyTime, secret: [0; 16] };
         let engine = Engine::start(config, move |response| {
             let Response::Closed(step) = response else { return };
             let number = step.number;

@@ -6,10 +6,12 @@
 
 use std::hash::Hasher;
 
-use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use hashbrown::{HashMap, HashTable};
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
+
+use crate::time::Millis;
 
 /// What becomes of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,9 +30,22 @@ pub enum Verdict {
     Invalid,
     /// It takes back what was never accepted.
     Unknown,
+    /// Its person was erased, later than it is dated.
+    Erased,
 }
 
 impl Verdict {
+    /// All of them, in their order.
+    pub const ALL: [Verdict; 7] = [
+        Verdict::Accepted,
+        Verdict::Duplicate,
+        Verdict::Conflict,
+        Verdict::TooLate,
+        Verdict::RefusedEdge,
+        Verdict::Invalid,
+        Verdict::Erased,
+    ];
+
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
@@ -41,6 +56,7 @@ impl Verdict {
             Verdict::RefusedEdge => "refused_edge",
             Verdict::Invalid => "invalid",
             Verdict::Unknown => "unknown",
+            Verdict::Erased => "erased",
         }
     }
 }
@@ -80,6 +96,47 @@ pub fn entry(secret: &[u8; 16], own: &str, message_id: &str, content: u64) -> u1
     hasher.finish128().as_u128() & KEY | u128::from(content as u32)
 }
 
+/// What is known of an id that was erased: a hash of it, by the same secret.
+pub fn mark(secret: &[u8; 16], id: &str) -> u128 {
+    let mut hasher = SipHasher13::new_with_key(secret);
+    hasher.write(id.as_bytes());
+    hasher.finish128().as_u128()
+}
+
+/// Ids that were erased, by their marks: no record of theirs comes in that is dated up to an instant.
+#[derive(Debug)]
+pub struct Erased {
+    by_mark: HashMap<u128, Millis>,
+    /// The last of the instants.
+    latest: Millis,
+}
+
+impl Default for Erased {
+    fn default() -> Self {
+        Erased { by_mark: HashMap::new(), latest: Millis::MIN }
+    }
+}
+
+impl Erased {
+    /// Records of the id of a mark that are dated up to an instant do not come in from now on.
+    pub fn add(&mut self, mark: u128, until: Millis) {
+        let before = self.by_mark.entry(mark).or_insert(until);
+        *before = until.max(*before);
+        self.latest = self.latest.max(until);
+    }
+
+    /// Whether any record that is dated so may be concerned.
+    pub fn reaches(&self, timestamp: Millis) -> bool {
+        timestamp <= self.latest
+    }
+
+    /// Whether a record of an id that is dated so does not come in.
+    pub fn covers(&self, secret: &[u8; 16], id: &str, timestamp: Millis) -> bool {
+        // Most are dated later, and nothing of them is hashed.
+        self.reaches(timestamp) && self.by_mark.get(&mark(secret, id)).is_some_and(|until| timestamp <= *until)
+    }
+}
+
 impl Admission {
     fn table(entry: u128) -> usize {
         (entry >> 96) as usize % TABLES
@@ -109,6 +166,16 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_erased_is_known_by_its_mark_up_to_an_instant() {
+        let mut erased = Erased::default();
+        assert!(!erased.covers(&[7; 16], "ada", 0));
+        erased.add(mark(&[7; 16], "ada"), 10);
+        erased.add(mark(&[7; 16], "ada"), 5);
+        assert!(erased.covers(&[7; 16], "ada", 10) && !erased.covers(&[7; 16], "ada", 11));
+        assert!(!erased.covers(&[7; 16], "bob", 1) && !erased.covers(&[8; 16], "ada", 1));
+    }
 
     #[test]
     fn the_first_accepted_record_of_a_key_stands() {

@@ -24,6 +24,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
+use differential_dataflow::hashable::Hashable;
 use timely::communication::AllocatorBuilder;
 use timely::communication::allocator::ProcessBuilder;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
@@ -32,8 +33,11 @@ use timely::execute::execute_from;
 use timely::worker::Worker;
 use timely::{CommunicationConfig, WorkerConfig};
 
+use crate::admission::mark;
+use crate::identity::{Erasure, Id};
 use crate::plan::Plan;
-use crate::protocol::{Closed, Command, Response, Step};
+use crate::protocol::{Bar, Closed, Command, Record, Response, Step};
+use crate::time::Millis;
 
 use assemble::{Now, Saying, assemble};
 
@@ -45,6 +49,11 @@ fn time_of(step: &Step) -> Time {
     step.number << 1
 }
 
+/// By which an id finds its worker: enough of a hash to share ids out, and too little to tell which id it was.
+pub fn route(id: &Id) -> u64 {
+    id.hashed() & 0xffff
+}
+
 /// How the engine runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +63,8 @@ pub struct Config {
     pub plan: Arc<Plan>,
     /// What acceptance looks at.
     pub acceptance: Acceptance,
+    /// The key of hashes, by which ids that were erased are known.
+    pub secret: [u8; 16],
 }
 
 /// What the acceptance of a record looks at, beside those that were accepted before.
@@ -82,6 +93,9 @@ pub struct Peers<S> {
 #[derive(Debug)]
 pub struct Engine {
     doors: Vec<Door>,
+    /// Workers of all processes.
+    peers: u64,
+    secret: [u8; 16],
     workers: Option<JoinHandle<()>>,
 }
 
@@ -115,7 +129,7 @@ impl Engine {
     /// Starts the workers. `heard` is called from the thread of one of them: with each step that closes, in order.
     pub fn start(config: Config, heard: impl Fn(Response) + Send + Sync + 'static) -> Engine {
         let count = config.workers;
-        Engine::run(config, 0, Box::new(heard), move || CommunicationConfig::Process(count).try_build())
+        Engine::run(config, (0, 1), Box::new(heard), move || CommunicationConfig::Process(count).try_build())
     }
 
     /// Starts the workers of one of several processes. It waits for none: what the others have yet to do is waited for
@@ -126,7 +140,7 @@ impl Engine {
         heard: impl Fn(Response) + Send + Sync + 'static,
     ) -> Engine {
         let Peers { process, connections, lost } = peers;
-        let count = config.workers;
+        let (count, processes) = (config.workers, connections.len());
         // The threads that read and write the connections end by a panic where the other side is gone.
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
@@ -137,7 +151,7 @@ impl Engine {
                 None => before(panic),
             }
         }));
-        Engine::run(config, process, Box::new(heard), move || {
+        Engine::run(config, (process, processes), Box::new(heard), move || {
             let hooks = timely::communication::Hooks::default();
             let inside = ProcessBuilder::new_typed_vector(count, hooks.refill.clone(), hooks.spill.clone());
             let (workers, guard) = initialize_networking_from_sockets(inside, connections, process, count, hooks)
@@ -148,11 +162,11 @@ impl Engine {
 
     fn run(
         config: Config,
-        process: usize,
+        (process, processes): (usize, usize),
         heard: Box<dyn Fn(Response) + Send + Sync>,
         allocate: impl FnOnce() -> Result<(Vec<AllocatorBuilder>, Box<dyn Any + Send>), String> + Send + 'static,
     ) -> Engine {
-        let Config { workers: count, plan, acceptance } = config;
+        let Config { workers: count, plan, acceptance, secret } = config;
         let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| channel()).unzip();
         let (awake, threads) = channel();
         let inboxes: Vec<_> = inboxes.into_iter().map(|inbox| Mutex::new(Some(inbox))).collect();
@@ -163,7 +177,7 @@ impl Engine {
                 let _ = awake.send((local, std::thread::current()));
                 let inbox = inboxes[local].lock().expect("no worker holds this lock twice").take();
                 let inbox = inbox.expect("each worker takes its own");
-                let (mut inputs, mut outputs) = assemble(worker, Arc::clone(&plan), acceptance, count);
+                let (mut inputs, mut outputs) = assemble(worker, Arc::clone(&plan), (acceptance, secret), count);
                 turn(worker, process, &inbox, &mut inputs, &mut outputs, &*heard);
             });
             drop(guards.expect("the system gives threads"));
@@ -171,12 +185,28 @@ impl Engine {
         let mut threads: Vec<_> = threads.iter().take(count).collect();
         threads.sort_unstable_by_key(|(local, _)| *local);
         let doors = commands.into_iter().zip(threads).map(|(commands, (_, thread))| Door { commands, thread });
-        Engine { doors: doors.collect(), workers: Some(workers.expect("the system gives a thread")) }
+        let peers = (processes * count) as u64;
+        Engine { doors: doors.collect(), peers, secret, workers: Some(workers.expect("the system gives a thread")) }
     }
 
     /// The way for letters to other processes.
     pub fn post(&self) -> Post {
         Post(self.doors[0].clone())
+    }
+
+    /// What is to be recorded when somebody is erased.
+    pub fn erasing(&self, erasure: Erasure) -> Vec<Record> {
+        let Erasure { position, until, ids } = &erasure;
+        let marks = ids.iter().map(|id| mark(&self.secret, id)).collect();
+        let bars = self.bars(*position, *until, marks);
+        bars.into_iter().chain([Record::Erase(Box::new(erasure))]).collect()
+    }
+
+    /// What is to be recorded where somebody was erased of whom nothing is left.
+    pub fn bars(&self, position: u64, until: Millis, marks: Vec<u128>) -> Vec<Record> {
+        // Anybody may name them.
+        let bar = |worker| Record::Bar(Box::new(Bar { position, worker, until, marks: marks.clone() }));
+        (0..self.peers).map(bar).collect()
     }
 
     /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
@@ -250,6 +280,7 @@ fn turn(
 /// A closed step, from all that was said of it.
 fn told(number: u64, said: Vec<Saying>) -> Closed {
     let mut closed = Closed { number, ..Closed::default() };
+    let mut gone: BTreeMap<u64, u64> = BTreeMap::new();
     for saying in said {
         match saying {
             Saying::Now(Now { position, clock, accepted, .. }) => {
@@ -257,12 +288,17 @@ fn told(number: u64, said: Vec<Saying>) -> Closed {
             }
             Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
             Saying::Intent(intent, change) => closed.intents.push((intent, change)),
+            Saying::Erased(erasure) => closed.erased.push((erasure, 0)),
+            Saying::Gone(position, events) => *gone.entry(position).or_default() += events,
             Saying::Row(view, row, change) => closed.rows.push((view, row, change)),
             Saying::Credit(total, change) => closed.credit.push((total, change)),
             Saying::Switched(number) => closed.switched = Some(number),
             Saying::Prepared(done, all) => closed.prepared = (closed.prepared.0 + done, closed.prepared.1 + all),
             Saying::Answer(number, part) => closed.answers.push((number, part)),
         }
+    }
+    for (erasure, events) in &mut closed.erased {
+        *events = gone.remove(&erasure.position).unwrap_or_default();
     }
     closed
 }

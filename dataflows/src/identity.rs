@@ -18,6 +18,17 @@ use crate::time::Millis;
 /// An id, as it was written.
 pub type Id = EcoString;
 
+/// Somebody is erased.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    /// Its place in the log: what comes after it is not meant.
+    pub position: u64,
+    /// Later records of these ids that are dated up to this instant do not come in.
+    pub until: Millis,
+    /// All ids of the person, as they were when it was asked for.
+    pub ids: Vec<Id>,
+}
+
 /// Something that changes who is whom.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Change {
@@ -27,6 +38,8 @@ pub enum Change {
     Unlink(Id, Id),
     /// An event was taken back: own id, message id.
     Retract(Id, EcoString),
+    /// Somebody is erased: all that they stated goes, and what others stated of them.
+    Erase(Erasure),
 }
 
 /// A person's ids, where they changed.
@@ -137,6 +150,7 @@ impl Identity {
                 }
                 Change::Unlink(a, b) => self.unlink(&a, &b),
                 Change::Retract(own, message_id) => self.retract(own, message_id),
+                Change::Erase(erasure) => self.erase(&erasure.ids.into_iter().collect()),
             }
         }
         while let Some(next) = self.future.first_entry().filter(|next| next.key().0 <= clock) {
@@ -251,6 +265,35 @@ impl Identity {
 
     fn is_struck(&self, a: &Id, b: &Id) -> bool {
         self.struck.contains(&ordered(a, b))
+    }
+
+    fn erase(&mut self, ids: &HashSet<Id>) {
+        let gone = |id: &Id| ids.contains(id);
+        let without = |link: &Link| Link {
+            anonymous: link.anonymous.clone().filter(|id| !gone(id)),
+            previous: link.previous.clone().filter(|id| !gone(id)),
+            ..link.clone()
+        };
+        let stands = |link: &Link| !gone(&link.user) && (link.anonymous.is_some() || link.previous.is_some());
+        let keep = |link: &mut Link| {
+            *link = without(link);
+            stands(link)
+        };
+        self.future.retain(|_, link| keep(link));
+        self.refused.retain(|_, link| keep(link));
+        let named = |link: &&Link| {
+            [Some(&link.user), link.anonymous.as_ref(), link.previous.as_ref()].into_iter().flatten().any(gone)
+        };
+        for link in self.links.values().filter(named).cloned().collect::<Vec<_>>() {
+            self.state(&link, false);
+            let (event, rest) = ((link.user.clone(), link.message_id.clone()), without(&link));
+            self.links.remove(&event);
+            if stands(&rest) {
+                self.state(&rest, true);
+                self.links.insert(event, rest);
+            }
+        }
+        self.struck.retain(|(a, b)| !gone(a) && !gone(b));
     }
 
     /// States or takes back what one call says.
@@ -416,6 +459,37 @@ mod tests {
             identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9, 2);
         assert_eq!(outcome.refused, [2]);
         assert_eq!((key(&identity, "b"), key(&identity, "d")), ("a", "c"));
+    }
+
+    #[test]
+    fn nothing_is_left_of_who_was_erased() {
+        let erase = |ids: &[&str]| {
+            let ids = ids.iter().map(|id| EcoString::from(*id)).collect();
+            Change::Erase(Erasure { position: 9, until: 100, ids })
+        };
+        let mut identity = Identity::new();
+        let both = Change::Link(Link {
+            position: 3,
+            timestamp: 30,
+            message_id: "m3".into(),
+            user: "bob".into(),
+            anonymous: Some("phone".into()),
+            previous: Some("bobby".into()),
+        });
+        let future = link(4, 200, "bob", "ada", true);
+        identity.apply([link(1, 10, "ada", "phone", false), link(2, 20, "ada", "old", true), both, future], 100, 9);
+        identity.apply([Change::Unlink("old".into(), "bob".into()), erase(&["ada", "phone", "old"])], 100, 9);
+        for id in ["ada", "phone", "old"] {
+            assert_eq!(key(&identity, id), id);
+            assert_eq!(identity.component_of(&id.into()).len(), 1, "{id}");
+        }
+        // What others stated of others stays: of who was erased neither then nor later.
+        assert_eq!(key(&identity, "bobby"), "bob");
+        identity.apply([], 300, 9);
+        assert_eq!((key(&identity, "ada"), identity.struck.len()), ("ada", 0));
+        // Who comes back starts anew.
+        identity.apply([link(5, 310, "ada", "phone", false), link(6, 310, "old", "bob", true)], 310, 9);
+        assert_eq!((key(&identity, "phone"), identity.component_of(&"bob".into()).len()), ("ada", 3));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::admission;
 use crate::event::{Call, Decoder, Event, Link, Reason, Rejection};
+use crate::identity::Erasure;
 use crate::json::{Next, Reader};
 use crate::protocol::Record;
 use crate::time::Millis;
@@ -113,7 +114,11 @@ fn control(line: &str, position: u64, secret: &[u8; 16]) -> Result<Option<Record
         (Some("retract"), _) => return Err(wrong("a retract line needs `id` and `messageId`")),
         (Some("unlink"), [_, _, Some(a), Some(b)]) => Some(Record::Unlink(position, a, b)),
         (Some("unlink"), _) => return Err(wrong("an unlink line needs `a` and `b`")),
-        (Some("erase"), _) => return Err(wrong("`erase` is not in this version")),
+        // Of the others whoever reads the file has to ask.
+        (Some("erase"), [Some(id), ..]) => {
+            Some(Record::Erase(Box::new(Erasure { position, until: Millis::MIN, ids: vec![id] })))
+        }
+        (Some("erase"), _) => return Err(wrong("an erase line needs `id`")),
         _ => None,
     })
 }

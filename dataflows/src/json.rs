@@ -328,6 +328,11 @@ impl<'a> Reader<'a> {
         Ok(fingerprint_of(b'o', &sum.to_le_bytes()))
     }
 
+    /// The byte at which the next value begins, or the last one ended.
+    pub fn place(&self) -> usize {
+        self.at
+    }
+
     /// The text between an earlier place and this one.
     pub fn since(&self, earlier: &Reader<'a>) -> &'a str {
         &self.text[earlier.at..self.at]

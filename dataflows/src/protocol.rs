@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Verdict;
 use crate::definitions::Definitions;
 use crate::event::Event;
-use crate::identity::{Linked, Unlinked};
+use crate::identity::{Erasure, Linked, Unlinked};
 use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
@@ -144,6 +144,42 @@ pub enum Record {
     Unreadable(u64),
     /// An event that came before, as definitions to come read it: with what they name of it, too.
     Reread(Event),
+    /// Ids were erased: what is dated up to an instant is not taken of them any more, nor as naming them.
+    Bar(Box<Bar>),
+    /// Somebody is erased. Their ids are barred besides.
+    Erase(Box<Erasure>),
+    /// A call whose body was destroyed since.
+    Destroyed(Destroyed),
+    /// A call that was decided on by what is not known any more.
+    Decided(u64, Verdict),
+}
+
+/// Ids that were erased, told to a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bar {
+    /// The place of the erasure.
+    pub position: u64,
+    /// The worker.
+    pub worker: u64,
+    /// Up to which instant, ms.
+    pub until: Millis,
+    /// The marks of the ids.
+    pub marks: Vec<u128>,
+}
+
+/// What is left of a call of somebody who was erased: as much as later calls are decided on by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destroyed {
+    /// Its place in the log.
+    pub position: u64,
+    /// When it happened, ms: it may have moved the clock.
+    pub timestamp: Millis,
+    /// Whether it was too late by its stamp.
+    pub is_late: bool,
+    /// The route of its id.
+    pub route: u64,
+    /// By what admission knows it.
+    pub entry: u128,
 }
 
 impl Record {
@@ -152,9 +188,13 @@ impl Record {
         match self {
             Record::Event(prepared) => prepared.event.position,
             Record::Reread(event) => event.position,
+            Record::Erase(erasure) => erasure.position,
+            Record::Bar(bar) => bar.position,
+            Record::Destroyed(destroyed) => destroyed.position,
             Record::Clock(position, _)
             | Record::Retract(position, ..)
             | Record::Unlink(position, ..)
+            | Record::Decided(position, _)
             | Record::Unreadable(position) => *position,
         }
     }
@@ -178,6 +218,8 @@ pub enum Question {
     },
     /// Which of these events stand: own id, log position.
     Standing(Vec<(EcoString, u64)>),
+    /// All that is kept of one profile, by any of its ids.
+    Whole(EcoString),
     /// A profile's rows of one view, newest first.
     History {
         /// Any id of the profile.
@@ -247,7 +289,9 @@ impl Question {
     /// The id whose person it is about, if it is about one.
     pub fn about(&self) -> Option<&EcoString> {
         match self {
-            Question::Profile(id) | Question::Person(id) | Question::History { id, .. } => Some(id),
+            Question::Profile(id) | Question::Person(id) | Question::Whole(id) | Question::History { id, .. } => {
+                Some(id)
+            }
             _ => None,
         }
     }
@@ -286,6 +330,8 @@ pub struct Closed {
     pub prepared: (u64, u64),
     /// Log positions of records that were not taken as they are, wherever they came in.
     pub verdicts: Vec<(u64, Verdict)>,
+    /// Who was erased, and how many events of theirs had been accepted.
+    pub erased: Vec<(Erasure, u64)>,
     /// Rows of views that this process follows that came (1) and went (-1), as JSON.
     pub rows: Vec<(Watched, String, i8)>,
     /// Changes of credit, where this process follows it.
@@ -307,6 +353,8 @@ pub enum Answer {
     Unlinked(Vec<Unlinked>),
     /// Those of the events asked for that stand: log position, public id.
     Standing(Vec<(u64, EcoString)>),
+    /// A profile, and its rows of each view that has any, newest first.
+    Whole(Box<ProfileRow>, Vec<Rows>),
     /// Rows of every profile, in no order.
     Rows(Rows),
     /// Rows of one profile, newest first, and the key of the last if there are more.

@@ -77,6 +77,9 @@ pub enum Letter {
     Define(Box<Defined>, u64, Millis),
     /// To the leader: what the definitions to come name was read again here.
     Reread,
+    /// To the process that took an erasure: its place; that this process has it written down, with how many events had
+    /// been accepted; and whether all bodies that it asks for are destroyed there.
+    Erasing(u64, u64, bool),
     /// To the leader of a replay: this process has read its files to their end.
     Done(Share),
     /// Something is asked, under a number.

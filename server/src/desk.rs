@@ -121,6 +121,11 @@ impl Desk {
         let _ = self.others.set(others);
     }
 
+    /// Whether a process is another of those that work together.
+    pub fn has(&self, process: usize) -> bool {
+        self.others.get().is_some_and(|others| process != others.process && process < others.processes)
+    }
+
     /// Whether messages leave by this process.
     pub fn leads(&self) -> bool {
         self.others.get().is_none_or(Others::leads)
@@ -188,12 +193,17 @@ impl Desk {
 
     /// What a door of the leader answers.
     pub async fn of_leader(&self, method: &str, path: &str, body: String) -> Response {
-        match self.ask(LEADER, Ask::Door(method.to_owned(), path.to_owned(), body)).await {
+        self.of(LEADER, method, path, body).await
+    }
+
+    /// What a door of a process answers.
+    pub async fn of(&self, process: usize, method: &str, path: &str, body: String) -> Response {
+        match self.ask(process, Ask::Door(method.to_owned(), path.to_owned(), body)).await {
             Some(Reply::Door(status, kind, body)) => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
                 (status, [(header::CONTENT_TYPE, kind)], body).into_response()
             }
-            _ => Problem::not_yet("the process that sends messages does not answer").into_response(),
+            _ => Problem::not_yet("the process that knows the answer does not give it").into_response(),
         }
     }
 }

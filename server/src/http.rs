@@ -8,6 +8,7 @@ mod channels;
 mod corrections;
 mod definitions;
 mod described;
+mod erasures;
 mod events;
 mod metrics;
 mod query;
@@ -94,7 +95,9 @@ pub fn router(app: App) -> Router {
         .routes(routes!(corrections::retract))
         .routes(routes!(corrections::unlink))
         .routes(routes!(corrections::refused))
-        .routes(routes!(answers::profile))
+        .routes(routes!(answers::profile, erasures::erase))
+        .routes(routes!(erasures::erasure))
+        .routes(routes!(erasures::export))
         .routes(routes!(answers::events))
         .routes(routes!(answers::sessions))
         .routes(routes!(answers::touchpoints))

@@ -10,9 +10,11 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
+use dataflows::identity::Erasure;
 use dataflows::profile::answers::IntentRow;
 use dataflows::protocol::{self, Answer, Question};
 use dataflows::time::Millis;
+use ecow::EcoString;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::book::Book;
@@ -38,6 +40,8 @@ pub enum Work {
     Events(Vec<Incoming>, Instant, oneshot::Sender<Receipt>),
     /// Calls that the door has refused, to be kept as dead letters.
     DeadLetters(Vec<DeadLetter>),
+    /// All of these ids, who are one, is to be erased; and whether nothing of theirs is taken any more.
+    Erase(Vec<EcoString>, bool, oneshot::Sender<(u64, AsOf)>),
     /// The clock is to go on.
     Clock(Millis, oneshot::Sender<AsOf>),
     /// Something is asked.
@@ -100,6 +104,26 @@ pub struct Closed {
     pub intents: Vec<(IntentRow, i8)>,
     /// The definitions, if others hold from now on.
     pub book: Option<Arc<Book>>,
+    /// Who was erased.
+    pub erased: Vec<Erasure>,
+}
+
+/// What the writer has to hear of erasures.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// Somebody is erased, and so many events of theirs had been accepted.
+    Erased(Erasure, u64),
+    /// The bodies that the erasure of a place asks for are destroyed in this log.
+    Destroyed(u64),
+}
+
+/// How far an erasure is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erasing {
+    /// Events that had been accepted.
+    pub events: u64,
+    /// Whether nothing is left in any log.
+    pub is_complete: bool,
 }
 
 /// What those who act on what changed are told, in order.
@@ -159,6 +183,9 @@ pub(crate) struct Open {
     /// Whether steps close also when nothing comes.
     pub(crate) ticks: bool,
     pub(crate) dead_letters: BTreeMap<u64, Verdict>,
+    /// By their places, erasures that were asked for here.
+    pub(crate) erasures: BTreeMap<u64, Erasing>,
+    pub(crate) news: Vec<News>,
     pub(crate) verdicts: BTreeMap<&'static str, u64>,
     pub(crate) reasons: BTreeMap<&'static str, u64>,
 }
@@ -175,6 +202,8 @@ impl Open {
             closed_at: None,
             ticks: false,
             dead_letters: BTreeMap::new(),
+            erasures: BTreeMap::new(),
+            news: Vec::new(),
             verdicts: BTreeMap::new(),
             reasons: BTreeMap::new(),
         }
@@ -325,6 +354,11 @@ impl Hub {
         older.take(limit).map(|(position, verdict)| (*position, *verdict)).collect()
     }
 
+    /// How far the erasure of a place is; none: there was none here.
+    pub fn erasure(&self, position: u64) -> Option<Erasing> {
+        self.lock().erasures.get(&position).copied()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.shared.open.lock().expect("nobody panics while holding it")
     }
@@ -378,6 +412,7 @@ impl Shared {
             }
         }
         *open.verdicts.entry(Verdict::Accepted.name()).or_default() += closed.accepted;
+        open.news.extend(closed.erased.iter().map(|(erasure, events)| News::Erased(erasure.clone(), *events)));
         drop(open);
         self.closed.notify_all();
         self.step_times.observe(handed.elapsed());
@@ -401,6 +436,7 @@ impl Shared {
         for reply in waiting.clocks {
             let _ = reply.send(as_of);
         }
-        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents, book: switched }));
+        let erased = closed.erased.into_iter().map(|(erasure, _)| erasure).collect();
+        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents, erased, book: switched }));
     }
 }

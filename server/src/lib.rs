@@ -10,6 +10,7 @@ pub mod cluster; // several processes as one
 pub mod demo; // visitors made up
 pub mod desk; // what processes ask each other
 pub mod door; // bodies of events taken apart
+pub mod erasing; // bodies destroyed
 pub mod follow; // views that somebody follows
 pub mod http; // the doors
 pub mod hub; // the way to the writer

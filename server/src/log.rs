@@ -10,16 +10,20 @@
 //!
 //! What it cannot know: whether what it reads is on the disk or, after a failed sync, only in the system's cache. So
 //! what was written last is written again and synced before the log answers from it.
+//!
+//! What records say can be destroyed: a segment that has ended is written anew beside the old one, which it then
+//! replaces, whole. Places, and how many records there are, stay.
 
 pub mod disk;
 mod format;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use dataflows::place;
 use disk::{Disk, DiskFile, RealDisk, SECTOR};
@@ -88,8 +92,6 @@ pub struct Opened {
 
 /// The log's one writer.
 pub struct Log {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
     shared: Arc<Shared>,
     last_position: u64,
     last_time: u64,
@@ -104,10 +106,13 @@ pub struct Log {
 
 /// What the writer and readers share.
 struct Shared {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     codec: Codec,
     id: [u8; 16],
     segments: RwLock<Vec<Arc<SegmentFile>>>,
+    /// Held by whoever writes segments anew.
+    rewriting: Mutex<()>,
 }
 
 struct SegmentFile {
@@ -175,6 +180,10 @@ impl Log {
             _ => LogError::Disk { what: "lock the data directory", path: dir.to_owned(), error },
         })?;
         let names = disk.list(dir).map_err(failed("list the files"))?;
+        // What was to replace a segment when the process ended.
+        for name in names.iter().filter(|name| name.ends_with(format::UNFINISHED)) {
+            disk.remove(&dir.join(name)).map_err(failed("remove an unfinished segment"))?;
+        }
         let mut firsts: Vec<u64> = names.iter().filter_map(|name| format::first_of_name(name)).collect();
         firsts.sort_unstable();
         let mut recovery =
@@ -188,10 +197,15 @@ impl Log {
         disk.sync_dir(dir).map_err(failed("make the files durable"))?;
         let id = found.unwrap_or(id);
         let is_new = segments.is_empty();
-        let shared = Shared { dir: dir.to_owned(), codec: Codec::new(&id), id, segments: RwLock::new(segments) };
-        let mut log = Log {
+        let shared = Shared {
             disk,
             dir: dir.to_owned(),
+            codec: Codec::new(&id),
+            id,
+            segments: RwLock::new(segments),
+            rewriting: Mutex::default(),
+        };
+        let mut log = Log {
             shared: Arc::new(shared),
             last_position: position,
             last_time: time,
@@ -275,15 +289,28 @@ impl Log {
         Arc::clone(self.shared.segments.read().expect("unpoisoned").last().expect("one is always there"))
     }
 
+    /// Ends the last segment, so that all records that there are can be rewritten.
+    pub fn roll(&mut self) -> Result<(), LogError> {
+        if self.poisoned {
+            return Err(LogError::Poisoned);
+        }
+        if self.end > SEGMENT_HEADER as u64 {
+            self.poisoned = true;
+            self.begin_segment()?;
+            self.poisoned = false;
+        }
+        Ok(())
+    }
+
     fn begin_segment(&mut self) -> Result<(), LogError> {
         let first = self.last_position + 1;
-        let path = self.dir.join(format::segment_name(first));
+        let path = self.shared.dir.join(format::segment_name(first));
         let failed = |error| LogError::Disk { what: "begin a segment", path: path.clone(), error };
-        let file = self.disk.create(&path).map_err(failed)?;
+        let file = self.shared.disk.create(&path).map_err(failed)?;
         let header = Segment { version: format::VERSION, id: self.shared.id, first }.encode();
         file.write_all_at(&header, 0)
             .and_then(|()| file.sync())
-            .and_then(|()| self.disk.sync_dir(&self.dir))
+            .and_then(|()| self.shared.disk.sync_dir(&self.shared.dir))
             .map_err(failed)?;
         let segment = SegmentFile { path: path.clone(), file, groups: RwLock::default() };
         self.shared.segments.write().expect("unpoisoned").push(Arc::new(segment));
@@ -428,6 +455,61 @@ fn has_hole(bytes: &[u8], offset: u64) -> bool {
     std::iter::once(share).chain(sectors.chunks(SECTOR)).any(|share| share.iter().all(|byte| *byte == 0))
 }
 
+impl Shared {
+    /// Replaces a segment by one whose records are changed; none: there is nothing to change.
+    fn written_anew(&self, old: &SegmentFile, change: Change<'_>) -> Result<Option<SegmentFile>, LogError> {
+        let groups = old.groups.read().expect("unpoisoned").clone();
+        let Some(first) = groups.first().map(|group| group.first) else { return Ok(None) };
+        let (mut group, mut changes) = (Vec::new(), BTreeMap::new());
+        for (number, GroupAt { time, .. }) in groups.iter().enumerate() {
+            old.read_group(&self.codec, number, &mut group)?;
+            for (index, record) in records(&group).enumerate() {
+                changes.extend(change(*time, index, &record).map(|changed| (record.position, changed)));
+            }
+        }
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let path = self.dir.join(format::unfinished_name(first));
+        let failed = |error| LogError::Disk { what: "write a segment anew", path: path.clone(), error };
+        if let Err(error) = self.disk.remove(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // One that could not be finished before.
+            return Err(failed(error));
+        }
+        let file = self.disk.create(&path).map_err(failed)?;
+        file.write_all_at(&Segment { version: format::VERSION, id: self.id, first }.encode(), 0).map_err(failed)?;
+        let (mut end, mut written, mut bytes) = (SEGMENT_HEADER as u64, Vec::new(), Vec::new());
+        for (number, GroupAt { first, time, .. }) in groups.into_iter().enumerate() {
+            old.read_group(&self.codec, number, &mut group)?;
+            let records = records(&group).map(|Record { position, received_at, kind, payload }| {
+                let (kind, payload) = changes.remove(&position).unwrap_or_else(|| (kind, payload.to_vec()));
+                (kind, received_at, payload)
+            });
+            self.codec.encode_group(first, time, &records.collect::<Vec<_>>(), &mut bytes);
+            file.write_all_at(&bytes, end).map_err(failed)?;
+            written.push(GroupAt { first, time, offset: end });
+            end += bytes.len() as u64;
+        }
+        file.sync()
+            .and_then(|()| self.disk.rename(&path, &old.path))
+            .and_then(|()| self.disk.sync_dir(&self.dir))
+            .map_err(failed)?;
+        Ok(Some(SegmentFile { path: old.path.clone(), file, groups: RwLock::new(written) }))
+    }
+}
+
+/// The records of a group that was read.
+fn records(group: &[u8]) -> impl Iterator<Item = Record<'_>> {
+    let mut rest = group;
+    std::iter::from_fn(move || {
+        let (record, after) = format::decode_record(rest)?;
+        rest = after;
+        Some(record)
+    })
+}
+
 impl SegmentFile {
     /// Reads the group of a number there, if there is one yet; gives its time.
     fn read_group(&self, codec: &Codec, number: usize, into: &mut Vec<u8>) -> Result<Option<u64>, LogError> {
@@ -489,11 +571,28 @@ impl Reader {
     }
 }
 
+/// What is to stand in a record's place: its kind and what it says; none: it stays. Told its time and its number there.
+pub type Change<'c> = &'c dyn Fn(u64, usize, &Record<'_>) -> Option<(u8, Vec<u8>)>;
+
 impl LogReader {
     /// Reads all records, from the first.
     pub fn read(&self) -> Reader {
         let (shared, group) = (Arc::clone(&self.0), Vec::new());
         Reader { shared, next: (0, 0), group, at: 0, time: 0, read: 0 }
+    }
+
+    /// Changes what records say, in every segment but the last, the oldest first. When it is done nothing of what they
+    /// said before is in any file; if it fails or is cut short, each segment is as it was or as it is to be.
+    pub fn rewrite(&self, change: Change<'_>) -> Result<(), LogError> {
+        let _alone = self.0.rewriting.lock().expect("nobody panics while holding it");
+        let ended = self.0.segments.read().expect("unpoisoned").len() - 1;
+        for number in 0..ended {
+            let segment = Arc::clone(&self.0.segments.read().expect("unpoisoned")[number]);
+            if let Some(anew) = self.0.written_anew(&segment, change)? {
+                self.0.segments.write().expect("unpoisoned")[number] = Arc::new(anew);
+            }
+        }
+        Ok(())
     }
 
     /// How many bytes of the disk it takes, and in how many files.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use dataflows::definitions::{Definitions, Deliver, Recommend};
+use dataflows::identity::Erasure;
 use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::profile::campaigns::Status;
 use dataflows::protocol::{Answer, Question};
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::book::Book;
 use crate::cluster::LEADER;
 use crate::desk::Records;
+use crate::erasing::{is_of, is_of_them};
 use crate::hub::{AsOf, Closed, Hub, NotTaken, Told, Work};
 use crate::log::OwnedRecord;
 use crate::record::{Dispatch, Trigger};
@@ -174,6 +176,8 @@ struct State {
     waiting: BTreeSet<(Millis, String)>,
     as_of: AsOf,
     changes: u64,
+    /// Who was erased since the process started: the leader may have written of them before it knew.
+    erased: Vec<Erasure>,
 }
 
 impl Outbox {
@@ -246,6 +250,7 @@ impl Outbox {
                     continue;
                 }
             };
+            self.lock().forget(closed.erased);
             let due = |change: i8| {
                 let rows = closed.intents.iter().filter(move |(row, of)| row.status == Status::Due && *of == change);
                 rows.map(|(row, _)| row.id.clone())
@@ -282,7 +287,11 @@ impl Outbox {
             let (as_of, changed) = tokio::select! {
                 told = told.recv() => match told.inspect(|told| self.hear(told, &mut book)) {
                     Some(Told::Closed(closed)) if self.leads => (closed.as_of, self.follow(closed).await),
-                    Some(Told::Closed(closed)) => (closed.as_of, self.note(closed.as_of, closed.intents).0),
+                    Some(Told::Closed(closed)) => {
+                        let mut changed = self.lock().forget(closed.erased);
+                        changed.extend(self.note(closed.as_of, closed.intents).0);
+                        (closed.as_of, changed)
+                    }
                     Some(Told::Dispatched(dispatched)) => self.mirror(dispatched),
                     None => return,
                 },
@@ -323,6 +332,9 @@ impl Outbox {
     fn mirror(&self, dispatched: Vec<Dispatch>) -> (AsOf, Vec<(i8, Entry)>) {
         let (mut state, mut changed) = (self.lock(), Vec::new());
         for dispatch in dispatched {
+            if state.erased.iter().any(|erasure| is_of(erasure, &dispatch)) {
+                continue;
+            }
             let Dispatch { row, status, body, data, .. } = dispatch.clone();
             state.ledger.insert(row.id.clone(), dispatch);
             // What this process has yet to hear of is judged when it does.
@@ -338,6 +350,8 @@ impl Outbox {
 
     /// Does what a step that closed asks for.
     async fn follow(&self, closed: Closed) -> Vec<(i8, Entry)> {
+        // Nothing of who was erased goes out any more, not even that it is taken back.
+        let forgotten = self.lock().forget(closed.erased);
         let (mut changed, due) = self.note(closed.as_of, closed.intents);
         let news = || changed.iter().filter(|(diff, _)| *diff > 0).map(|(_, entry)| entry);
         let revoked: Vec<Entry> = news().filter(|entry| entry.fate == Fate::Revoked).cloned().collect();
@@ -347,6 +361,7 @@ impl Outbox {
         }
         // If the process ends before this is durable, the law says it again at the next start.
         self.revoke(revoked, closed.as_of).await;
+        changed.extend(forgotten);
         changed.extend(self.send(due, closed.as_of).await);
         changed
     }
@@ -802,6 +817,25 @@ impl Dispatch {
 }
 
 impl State {
+    /// These were erased: nothing of theirs is known any more.
+    fn forget(&mut self, erased: Vec<Erasure>) -> Vec<(i8, Entry)> {
+        let mut forgotten = Vec::new();
+        if erased.is_empty() {
+            return forgotten;
+        }
+        for erasure in erased {
+            let gone = self.entries.extract_if(.., |_, entry| {
+                let row = &entry.row;
+                [&row.profile, &row.root.id].into_iter().any(|id| is_of_them(&erasure, id, row.at))
+            });
+            forgotten.extend(gone.map(|(_, entry)| (-1, entry)));
+            self.ledger.retain(|_, dispatch| !is_of(&erasure, dispatch));
+            self.erased.push(erasure);
+        }
+        self.waiting.retain(|(_, id)| self.entries.contains_key(id));
+        forgotten
+    }
+
     /// An intent no longer stands.
     fn withdraw(&mut self, id: &str) -> Vec<(i8, Entry)> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.fate != Fate::Revoked) else {

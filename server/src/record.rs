@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use dataflows::admission::{self, Verdict};
+use dataflows::admission::{self, Verdict, mark};
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
+use dataflows::identity::Erasure;
 use dataflows::intake::Prepared;
 use dataflows::profile::answers::IntentRow;
-use dataflows::protocol::{Record, Terms};
+use dataflows::protocol::{Destroyed, Record, Terms};
 use dataflows::time::Millis;
 use ecow::EcoString;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub const DEFINITIONS: u8 = 3;
 pub const DEAD_LETTER: u8 = 4;
 /// What became of an intent.
 pub const DISPATCH: u8 = 5;
+/// Somebody is erased, or their bodies are to be destroyed in this log.
+pub const ERASE: u8 = 7;
+/// What was destroyed since.
+pub const DESTROYED: u8 = 8;
 
 /// Something that was recorded is corrected.
 pub const CORRECTION: u8 = 6;
@@ -129,6 +134,15 @@ impl DeadLetter {
         if record.kind == DEAD_LETTER {
             return serde_json::from_slice(&record.payload).ok();
         }
+        if record.kind == DESTROYED {
+            let reason = match verdict {
+                Verdict::TooLate => Reason::TooLate,
+                Verdict::RefusedEdge => Reason::RefusedEdge,
+                Verdict::Erased => Reason::Erased,
+                _ => Reason::Conflict,
+            };
+            return Some(DeadLetter::new(&Rejection::new(reason, DESTROYED_BODY), b""));
+        }
         let (_, _, message_id, body) = decode_event(&record.payload)?;
         let rejection = match verdict {
             Verdict::TooLate => Rejection::new(Reason::TooLate, "the event is earlier than the lateness allows"),
@@ -142,6 +156,35 @@ impl DeadLetter {
             }
         };
         Some(DeadLetter::new(&rejection, body.as_bytes()))
+    }
+}
+
+/// What is said of a body that is not there any more.
+pub const DESTROYED_BODY: &str = "its body was destroyed, since it was of somebody who was erased, or named them";
+
+/// Somebody is erased.
+///
+/// The ids stand in it in clear until all bodies of this log that it asks for are destroyed; then their marks alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erase {
+    /// The place of the erasure whose bodies are to be destroyed in this log; none: this is the erasure.
+    pub of: Option<u64>,
+    /// Later records of these ids that are dated up to this instant do not come in.
+    pub until: Millis,
+    /// How many events had been accepted, where that is known.
+    pub events: u64,
+    /// The ids; none: all is destroyed.
+    pub ids: Vec<EcoString>,
+    /// The mark of each.
+    pub marks: Vec<u128>,
+}
+
+impl Erase {
+    /// What is written down of an erasure.
+    pub fn new(erasure: &Erasure, of: Option<u64>, events: u64, secret: &[u8; 16]) -> Erase {
+        let Erasure { until, ids, .. } = erasure;
+        let marks = ids.iter().map(|id| mark(secret, id)).collect();
+        Erase { of, until: *until, events, ids: ids.clone(), marks }
     }
 }
 
@@ -191,14 +234,82 @@ pub fn encode_event(kind: Kind, timestamp: Millis, message_id: &str, body: &str)
     payload
 }
 
+/// An event whose body was struck after it was decided on: what it was decided on by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// By what admission knows it.
+    pub entry: u128,
+    /// Whether its edge was refused.
+    pub is_refused: bool,
+}
+
+/// Says of an event's kind that it is pinned, and how.
+const PINNED: u8 = 0x80;
+
+/// The payload of an event whose body was struck.
+pub fn encode_struck(kind: Kind, pinned: Pinned, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
+    let mut payload = encode_event(kind, timestamp, message_id, body);
+    payload[0] |= PINNED;
+    let Pinned { entry, is_refused } = pinned;
+    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_refused)]));
+    payload
+}
+
+/// By what an event was decided on, if its body was struck since.
+pub fn pinned(payload: &[u8]) -> Option<Pinned> {
+    let (kind, rest) = payload.split_first()?;
+    let (entry, rest) = rest.split_first_chunk()?;
+    let is_refused = *rest.first()? != 0;
+    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_refused })
+}
+
+/// What is left of a call whose body was destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// As much as later calls are decided on by.
+    Event(Destroyed),
+    /// That it came too late: its person had been erased.
+    Erased,
+}
+
+impl Left {
+    /// What is written in its place.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Left::Erased => vec![0],
+            Left::Event(Destroyed { timestamp, route, entry, .. }) => {
+                let route = (*route as u16).to_le_bytes();
+                [&[1], &timestamp.to_le_bytes()[..], &route, &entry.to_le_bytes()].concat()
+            }
+        }
+    }
+
+    /// What was written. Place and lateness are filled in by whoever reads it; none: it was no call.
+    pub fn decode(payload: &[u8]) -> Option<Left> {
+        let (is_event, rest) = payload.split_first()?;
+        if *is_event == 0 {
+            return Some(Left::Erased);
+        }
+        let (timestamp, rest) = rest.split_first_chunk()?;
+        let (route, rest) = rest.split_first_chunk()?;
+        let entry = u128::from_le_bytes(*rest.first_chunk()?);
+        let (timestamp, route) = (Millis::from_le_bytes(*timestamp), u16::from_le_bytes(*route).into());
+        Some(Left::Event(Destroyed { position: 0, timestamp, is_late: false, route, entry }))
+    }
+}
+
 /// The parts of an event's payload.
 pub fn decode_event(payload: &[u8]) -> Option<(Kind, Millis, &str, &str)> {
-    let (kind, rest) = payload.split_first()?;
+    let (kind, mut rest) = payload.split_first()?;
+    if kind & PINNED != 0 {
+        rest = rest.get(size_of::<u128>() + 1..)?;
+    }
+    let kind = kind & !PINNED;
     let (timestamp, rest) = rest.split_first_chunk::<8>()?;
     let (length, rest) = rest.split_first()?;
     let (message_id, body) = rest.split_at_checked(usize::from(*length))?;
     let texts = (std::str::from_utf8(message_id).ok()?, std::str::from_utf8(body).ok()?);
-    Some((*Kind::ALL.get(usize::from(*kind))?, Millis::from_le_bytes(*timestamp), texts.0, texts.1))
+    Some((*Kind::ALL.get(usize::from(kind))?, Millis::from_le_bytes(*timestamp), texts.0, texts.1))
 }
 
 /// An event of the log, ready for the engine.
@@ -206,7 +317,12 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
     let (kind, timestamp, message_id, body) =
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let mut call = Call::parse(body, Some(kind))?;
-    Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)
+    let mut prepared = Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)?;
+    if let Some(Pinned { entry, is_refused }) = pinned(payload) {
+        prepared.entry = entry;
+        prepared.link = prepared.link.filter(|_| !is_refused);
+    }
+    Ok(prepared)
 }
 
 #[cfg(test)]
@@ -218,5 +334,23 @@ mod tests {
         let payload = encode_event(Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
         assert_eq!(decode_event(&payload), Some((Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#)));
         assert_eq!(decode_event(&payload[..5]), None);
+        assert_eq!(pinned(&payload), None);
+        let how = Pinned { entry: 1 << 127 | 5, is_refused: true };
+        let struck = encode_struck(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
+        assert_eq!((decode_event(&struck), pinned(&struck)), (decode_event(&payload), Some(how)));
+        assert_eq!(decode_event(&struck[..9]), None);
+    }
+
+    #[test]
+    fn what_is_left_comes_back_too() {
+        let left = Destroyed { position: 0, timestamp: -5, is_late: false, route: 65_535, entry: u128::MAX - 7 };
+        for left in [Left::Erased, Left::Event(left)] {
+            assert_eq!(Left::decode(&left.encode()), Some(left));
+        }
+        assert_eq!(Left::decode(&[]), None);
+        let erasure = Erasure { position: 9, until: i64::MAX, ids: vec!["ada".into()] };
+        let erase = Erase::new(&erasure, Some(9), 3, &[1; 16]);
+        let text = serde_json::to_vec(&erase).expect("it has string keys");
+        assert_eq!(serde_json::from_slice::<Erase>(&text).expect("it was written so"), erase);
     }
 }

@@ -13,10 +13,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
-use dataflows::event::Decoder;
+use dataflows::event::{Decoder, Reason, Rejection};
+use dataflows::identity::Erasure;
 use dataflows::intake::prepare;
 use dataflows::number::print_billionths;
-use dataflows::place::place;
+use dataflows::place::{place, process_of};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
 use dataflows::protocol::{Answer, Question, Record, Response, Step, Terms};
@@ -102,6 +103,8 @@ const STEP_BLOCKS: u64 = 12;
 const BLOCKS_WAITING: usize = 4;
 /// Steps that the engine may have open.
 const STEPS_OPEN_MAX: u64 = 8;
+/// What a line that erases somebody has in it.
+const ERASES: &str = "\"erase\"";
 /// What is said where processes have read different files.
 const DIFFER: &str = "the processes have not read the same: give all of them the same files";
 /// Keys the hashes of ids; a replay keeps nothing, so any will do.
@@ -120,6 +123,8 @@ struct Block {
     events: u64,
     /// Lines that are neither events nor anything else.
     invalid: u64,
+    /// Lines that erase somebody, in order.
+    erasures: Vec<Erasure>,
 }
 
 /// Replays; gives the report and the state, or a sentence on what is wrong. Of several processes that share a replay
@@ -129,7 +134,7 @@ pub fn replay(replay: &Replay, team: Option<Team>) -> Result<Option<(Report, Run
     let answers = Arc::new(Answers::default());
     let heard = Arc::clone(&answers);
     let acceptance = if replay.lateness.is_some() { Acceptance::InOrder } else { Acceptance::AnyTime };
-    let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan), acceptance };
+    let config = Config { workers: replay.workers, plan: Arc::clone(&replay.plan), acceptance, secret: SECRET };
     let hear = move |response| heard.hear(response);
     let (engine, others) = match team {
         None => (Engine::start(config, hear), None),
@@ -190,15 +195,15 @@ fn decoders(replay: &Replay, share: (usize, usize)) -> Vec<Receiver<Result<Block
                 drop(reading);
                 changed.notify_all();
                 let block = match read {
-                    Ok((number, true)) => {
+                    Ok((number, Some(process))) => {
                         // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
                         let text = std::str::from_utf8(&buffer).map(Cow::Borrowed);
                         let text = text.unwrap_or_else(|_| String::from_utf8_lossy(&buffer));
                         let lines = text.lines().filter(|line| !line.trim_start().is_empty());
-                        Ok(Block::new(number, share.0, lines, &mut decoder))
+                        Ok(Block::new(number, (process, process == share.0), lines, &mut decoder))
                     }
                     // How many there were is the last thing to say.
-                    Ok((number, false)) => Ok(Block { number, ..Block::default() }),
+                    Ok((number, None)) => Ok(Block { number, ..Block::default() }),
                     Err(error) => Err(error),
                 };
                 let is_last = block.as_ref().is_ok_and(|block| block.records.is_empty() && block.position == 0);
@@ -214,13 +219,34 @@ fn decoders(replay: &Replay, share: (usize, usize)) -> Vec<Receiver<Result<Block
 }
 
 impl Block {
-    fn new<'l>(number: u64, process: usize, lines: impl Iterator<Item = &'l str>, decoder: &mut Decoder) -> Block {
+    /// Takes the lines of a block apart. Of one that is another process's, only who is erased counts here.
+    fn new<'l>(
+        number: u64,
+        (process, is_own): (usize, bool),
+        lines: impl Iterator<Item = &'l str>,
+        decoder: &mut Decoder,
+    ) -> Block {
         // Places are counted from one: nothing stands before the first line.
         let position = place(number + 1, process, 0);
         let (mut block, mut step) = (Block { number, position, ..Block::default() }, Step::first());
         for (index, line) in lines.enumerate() {
             block.position = place(number + 1, process, index);
-            let record = prepare(line, block.position, decoder, &SECRET);
+            // Others know one that erases by the word alone.
+            let erases = || line.contains(ERASES);
+            if !is_own && !erases() {
+                continue;
+            }
+            let record = match prepare(line, block.position, decoder, &SECRET) {
+                Ok(Record::Erase(erasure)) if erases() => {
+                    block.erasures.push(*erasure);
+                    continue;
+                }
+                _ if !is_own => continue,
+                Ok(Record::Erase(_)) => {
+                    Err(Rejection::new(Reason::Invalid, "`erase` is to be written without escapes"))
+                }
+                record => record,
+            };
             block.events += u64::from(matches!(record, Ok(Record::Event(_)) | Err(_)));
             match record {
                 Ok(record) => step.record(record),
@@ -249,17 +275,18 @@ impl Source {
         Source { files: files.into_iter(), open: None, turn: 0, number: 0, share }
     }
 
-    /// Reads the next block that is this process's; gives its number. False at the end of the last file, with how many
-    /// there were.
-    fn block(&mut self, buffer: &mut Vec<u8>) -> Result<(u64, bool), String> {
+    /// Reads the next block that is this process's, or that erases somebody; gives its number, and whose it is. None at
+    /// the end of the last file, with how many there were.
+    fn block(&mut self, buffer: &mut Vec<u8>) -> Result<(u64, Option<usize>), String> {
         loop {
             if !self.any_block(buffer)? {
-                return Ok((self.number, false));
+                return Ok((self.number, None));
             }
             self.number += 1;
             let (process, processes) = self.share;
-            if (self.number - 1) as usize % processes == process {
-                return Ok((self.number - 1, true));
+            let owner = (self.number - 1) as usize % processes;
+            if owner == process || memchr::memmem::find(buffer, ERASES.as_bytes()).is_some() {
+                return Ok((self.number - 1, Some(owner)));
             }
         }
     }
@@ -336,6 +363,18 @@ impl Answers {
     }
 }
 
+/// Takes out of chunks what stands before a place.
+fn before(chunks: &mut Vec<Vec<Record>>, position: u64) -> Vec<Vec<Record>> {
+    let all = std::mem::take(chunks);
+    let mut before = Vec::new();
+    for mut chunk in all {
+        let after = chunk.split_off(chunk.partition_point(|record| record.position() < position));
+        before.extend(Some(chunk).filter(|chunk| !chunk.is_empty()));
+        chunks.extend(Some(after).filter(|after| !after.is_empty()));
+    }
+    before
+}
+
 /// A replay under way or done.
 pub struct Run {
     engine: Engine,
@@ -370,7 +409,7 @@ impl Run {
 
     /// Takes a block, or the number of all there were.
     fn take(&mut self, block: Block) -> Result<(), String> {
-        let Block { number, mut records, position, events, invalid } = block;
+        let Block { number, mut records, position, events, invalid, erasures } = block;
         // All blocks of a step stand in it, and those of others count.
         while self.share.blocks < number {
             self.share.blocks += 1;
@@ -380,8 +419,31 @@ impl Run {
         }
         self.share.read += events;
         self.share.invalid += invalid;
+        for erasure in erasures {
+            let before = before(&mut records, erasure.position);
+            self.step.records.extend(before);
+            self.erase(erasure)?;
+        }
         self.step.records.append(&mut records);
         self.step.position = position.max(self.step.position);
+        Ok(())
+    }
+
+    /// Erases whoever has an id by now. All processes close the step up to here; the one whose line it is asks in it.
+    fn erase(&mut self, Erasure { position, mut ids, .. }: Erasure) -> Result<(), String> {
+        let process = self.others.as_ref().map_or(LEADER, |others| others.process);
+        let is_own = process_of(position) == process;
+        if is_own {
+            self.step.questions.extend(ids.pop().map(|id| (0, Question::Profile(id))));
+        }
+        self.close(0)?;
+        let mut said = self.answers.said.lock().expect("nobody panics while holding it");
+        for part in std::mem::take(&mut said.parts) {
+            if let Answer::Profile(profile) = part {
+                let erasure = Erasure { position, until: said.clock, ids: profile.ids().cloned().collect() };
+                self.engine.erasing(erasure).into_iter().for_each(|record| self.step.record(record));
+            }
+        }
         Ok(())
     }
 

@@ -6,16 +6,17 @@
 //! What a place means, that an event was seen before or comes too late, is the engine's to find.
 
 mod coming;
+mod erasing;
 mod own;
 mod stream;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use dataflows::admission::Verdict;
+use dataflows::admission::{Erased, Verdict};
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
 use dataflows::place::place;
@@ -33,6 +34,7 @@ use crate::stream::feed::{self, Feed, Feeding};
 use crate::stream::{Kept, Stream};
 
 use coming::Coming;
+use erasing::Erasing;
 use stream::Streamed;
 
 /// Events in a step, about.
@@ -110,7 +112,9 @@ pub fn start(start: Start) -> Result<Started, String> {
         ClockMode::Wall => Acceptance::Stamped,
         ClockMode::Events => Acceptance::InOrder,
     };
-    let config = Config { workers, plan: Arc::clone(&plan), acceptance };
+    let (own, last_time) = log.identity();
+    let (secret, last_time) = team.as_ref().map_or((own, last_time), |team| (team.secret, team.last_time));
+    let config = Config { workers, plan: Arc::clone(&plan), acceptance, secret };
     let tells = told.clone();
     // Alone it hears from nobody, and ends when all are gone who may give it work.
     let desk = team.as_ref().map(|_| Arc::new(Desk::new(log.reader())));
@@ -125,16 +129,15 @@ pub fn start(start: Start) -> Result<Started, String> {
         },
         (Response::Letter(..), None) => {}
     };
-    let (secret, last_time) = log.identity();
-    let (engine, others, secret, last_time) = match team {
-        None => (Engine::start(config, heard), None, secret, last_time),
-        Some(Team { process, connections, secret, last_time, hosts, .. }) => {
+    let (engine, others) = match team {
+        None => (Engine::start(config, heard), None),
+        Some(Team { process, connections, hosts, .. }) => {
             let processes = connections.len();
             let lost = Box::new(move |peer: usize| lost(peer, &hosts[peer]));
             let engine = Engine::start_among(config, Peers { process, connections, lost }, heard);
             let others = Others::new(process, processes, engine.post());
             desk.iter().for_each(|desk| desk.reach(others.clone()));
-            (engine, Some(others), secret, last_time)
+            (engine, Some(others))
         }
     };
     let share = others.as_ref().map_or((LEADER, 1), |others| (others.process, others.processes));
@@ -186,6 +189,8 @@ pub fn start(start: Start) -> Result<Started, String> {
         coming: None,
         life: crate::clock::nanos(),
         published: 0,
+        erased: Erased::default(),
+        erasing: BTreeMap::new(),
     };
     let found = match writer.log {
         Backing::Own(_) => writer.read_again(book, last_time),
@@ -199,6 +204,10 @@ pub fn start(start: Start) -> Result<Started, String> {
 enum Durable {
     Receipt(oneshot::Sender<Receipt>, usize),
     Dispatched(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    /// The place of an erasure.
+    Erased(u64, oneshot::Sender<(u64, AsOf)>),
+    /// The erasure of a place is written down, and bodies can be destroyed.
+    Erasing(u64),
     Defined(oneshot::Sender<AsOf>),
 }
 
@@ -286,6 +295,10 @@ struct Writer {
     life: u128,
     /// Messages given to the stream.
     published: u64,
+    /// Ids that were erased: what is theirs is not written down any more.
+    erased: Erased,
+    /// Erasures under way, by their places.
+    erasing: BTreeMap<u64, Erasing>,
 }
 
 impl Writer {
@@ -321,6 +334,7 @@ impl Writer {
             match self.carried.take().map_or_else(|| self.queue.recv_timeout(patience), Ok) {
                 Ok(work) => break Some(work),
                 Err(RecvTimeoutError::Timeout) if !is_due => break None,
+                Err(RecvTimeoutError::Timeout) if self.has_news() => break None,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(false),
             }
@@ -328,11 +342,13 @@ impl Writer {
         if self.mode == ClockMode::Wall {
             self.clock = self.clock.max((self.now)());
         }
+        self.heed();
         self.read_more();
         while let Some(work) = next {
             match work {
                 Work::Stop | Work::Letter(_, Letter::Stop) => goes_on = false,
                 Work::Letter(_, Letter::Reread) => self.reread_here(),
+                Work::Letter(from, Letter::Erasing(of, events, done)) => self.hear_of(from, of, events, done),
                 // That a step is wanted is all it says.
                 Work::Letter(..) => {}
                 // Records of a step are accepted as one set of definitions asks.
@@ -355,11 +371,21 @@ impl Writer {
     /// Waits until the leader closes a step, and gives it what has come until then. False: there is none any more.
     fn follow(&mut self) -> Result<bool, String> {
         loop {
-            let Ok(work) = self.queue.recv() else { return Ok(false) };
+            let work = match self.queue.recv_timeout(TICK) {
+                Ok(work) => work,
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.has_news() {
+                        self.want();
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            };
             match work {
                 Work::Letter(_, Letter::Round(round)) => {
                     self.begin(round);
                     self.read_more();
+                    self.heed();
                     while self.step.len() < STEP_EVENTS
                         && let Some(work) = self.held.pop_front()
                     {
@@ -376,6 +402,10 @@ impl Writer {
                     self.next = Some((*defined, position, clock));
                 }
                 Work::Letter(_, Letter::Ledger(dispatched)) => drop(self.told.send(Told::Dispatched(dispatched))),
+                Work::Letter(from, Letter::Erasing(of, events, done)) => {
+                    self.hear_of(from, of, events, done);
+                    self.want();
+                }
                 Work::Letter(..) => {}
                 Work::Stop => {
                     // The leader closes what is under way, and then tells everyone.
@@ -473,6 +503,7 @@ impl Writer {
                 }
                 self.waiting.receipts.push((reply, first, count));
             }
+            Work::Erase(ids, for_good, reply) => self.erase(ids, for_good, reply),
             Work::Define(mut book, reply) => {
                 let (clock, defined) = (self.clock, book.defined());
                 let position = self.write_json(record::DEFINITIONS, &defined);
@@ -484,8 +515,8 @@ impl Writer {
                 self.durable.push(Durable::Defined(reply));
             }
             Work::Dispatch(entries, reply) => {
-                for entry in &entries {
-                    self.write_json(record::DISPATCH, entry);
+                for entry in entries.iter().filter(|entry| !self.is_erased(entry)).cloned().collect::<Vec<_>>() {
+                    self.write_json(record::DISPATCH, &entry);
                 }
                 self.durable.push(Durable::Dispatched(entries, reply));
             }
@@ -521,11 +552,14 @@ impl Writer {
             self.group.clear();
         }
         let as_of = AsOf { position: self.step.position, clock: self.clock };
+        let mut noted = Vec::new();
         for reply in self.durable.drain(..) {
             match reply {
                 Durable::Receipt(reply, count) => {
                     let _ = reply.send(Receipt { as_of, verdicts: vec![Verdict::Accepted; count] });
                 }
+                Durable::Erased(position, reply) => drop(reply.send((position, as_of))),
+                Durable::Erasing(position) => noted.push(position),
                 Durable::Dispatched(entries, reply) => {
                     let _ = reply.send(as_of);
                     if let Some(others) = &self.others {
@@ -535,7 +569,7 @@ impl Writer {
                 Durable::Defined(reply) => drop(reply.send(as_of)),
             }
         }
-        Ok(())
+        noted.into_iter().try_for_each(|position| self.destroy(position))
     }
 
     /// Hands the step to the engine; waits while the engine is too far behind.

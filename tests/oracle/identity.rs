@@ -23,6 +23,8 @@ impl Corrections {
 
     pub fn erase(&mut self, id: &str, clock: i64) {
         self.erased.insert(id.to_string(), clock);
+        // What was said of them goes too: who comes back is somebody else.
+        self.unlinked.retain(|(a, b)| a != id && b != id);
     }
 
     /// An erased id is struck out of everything dated up to its erasure.

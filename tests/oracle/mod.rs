@@ -27,7 +27,7 @@
 //! 11. An event with the same string in both fields is no candidate for the earliest; nor is an unlinked pair.
 //! 12. An alias without a `userId` or `previousId` is valid and makes no edge. `groupId` is no id of a person.
 //! 13. Erased ids are struck out of the id fields of all events dated up to the erasure, also of those that arrive
-//!     later; property values stay. Unlinked pairs outlive an erasure. Erasing an unknown id has no effect.
+//!     later; property values stay. Unlinked pairs that name them are gone too. Erasing an unknown id has no effect.
 //! 14. Consent is kept per purpose: a later call that does not name the purpose leaves it; non-booleans are ignored.
 //!
 //! Sessions and values

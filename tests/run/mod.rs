@@ -110,7 +110,7 @@ impl Run {
         let terms = Terms { lateness, ..Terms::of(&plan.definitions) };
         let start = |(process, connections): (usize, Vec<Option<UnixStream>>)| {
             let (told, closed) = channel();
-            let config = Config { workers, plan: Arc::clone(&plan), acceptance };
+            let config = Config { workers, plan: Arc::clone(&plan), acceptance, secret: SECRET };
             let heard = move |response| match response {
                 Response::Closed(step) => drop(told.send(step)),
                 Response::Letter(from, letter) => panic!("{from} wrote {letter:?}"),

@@ -6,11 +6,12 @@ use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
 use super::Acceptance;
-use crate::admission::{Admission, Verdict};
-use crate::event::Event;
+use crate::admission::{Admission, Erased, Verdict};
+use crate::event::{Event, Link};
 use crate::identity::{Change, Id};
 use crate::plan::Plan;
-use crate::protocol::{Question, Record, Terms};
+use crate::protocol::{Destroyed, Question, Record, Terms};
+use crate::strike::without;
 use crate::time::Millis;
 
 /// What every worker knows of a step, beside its share of the records.
@@ -41,16 +42,20 @@ pub(super) enum Admitted {
 
 /// Decides on records in their order.
 pub(super) struct Accepting {
-    acceptance: Acceptance,
+    pub(super) acceptance: Acceptance,
     admission: Admission,
+    erased: Erased,
+    /// The key of hashes.
+    secret: [u8; 16],
     clock: Millis,
     accepted: u64,
 }
 
 impl Accepting {
     /// Nothing came yet.
-    pub(super) fn new(acceptance: Acceptance) -> Accepting {
-        Accepting { acceptance, admission: Admission::default(), clock: 0, accepted: 0 }
+    pub(super) fn new(acceptance: Acceptance, secret: [u8; 16]) -> Accepting {
+        let (admission, erased) = Default::default();
+        Accepting { acceptance, admission, erased, secret, clock: 0, accepted: 0 }
     }
 
     /// The clock goes on.
@@ -73,23 +78,19 @@ impl Accepting {
         link: &mut impl FnMut(u64, Change),
     ) -> Option<(u64, Verdict)> {
         match record {
-            Record::Event(prepared) => {
+            Record::Event(mut prepared) => {
                 let (position, timestamp) = (prepared.event.position, prepared.event.timestamp);
-                let is_late = match self.acceptance {
-                    Acceptance::Stamped => prepared.is_late,
-                    Acceptance::InOrder => lateness.is_some_and(|lateness| timestamp < self.clock - lateness),
-                    Acceptance::AnyTime => false,
-                };
-                let verdict = self.admission.decide(prepared.entry, is_late);
+                if self.erased.covers(&self.secret, &prepared.event.own, timestamp) {
+                    return Some((position, Verdict::Erased));
+                }
+                let verdict = self.admit(prepared.entry, timestamp, prepared.is_late, lateness);
                 if verdict != Verdict::Accepted {
                     return Some((position, verdict));
                 }
-                if self.acceptance != Acceptance::Stamped {
-                    self.tick(timestamp);
-                }
                 self.accepted += 1;
-                if let Some(stated) = prepared.link {
-                    link(position, Change::Link(*stated));
+                self.strike(&mut prepared.event);
+                if let Some(stated) = prepared.link.and_then(|link| self.struck(*link)) {
+                    link(position, Change::Link(stated));
                 }
                 admit(Admitted::Event(prepared.event));
             }
@@ -101,12 +102,52 @@ impl Accepting {
                 link(position, Change::Retract(own.clone(), message_id.clone()));
                 admit(Admitted::Retract(own, message_id));
             }
-            Record::Reread(event) => admit(Admitted::Reread(event)),
+            Record::Reread(mut event) => {
+                self.strike(&mut event);
+                admit(Admitted::Reread(event));
+            }
             Record::Unlink(position, a, b) => link(position, Change::Unlink(a, b)),
             Record::Clock(_, to) => drop(self.tick(to)),
             Record::Unreadable(position) => return Some((position, Verdict::Invalid)),
+            Record::Bar(bar) => bar.marks.iter().for_each(|mark| self.erased.add(*mark, bar.until)),
+            Record::Erase(erasure) => link(erasure.position, Change::Erase(*erasure)),
+            Record::Destroyed(Destroyed { position, timestamp, is_late, entry, .. }) => {
+                let verdict = self.admit(entry, timestamp, is_late, lateness);
+                return Some((position, verdict)).filter(|_| verdict != Verdict::Accepted);
+            }
+            Record::Decided(position, verdict) => return Some((position, verdict)),
         }
         None
+    }
+
+    /// Takes out of an event that is dated before somebody was erased what names them.
+    fn strike(&self, event: &mut Event) {
+        if self.erased.reaches(event.timestamp) {
+            let gone = |id: &str| self.erased.covers(&self.secret, id, event.timestamp);
+            event.details = event.details.take().map(|details| without(&details, &gone).map_or(details, Arc::new));
+        }
+    }
+
+    /// What such an event still links.
+    fn struck(&self, mut link: Link) -> Option<Link> {
+        let gone = |id: &mut EcoString| self.erased.covers(&self.secret, id, link.timestamp);
+        link.anonymous.take_if(gone);
+        link.previous.take_if(gone);
+        (link.anonymous.is_some() || link.previous.is_some()).then_some(link)
+    }
+
+    /// Decides on the next record by what admission knows it by; if it is accepted, the clock follows where it does.
+    fn admit(&mut self, entry: u128, timestamp: Millis, is_late: bool, lateness: Option<Millis>) -> Verdict {
+        let is_late = match self.acceptance {
+            Acceptance::Stamped => is_late,
+            Acceptance::InOrder => lateness.is_some_and(|lateness| timestamp < self.clock - lateness),
+            Acceptance::AnyTime => false,
+        };
+        let verdict = self.admission.decide(entry, is_late);
+        if verdict == Verdict::Accepted && self.acceptance != Acceptance::Stamped {
+            self.tick(timestamp);
+        }
+        verdict
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use differential_dataflow::hashable::Hashable;
 use differential_dataflow::operators::arrange::{Arranged, TraceAgent};
 use differential_dataflow::trace::cursor::cursor_list;
 use differential_dataflow::trace::implementations::KeySpine;
@@ -29,10 +28,10 @@ use timely::worker::Worker;
 use super::acceptance::{Accepting, Admitted, Turn, in_order};
 use super::profiles::{Profiles, Settled};
 use super::wire::Batch;
-use super::{Acceptance, Time};
+use super::{Acceptance, Time, route};
 use crate::admission::Verdict;
 use crate::event::Event;
-use crate::identity::{Change, Component, Id, Identity, Move};
+use crate::identity::{Change, Component, Erasure, Id, Identity, Move};
 use crate::plan::Plan;
 use crate::profile::answers::IntentRow;
 use crate::protocol::{Answer, Question, Record, Step, Terms, Watched};
@@ -75,6 +74,10 @@ pub(super) enum Saying {
     Verdict(u64, Verdict),
     /// An intent came or went.
     Intent(IntentRow, i8),
+    /// Somebody is erased.
+    Erased(Erasure),
+    /// By the erasure of a place so many events are gone from a worker.
+    Gone(u64, u64),
     /// A row that is watched came or went.
     Row(Watched, String, i8),
     /// Credit that is watched has changed.
@@ -151,6 +154,8 @@ pub(super) enum Assignment {
     Leave(Move),
     /// To the worker of a person: these ids are one.
     Share(Component),
+    /// To a worker: what it keeps of somebody goes, and what it keeps of others that names them.
+    Strike(usize, Erasure),
 }
 
 /// What goes on from the worker of an id to that of its person, by its key.
@@ -222,7 +227,7 @@ impl Outputs {
 pub(super) fn assemble(
     worker: &mut Worker,
     plan: Arc<Plan>,
-    acceptance: Acceptance,
+    (acceptance, secret): (Acceptance, [u8; 16]),
     workers: usize,
 ) -> (Inputs, Outputs) {
     let mut inputs = Inputs { letters: InputHandle::new(), records: InputHandle::new(), turns: InputHandle::new() };
@@ -240,14 +245,14 @@ pub(super) fn assemble(
         let records = scope.input_from(&mut inputs.records);
         let turns = scope.input_from(&mut inputs.turns);
         let ready = Rc::new(Cell::new(0));
-        let accepted = accept(records, turns.clone(), acceptance, workers, Rc::clone(&ready));
+        let accepted = accept(records, turns.clone(), Accepting::new(acceptance, secret), workers, Rc::clone(&ready));
         let (assigned, refused) = identity(accepted.links, accepted.signals.clone(), turns.clone(), workers);
         let (loops, forwarded) = scope.feedback::<Batch<(Id, Forward)>>(1);
         // Where one worker decides on all records, they have yet to be brought home.
         let admitted = match acceptance {
             Acceptance::InOrder => accepted.admitted.exchange(|admitted| match admitted {
-                Admitted::Event(event) | Admitted::Reread(event) => event.own.hashed(),
-                Admitted::Retract(own, _) => own.hashed(),
+                Admitted::Event(event) | Admitted::Reread(event) => route(&event.own),
+                Admitted::Retract(own, _) => route(own),
             }),
             Acceptance::Stamped | Acceptance::AnyTime => accepted.admitted,
         };
@@ -274,7 +279,7 @@ struct Accepted<'s> {
 fn accept<'s>(
     records: Stream<'s, Time, Batch<Record>>,
     turns: StreamVec<'s, Time, Turn>,
-    acceptance: Acceptance,
+    mut accepting: Accepting,
     workers: usize,
     ready: Rc<Cell<u64>>,
 ) -> Accepted<'s> {
@@ -285,12 +290,15 @@ fn accept<'s>(
     }
     let scope = records.scope();
     let (peers, index) = (scope.peers(), scope.index());
+    let is_one = accepting.acceptance == Acceptance::InOrder;
     let by_id = Batches::new(move |record: &Record| match record {
-        _ if acceptance == Acceptance::InOrder => 0,
-        Record::Event(prepared) => prepared.event.own.hashed(),
-        Record::Reread(event) => event.own.hashed(),
-        Record::Retract(_, own, ..) => own.hashed(),
-        Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) => 0,
+        _ if is_one => 0,
+        Record::Event(prepared) => route(&prepared.event.own),
+        Record::Reread(event) => route(&event.own),
+        Record::Retract(_, own, ..) => route(own),
+        Record::Bar(bar) => bar.worker,
+        Record::Destroyed(destroyed) => destroyed.route,
+        Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) | Record::Erase(_) | Record::Decided(..) => 0,
     });
     let mut builder = OperatorBuilder::new("Acceptance".to_owned(), scope);
     let mut records = builder.new_input(records, by_id);
@@ -305,7 +313,6 @@ fn accept<'s>(
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut accepting = Accepting::new(acceptance);
         let mut arrived: BTreeMap<Time, Vec<Vec<Record>>> = BTreeMap::new();
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
         move |frontiers: &[MutableAntichain<Time>]| {
@@ -353,7 +360,7 @@ fn accept<'s>(
                     let to_all = if question.about().is_some() || question.links() { 0 } else { peers };
                     // Who is linked to whom is known to the first.
                     let to_first = Some(0).filter(|_| question.links());
-                    let home = question.about().map(|id| id.hashed() % peers as u64);
+                    let home = question.about().map(|id| route(id) % peers as u64);
                     let to_one = home.filter(|home| Some(*home) != to_first).into_iter().chain(to_first);
                     for peer in to_one.chain(0..to_all as u64) {
                         signals.give((peer, Signal::Ask(Ask { to: index, number, question: question.clone() })));
@@ -421,6 +428,11 @@ fn identity<'s>(
                     }
                 }
                 changes.sort_by_key(|(position, _)| *position);
+                let erased = changes.iter().filter_map(|(_, change)| match change {
+                    Change::Erase(erasure) => Some(erasure.clone()),
+                    _ => None,
+                });
+                let erased: Vec<Erasure> = erased.collect();
                 let outcome = identity.apply(changes.into_iter().map(|(_, change)| change), clock, ids_max);
                 let mut assigned = assigned.session(&on_assigned);
                 for moved in outcome.moves {
@@ -429,6 +441,10 @@ fn identity<'s>(
                 }
                 assigned.give_iterator(outcome.components.into_iter().map(Assignment::Share));
                 let mut told = told.session(&on_told);
+                for erasure in erased {
+                    assigned.give_iterator((0..peers).map(|peer| Assignment::Strike(peer, erasure.clone())));
+                    told.give_iterator((0..peers).step_by(workers).map(|to| (to, Saying::Erased(erasure.clone()))));
+                }
                 for position in outcome.refused {
                     let refused = Saying::Verdict(position, Verdict::RefusedEdge);
                     told.give_iterator((0..peers).step_by(workers).map(|to| (to, refused.clone())));
@@ -569,10 +585,11 @@ fn profiles<'s>(
     let (peers, index) = (scope.peers(), scope.index());
     let to_one = Exchange::new(|(peer, _): &(u64, Signal)| *peer);
     let by_concern = Exchange::new(|assignment: &Assignment| match assignment {
-        Assignment::Home(id, _) => id.hashed(),
-        Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => key.hashed(),
+        Assignment::Home(id, _) => route(id),
+        Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => route(key),
+        Assignment::Strike(peer, _) => *peer as u64,
     });
-    let by_key = Batches::new(|(key, _): &(Id, Forward)| key.hashed());
+    let by_key = Batches::new(|(key, _): &(Id, Forward)| route(key));
     let mut builder = OperatorBuilder::new("Profiles".to_owned(), scope);
     // What is admitted is where it belongs already.
     let mut admitted = builder.new_input(admitted, Pipeline);
@@ -591,7 +608,7 @@ fn profiles<'s>(
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
-        let is_here = move |id: &Id| id.hashed() as usize % peers == index;
+        let is_here = move |id: &Id| route(id) as usize % peers == index;
         move |frontiers: &[MutableAntichain<Time>]| {
             signals.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
@@ -646,7 +663,7 @@ fn profiles<'s>(
                 let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
                 let now = now.unwrap_or_default();
                 let settled = profiles.settle(now, forwarded, plan);
-                let Settled { totals, intents, rows, credit, answers, switched, prepared } = settled;
+                let Settled { totals, intents, rows, credit, answers, switched, prepared, gone } = settled;
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
@@ -657,6 +674,10 @@ fn profiles<'s>(
                 if let Some((done, all)) = prepared {
                     let to = (0..peers).step_by(workers);
                     told.give_iterator(to.map(|first| (first, Saying::Prepared(done, all))));
+                }
+                for (position, events) in gone {
+                    let to = (0..peers).step_by(workers);
+                    told.give_iterator(to.map(|first| (first, Saying::Gone(position, events))));
                 }
                 for (intent, change) in intents {
                     // Each process tells them to those who listen there.

@@ -12,15 +12,16 @@ use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
 use crate::event::Event;
-use crate::identity::{Id, Move};
+use crate::identity::{Erasure, Id, Move};
 use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
-use crate::profile::answers::{Asked, IntentRow, Rows, SessionRow, intent_row, public_id};
+use crate::profile::answers::{Asked, IntentRow, Page, Rows, SessionRow, View, intent_row, public_id};
 use crate::profile::attribution::Credit;
 use crate::profile::campaigns::{Intent, Meant};
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::profile::{Effects, State};
 use crate::protocol::{Answer, Deadline, Question};
+use crate::strike::{names, without};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
 
@@ -32,6 +33,7 @@ pub(super) struct Profiles {
     intents: Vec<(IntentRow, i8)>,
     retracts: Vec<(Id, Id, EcoString)>,
     reread: Vec<(Id, Event)>,
+    erasures: Vec<Erasure>,
     /// How many plans came for which to prepare.
     plans: u64,
     /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
@@ -55,6 +57,8 @@ pub(super) struct Settled {
     pub(super) switched: Option<u64>,
     /// Profiles that are prepared for definitions to come, and all; none: there are none to come.
     pub(super) prepared: Option<(u64, u64)>,
+    /// Events that erasures took from here, by their places.
+    pub(super) gone: Vec<(u64, u64)>,
     /// Parts of answers: to which worker, to which question.
     pub(super) answers: Vec<(usize, u64, Answer)>,
 }
@@ -68,6 +72,7 @@ impl Profiles {
             intents: Vec::new(),
             retracts: Vec::new(),
             reread: Vec::new(),
+            erasures: Vec::new(),
             plans: 0,
             ready,
             asked: Vec::new(),
@@ -81,6 +86,8 @@ impl Profiles {
             Assignment::Home(id, key) if id == key => drop(self.away.remove(&id)),
             Assignment::Home(id, key) => drop(self.away.insert(id, key)),
             Assignment::Share(component) => self.keyed.share(&component.key, component.ids),
+            // What comes in the same step has to be there first.
+            Assignment::Strike(_, erasure) => self.erasures.push(erasure),
             Assignment::Leave(Move { id, from, to }) => {
                 for event in self.extract(&from, |event| event.own == id) {
                     send(to.clone(), Forward::Event(event));
@@ -146,6 +153,9 @@ impl Profiles {
             }
         }
         let mut settled = Settled::default();
+        for erasure in std::mem::take(&mut self.erasures) {
+            settled.gone.push((erasure.position, self.strike(&erasure)));
+        }
         let (watch, intents, rows) = (&mut self.watch, &mut self.intents, &mut settled.rows);
         self.keyed.advance(clock, |plan, slot, effects| {
             tell(plan, slot, effects, intents);
@@ -227,10 +237,47 @@ impl Profiles {
         self.keyed.extract(key, leaves, |plan, slot, effects| took_back(plan, slot, effects, intents))
     }
 
+    /// Takes out what is kept here of somebody, and of others what names them; gives how many events were theirs.
+    fn strike(&mut self, Erasure { position, ids, .. }: &Erasure) -> u64 {
+        let ids: HashSet<&str> = ids.iter().map(EcoString::as_str).collect();
+        let gone = |id: &str| ids.contains(id);
+        let is_meant = |event: &Event| event.position < *position && (gone(&event.own) || names(event, &gone));
+        // Anybody's events may name them, so all are looked at.
+        let has_any = |slot: &&Slot<Plan>| slot.history.entries().iter().any(is_meant);
+        let keys: Vec<Id> = self.keyed.slots().iter().filter(has_any).map(|slot| slot.key.clone()).collect();
+        let mut count = 0;
+        for key in keys {
+            for mut event in self.extract(&key, is_meant) {
+                if gone(&event.own) {
+                    count += 1;
+                    continue;
+                }
+                event.details = event.details.map(|details| without(&details, &gone).map_or(details, Arc::new));
+                let slot = self.keyed.touch(&key);
+                self.insert(slot, event);
+            }
+        }
+        count
+    }
+
     fn answer(&self, question: Question, of: Option<Id>, clock: Millis) -> Option<Answer> {
-        let one = of.and_then(|key| self.keyed.get(&key)).and_then(|slot| self.person(slot, clock));
+        let slot = of.and_then(|key| self.keyed.get(&key));
+        let one = slot.and_then(|slot| self.person(slot, clock));
         match question {
             Question::Profile(_) | Question::Person(_) => Some(Answer::Profile(Box::new(one?.profile()))),
+            Question::Whole(_) => {
+                let one = one?;
+                let all = Page { before: None, limit: usize::MAX };
+                let public = public_of(slot?);
+                // Those of the future too.
+                let events = slot?.history.entries().iter().rev();
+                let events = Rows::Events(events.map(|event| (public.clone(), event.position)).collect());
+                let rows = View::HISTORIES.map(|view| match view {
+                    View::Events => events.clone(),
+                    view => one.page(view, &all).0,
+                });
+                Some(Answer::Whole(Box::new(one.profile()), rows.into()))
+            }
             Question::History { view, page, .. } => {
                 let (rows, next) = one?.page(view, &page);
                 Some(Answer::History(rows, next))

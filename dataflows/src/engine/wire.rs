@@ -15,10 +15,12 @@ use timely::container::{Accountable, DrainContainer, PushInto, SizableContainer}
 use timely::dataflow::channels::ContainerBytes;
 
 use super::assemble::Forward;
+use crate::admission::Verdict;
 use crate::event::{Context, Details, Event, Kind, Link};
+use crate::identity::Erasure;
 use crate::intake::Prepared;
 use crate::number::Number;
-use crate::protocol::{CHUNK, Record};
+use crate::protocol::{Bar, CHUNK, Destroyed, Record};
 use crate::value::Value;
 use crate::vocabulary::{NameId, Slot};
 
@@ -222,6 +224,7 @@ by_way_of! {
     Slot: u64, |slot| slot.0.into(), |number| Slot(number as u16);
     Number: i64, |number| number.0, Number;
     Kind: u8, |kind| *kind as u8, |byte| Kind::ALL[usize::from(byte)];
+    Verdict: u8, |verdict| *verdict as u8, |byte| Verdict::ALL[usize::from(byte)];
 }
 
 /// Texts of any kind.
@@ -267,6 +270,9 @@ fields! {
     Event: timestamp position own message_id details name kind known;
     Prepared: event link is_late entry;
     Link: position timestamp message_id user anonymous previous;
+    Erasure: position until ids;
+    Bar: position worker until marks;
+    Destroyed: position timestamp is_late route entry;
     Details: values context tells;
     Context: page device os browser utm timezone consent told;
 }
@@ -307,6 +313,10 @@ choices! {
         3 Unlink(position, a, b);
         4 Unreadable(position);
         5 Reread(event);
+        6 Bar(bar);
+        7 Erase(erasure);
+        8 Destroyed(destroyed);
+        9 Decided(position, verdict);
     Value:
         0 Null;
         1 Bool(yes);
@@ -508,6 +518,10 @@ mod tests {
             Record::Unlink(16_384, "a".into(), "b".into()),
             Record::Unreadable(u64::MAX),
             Record::Reread(event(5, Some(Arc::clone(&details)))),
+            Record::Bar(Box::new(Bar { position: 6, worker: 3, until: -1, marks: vec![1 << 90, 0] })),
+            Record::Erase(Box::new(Erasure { position: 7, until: 8, ids: vec!["ada".into(), "phone".into()] })),
+            Record::Destroyed(Destroyed { position: 9, timestamp: -9, is_late: true, route: 3, entry: 1 << 99 }),
+            Record::Decided(10, Verdict::Erased),
         ];
         let arrived = sent(&Batch::from(records.clone()));
         assert_eq!(format!("{arrived:?}"), format!("{records:?}"));

@@ -47,6 +47,12 @@ pub enum View {
     Credit,
 }
 
+impl View {
+    /// Those that one profile has a history of.
+    pub const HISTORIES: [View; 6] =
+        [View::Events, View::Sessions, View::Touches, View::Conversions, View::Intents, View::Changes];
+}
+
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {

@@ -130,7 +130,7 @@ impl From<identity::Linked> for LinkRow {
     }
 }
 
-async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<ProfileRow>), Problem> {
+pub(super) async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<ProfileRow>), Problem> {
     let Answered { as_of, parts, .. } = ask(app, query, Question::Profile(id.into())).await?;
     let profile = parts.into_iter().find_map(|part| match part {
         Answer::Profile(profile) => Some(profile),
@@ -160,12 +160,12 @@ async fn history(app: App, id: String, query: Query, view: View) -> Result<Respo
     Ok(json(&List { as_of: as_of.into(), items, next: next.as_ref().map(cursor) }))
 }
 
-fn raw_json(text: String) -> Box<RawValue> {
+pub(super) fn raw_json(text: String) -> Box<RawValue> {
     RawValue::from_string(text).expect("it was printed as JSON")
 }
 
 /// An intent with the ledger's word, where it has one.
-fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawValue> {
+pub(super) fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawValue> {
     match app.outbox.entry(&row.id) {
         Some(entry) => told_intent(app, &entry),
         None => to_raw_value(&Intent::new(row, &app.hub.book().plan.definitions)).expect("rows have string keys"),
@@ -173,7 +173,7 @@ fn intent(app: &App, row: &dataflows::profile::answers::IntentRow) -> Box<RawVal
 }
 
 /// An intent by the ledger's word.
-fn told_intent(app: &App, entry: &Entry) -> Box<RawValue> {
+pub(super) fn told_intent(app: &App, entry: &Entry) -> Box<RawValue> {
     let book = app.hub.book();
     to_raw_value(&Outbox::row(entry, &book.plan.definitions)).expect("rows have string keys")
 }
@@ -242,7 +242,7 @@ pub(super) async fn intents(
 }
 
 #[derive(Serialize, ToSchema)]
-struct EventRow<'a> {
+pub(super) struct EventRow<'a> {
     profile: &'a str,
     r#type: &'static str,
     event: Option<&'a RawValue>,
@@ -265,7 +265,7 @@ struct EventRow<'a> {
 }
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
-fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
+pub(super) fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
     let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
     let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
     let part = |key: &str| body.get(key).copied();
@@ -804,7 +804,7 @@ pub(super) async fn visits(
 }
 
 #[derive(Serialize, ToSchema)]
-struct Letter {
+pub(super) struct Letter {
     reason: &'static str,
     detail: String,
     position: String,
@@ -814,6 +814,13 @@ struct Letter {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     encoding: Option<String>,
+}
+
+impl Letter {
+    pub(super) fn new(letter: DeadLetter, position: u64, received_at: i64) -> Letter {
+        let DeadLetter { reason, detail, body, encoding } = letter;
+        Letter { reason: reason.name(), detail, position: position.to_string(), received_at, body, encoding }
+    }
 }
 
 /// What was not taken, newest first.
@@ -833,10 +840,7 @@ pub(super) async fn dead_letters(
     let records = log.get(&found.iter().map(|(place, _)| *place).collect::<Vec<_>>()).await;
     for ((position, verdict), record) in found.into_iter().zip(records) {
         let Some(record) = record else { continue };
-        let letter = DeadLetter::of(&record, verdict);
-        let Some(DeadLetter { reason, detail, body, encoding }) = letter else { continue };
-        let (position, received_at) = (position.to_string(), record.received_at);
-        items.push(Letter { reason: reason.name(), detail, position, received_at, body, encoding });
+        items.extend(DeadLetter::of(&record, verdict).map(|letter| Letter::new(letter, position, record.received_at)));
     }
     Ok(json(&List { as_of: as_of.into(), items, next }))
 }

@@ -38,7 +38,7 @@ pub(super) struct ByKey;
 /// The query's write key, where nothing else says it.
 pub(super) struct KeyInQuery;
 
-fn in_path(name: &str, what: &str) -> Vec<Parameter> {
+pub(super) fn in_path(name: &str, what: &str) -> Vec<Parameter> {
     let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
     vec![parameter.description(Some(what)).schema(Some(String::schema())).build()]
 }

@@ -129,6 +129,12 @@ async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Respon
                 reason: Reason::TooLate.name(),
                 detail: "the event is earlier than the lateness allows".into(),
             }),
+            Verdict::Erased => rejected.push(Rejected {
+                index,
+                message_id: Some(message_id),
+                reason: Reason::Erased.name(),
+                detail: "its person was erased, and it is dated before that, or nothing more is taken of them".into(),
+            }),
             // What the door cannot know is silently taken: the engine finds it.
             _ => accepted += 1,
         }

@@ -51,6 +51,7 @@ known! {
     Dates ["from", "to"];
     PartOfDates ["from", "to", "limit", "cursor"];
     PartOfSoon ["within", "limit", "cursor"];
+    Suppress ["suppress"];
     Credit ["model", "by", "conversion", "from", "to"];
     Follow ["view", "profile", "name"];
 }
@@ -88,6 +89,7 @@ fn told(name: &str) -> (&'static str, Value) {
         "model" => ("By which model; the first of the definitions if not told.", json!({ "type": "string" })),
         "by" => ("What the rows are.", json!({ "type": "string", "enum": ["channel", "campaign"] })),
         "conversion" => ("Conversions of this name alone.", json!({ "type": "string" })),
+        "suppress" => ("Take nothing of these ids any more, whenever it happens.", json!({ "type": "boolean" })),
         "view" => ("What to follow.", json!({ "type": "string", "enum": ["intents"] })),
         "profile" => ("What concerns one person, by any id.", json!({ "type": "string" })),
         "name" => ("What concerns one campaign.", json!({ "type": "string" })),

@@ -25,6 +25,8 @@ pub trait Disk: Send + Sync {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Takes a name away.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file another name; one that had it is gone.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Held while the answer lives; `WouldBlock` when someone else holds it.
@@ -80,6 +82,10 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -161,6 +161,13 @@ pub(super) fn segment_name(first: u64) -> String {
     format!("{first:020}.log")
 }
 
+/// A segment that is written anew, until it takes its place.
+pub(super) fn unfinished_name(first: u64) -> String {
+    format!("{first:020}{UNFINISHED}")
+}
+
+pub(super) const UNFINISHED: &str = ".new";
+
 pub(super) fn first_of_name(name: &str) -> Option<u64> {
     let first = name.strip_suffix(".log")?.parse().ok()?;
     (segment_name(first) == name).then_some(first)

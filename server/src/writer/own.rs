@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use dataflows::admission::Verdict;
 use dataflows::event::Reason;
 use dataflows::place::place;
-use dataflows::protocol::Record;
+use dataflows::protocol::{Destroyed, Record};
 use tokio::sync::oneshot;
 
 use super::{Backing, Durable, Found, STEP_EVENTS, Writer};
@@ -12,7 +13,7 @@ use crate::book::Book;
 use crate::cluster::{Letter, Others};
 use crate::door::Incoming;
 use crate::hub::{ClockMode, Receipt, Work};
-use crate::record::{self, Clock, Correction, DeadLetter, Defined, Dispatch};
+use crate::record::{self, Clock, Correction, DeadLetter, Defined, Dispatch, Left};
 
 impl Writer {
     pub(super) fn events(&mut self, events: Vec<Incoming>, reply: oneshot::Sender<Receipt>) {
@@ -30,9 +31,10 @@ impl Writer {
             }
             prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
             may_be_late |= prepared.is_late;
-            let payload = record::encode_event(kind, timestamp, &prepared.event.message_id, &body);
             prepared.place(self.next_position());
-            self.group.push((record::EVENT, self.clock, payload));
+            let (kind, payload) = self.kept(kind, &prepared, &body);
+            may_be_late |= kind == record::DESTROYED;
+            self.group.push((kind, self.clock, payload));
             self.step.record(Record::Event(prepared));
         }
         if may_be_late {
@@ -67,12 +69,30 @@ impl Writer {
             self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
+                    if record::pinned(record.payload).is_some_and(|pinned| pinned.is_refused) {
+                        self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                    }
                     if let Ok(mut prepared) = record::prepare(record.payload, &mut self.decoder, &self.secret) {
                         let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
                         let earliest = earliest.map(|lateness| record.received_at - lateness);
                         prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
                         prepared.place(position);
                         self.step.record(Record::Event(prepared));
+                    }
+                }
+                record::DESTROYED => match Left::decode(record.payload) {
+                    Some(Left::Event(left)) => {
+                        let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
+                        let earliest = earliest.map(|lateness| record.received_at - lateness);
+                        let is_late = earliest.is_some_and(|earliest| left.timestamp < earliest);
+                        self.step.record(Record::Destroyed(Destroyed { position, is_late, ..left }));
+                    }
+                    Some(Left::Erased) => self.step.record(Record::Decided(position, Verdict::Erased)),
+                    None => {}
+                },
+                record::ERASE => {
+                    if let Ok(erase) = serde_json::from_slice(record.payload) {
+                        self.found_erase(position, erase);
                     }
                 }
                 record::CLOCK => {
@@ -133,6 +153,7 @@ impl Writer {
         } else {
             self.next_slice(&mut found);
         }
+        self.found_all();
         self.commit()?;
         self.close();
         found.position = self.step.position;
@@ -155,6 +176,7 @@ impl Writer {
                     return round.until.unwrap_or(u64::MAX);
                 }
                 Ok(Work::Letter(_, Letter::Ledger(mut dispatched))) => found.dispatched.append(&mut dispatched),
+                Ok(Work::Letter(from, Letter::Erasing(at, events, done))) => self.hear_of(from, at, events, done),
                 // Nobody else has the way to the writer yet.
                 _ => {}
             }

@@ -136,3 +136,72 @@ fn no_failure_loses_what_was_acknowledged() {
         }
     }
 }
+
+/// What a rewriting leaves of some records; of those that it has been at, it leaves the same.
+fn destroyed(_: u64, _: usize, record: &Record<'_>) -> Option<(u8, Vec<u8>)> {
+    record.kind.is_multiple_of(3).then(|| (1, b"gone".to_vec()))
+}
+
+fn anew(record: &OwnedRecord) -> OwnedRecord {
+    let OwnedRecord { position, received_at, kind, payload } = record;
+    let changed = destroyed(0, 0, &Record { position: *position, received_at: *received_at, kind: *kind, payload });
+    let (kind, payload) = changed.unwrap_or_else(|| (*kind, payload.clone()));
+    OwnedRecord { kind, payload, ..*record }
+}
+
+/// A process's life in which what is there is rewritten.
+fn rewrite(disk: &SimDisk) -> Result<(), LogError> {
+    let mut log = open(disk)?.log;
+    log.roll()?;
+    log.handle().rewrite(&destroyed)
+}
+
+#[test]
+fn a_segment_that_is_rewritten_is_the_old_one_or_the_new_one() {
+    let written = |seed| {
+        let mut world = World::new(seed);
+        world.live(12).expect("nothing befalls it");
+        world
+    };
+    let world = written(0);
+    let before = world.disk.operations();
+    rewrite(&world.disk).expect("nothing befalls it");
+    assert!(world.disk.names().len() > 2, "several segments are rewritten");
+    for operation in before..world.disk.operations() {
+        for draw in 0..DRAWS {
+            let mut world = written(operation * DRAWS + draw);
+            let fate = [Fate::Crash, Fate::Fail(ErrorKind::StorageFull)][draw as usize / 8 % 2];
+            world.disk.strike(operation, fate);
+            rewrite(&world.disk).expect_err("it is cut short");
+            world.disk.restart(loss(draw));
+            let found = all(&open(&world.disk).expect("it is whole").log).expect("it is whole");
+            assert_eq!(found.len(), world.told.len());
+            for (found, told) in found.iter().zip(&world.told) {
+                assert!(*found == *told || *found == anew(told), "{found:?} was {told:?}");
+            }
+            rewrite(&world.disk).expect("nothing befalls it any more");
+            world.disk.restart(Loss::All);
+            world.told = world.told.iter().map(anew).collect();
+            assert!(world.disk.names().iter().all(|name| name.extension().is_some_and(|kind| kind == "log")));
+            world.rest();
+        }
+    }
+}
+
+#[test]
+fn whoever_reads_while_segments_are_rewritten_reads_on() {
+    let mut world = World::new(3);
+    world.live(20).expect("nothing befalls it");
+    let mut log = open(&world.disk).expect("it is whole").log;
+    log.roll().expect("nothing befalls it");
+    let mut reader = log.reader();
+    for number in 0..world.told.len() {
+        if number == world.told.len() / 2 {
+            log.handle().rewrite(&destroyed).expect("nothing befalls it");
+        }
+        let (record, _) = reader.next().expect("it is whole").expect("there is one");
+        assert_eq!(record.position, world.told[number].position);
+    }
+    assert!(reader.next().expect("it is whole").is_none());
+    assert_eq!(all(&log).expect("it is whole"), world.told.iter().map(anew).collect::<Vec<_>>());
+}

@@ -290,6 +290,17 @@ impl Disk for SimDisk {
         state.end(fate)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let fate = state.begin()?;
+        let number = *state.seen.get(from).ok_or(io::ErrorKind::NotFound)?;
+        if !matches!(fate, Some(Fate::Fail(_))) {
+            state.name(to, Some(number));
+            state.name(from, None);
+        }
+        state.end(fate)
+    }
+
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         let mut state = self.state();
         let fate = state.begin()?;
