@@ -144,6 +144,54 @@ fn a_team_that_is_killed_again_and_again_goes_on_where_it_was() {
     }
 }
 
+/// What a condition selects is looked for in every log; where one cannot be read nothing is taken back.
+#[test]
+fn what_a_condition_selects_is_taken_back_whichever_log_holds_it() {
+    let home = home("version: 1\nsegments:\n  buyers: { performed: purchase }\n", 2);
+    let servers = team(&home, 2, &["--clock", "events"]);
+    let mut after = String::new();
+    for number in 0..12 {
+        let call = json!({"type": "track", "event": "purchase", "userId": format!("u{number}"),
+            "messageId": format!("m{number}"), "timestamp": 1_767_225_600_000_i64 + number,
+            "properties": {"bot": number % 3 == 0}});
+        let answer = servers[number as usize % 2].write("/v1/batch", &json!({"batch": [call]}));
+        after = answer["position"].as_str().expect("a position").to_owned();
+    }
+    let retract = |process: usize, preview: bool| {
+        let body = json!({"where": "properties.bot", "preview": preview}).to_string();
+        servers[process].post("/v1/events:retract", body)
+    };
+    let size = |process: usize, after: &str| {
+        servers[process].read(&format!("/v1/segments?after={after}"))["items"][0]["size"].clone()
+    };
+    assert_eq!(size(0, &after), 12);
+    // The log of the other is damaged behind its back: its first group of calls is no more what it was.
+    let segment = std::fs::read_dir(home.path("data1")).expect("a log").filter_map(|file| Some(file.ok()?.path()));
+    let segment =
+        segment.filter(|path| path.extension().is_some_and(|ending| ending == "log")).min().expect("a segment");
+    let whole = std::fs::read(&segment).expect("a segment");
+    let at = whole.windows(2).position(|bytes| bytes == b"u1").expect("its first call");
+    let write = |bytes: &[u8]| {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(&segment).expect("a segment");
+        file.write_all_at(bytes, at as u64).expect("it can be written to");
+    };
+    write(b"xx");
+    let answer = retract(0, false);
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(answer.json()["detail"].as_str().expect("a detail").contains("process 1"), "{}", answer.text());
+    assert_eq!(size(1, "0"), 12, "nothing is half done");
+    write(b"u1");
+    for process in 0..2 {
+        let preview = retract(process, true).json();
+        assert_eq!((&preview["events"], &preview["profiles"]), (&json!(4), &json!(4)), "{process}: {preview}");
+    }
+    let done = retract(1, false).json();
+    assert_eq!(done["events"], 4, "{done}");
+    assert_eq!(size(0, done["position"].as_str().expect("a position")), 8);
+    assert_eq!(retract(0, true).json()["events"], 0);
+}
+
 #[test]
 fn one_that_stands_still_is_noticed() {
     let home = home("version: 1\n", 2);

@@ -108,6 +108,23 @@ fn all_that_a_condition_selects_is_seen_first_and_then_taken_back() {
     assert_eq!(value(&home.start(&EVENTS), &position), "612");
 }
 
+/// What is dated after the clock was accepted, and is taken back before its time comes.
+#[test]
+fn what_is_yet_to_come_is_selected_too() {
+    let home = Home::new(SHOP);
+    let server = home.start(&[]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is after 1970");
+    let at = now.as_millis() as i64 + 3_600_000;
+    let call = json!({"type": "track", "event": "purchase", "messageId": "m1", "userId": "ada", "timestamp": at});
+    server.write("/v1/batch", &json!({"batch": [call]}));
+    let condition = json!({"where": "event == \"purchase\"", "preview": true});
+    let preview = post(&server, "/v1/events:retract", &condition).json();
+    assert_eq!((&preview["events"], &preview["sample"][0]["timestamp"]), (&json!(1), &json!(at)), "{preview}");
+    let retract = json!({"where": "event == \"purchase\""});
+    assert_eq!(post(&server, "/v1/events:retract", &retract).json()["events"], 1);
+    assert_eq!(post(&server, "/v1/events:retract", &retract).json()["events"], 0);
+}
+
 #[test]
 fn an_edge_is_struck_and_what_links_is_told() {
     let home = Home::new(SHOP);
@@ -173,4 +190,18 @@ fn nonsense_is_refused_and_says_what_to_do() {
         assert!(answer.json()["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", answer.text());
     }
     assert_eq!(post(&server, "/v1/identities:unlink", &json!({"a": "ada", "b": "ada"})).status, 404);
+    // What never came cannot be taken back, and is not held against what comes; nor is it a call of the log.
+    let never = json!({"id": "ada", "messageId": "m1"});
+    let long = json!({"id": "x".repeat(256), "messageId": "m1"});
+    for body in [&never, &long] {
+        let answer = post(&server, "/v1/events:retract", body);
+        assert_eq!(answer.status, 404, "{}", answer.text());
+        assert!(answer.json()["detail"].as_str().expect("a detail").contains("was accepted"), "{}", answer.text());
+    }
+    let after = track(&server, 1, json!({"userId": "ada"}), "purchase", json!({}));
+    assert_eq!(server.read(&format!("/v1/segments?after={after}"))["items"][0]["size"], 1);
+    let metrics = server.get("/metrics").text();
+    assert!(metrics.contains("thalweg_records_total{verdict=\"accepted\"} 1"), "{metrics}");
+    assert!(!metrics.contains("unknown"), "{metrics}");
+    assert_eq!(server.read("/v1/dead-letters")["items"], json!([]));
 }

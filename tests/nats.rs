@@ -158,6 +158,41 @@ fn processes_share_a_stream() {
     }
 }
 
+#[test]
+fn what_a_condition_selects_in_a_stream_is_taken_back() {
+    let (broker, home) = (Broker::start(), Home::new("version: 1\nsegments:\n  readers: { performed: page_view }\n"));
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let mut outside = Outside::new(&broker);
+    let page = |number: i64| {
+        json!({"type": "page", "userId": format!("u{number}"), "messageId": format!("m{number}"),
+            "timestamp": START + number, "properties": {"bot": number % 2 == 0}})
+    };
+    let track = json!({"type": "track", "event": "x", "userId": "u9", "messageId": "m9", "timestamp": START});
+    outside.publish(&json!({"batch": [page(1), {"type": "page"}, page(2)]}).to_string());
+    outside.publish(&page(2).to_string());
+    let answer = server.write("/v1/batch", &json!({"batch": [track, page(3), page(4)]}));
+    let mut after = answer["position"].as_str().expect("a position").to_owned();
+    let size =
+        |server: &Server, after: &str| server.read(&format!("/v1/segments?after={after}"))["items"][0]["size"].clone();
+    assert_eq!(size(&server, &after), 4);
+    let wanted = |preview: bool| json!({"where": "event == \"page_view\" && properties.bot", "preview": preview});
+    let preview = server.write("/v1/events:retract", &wanted(true));
+    let row = |number: i64| {
+        let (id, message_id) = (format!("u{number}"), format!("m{number}"));
+        json!({"id": id, "messageId": message_id, "timestamp": START + number, "event": "page_view"})
+    };
+    let expected = (&json!(2), &json!(2), &json!([row(4), row(2)]));
+    assert_eq!((&preview["events"], &preview["profiles"], &preview["sample"]), expected, "{preview}");
+    let done = server.write("/v1/events:retract", &wanted(false));
+    assert_eq!(done["events"], 2, "{done}");
+    after = done["position"].as_str().expect("a position").to_owned();
+    assert_eq!(size(&server, &after), 2);
+    server.kill();
+    let server = start(&home, &broker, &["--clock", "events"]);
+    assert_eq!(size(&server, &after), 2);
+    assert_eq!(server.write("/v1/events:retract", &wanted(true))["events"], 0);
+}
+
 /// Sends lines until all are sent or the server is gone; gives how many were acknowledged.
 fn send_on(server: &Server, lines: &[String]) -> usize {
     for (sent, line) in lines.iter().enumerate() {

@@ -48,8 +48,8 @@ pub enum Ask {
 pub enum Reply {
     /// The records; none for what is not kept.
     Records(Vec<Option<Record>>),
-    /// Those that are selected.
-    Selected(Vec<Selected>),
+    /// Those that are selected, or why there is no knowing.
+    Selected(Result<Vec<Selected>, String>),
     /// Status, content type, body.
     Door(u16, String, String),
 }
@@ -138,12 +138,14 @@ impl Desk {
 
     /// Asks a process; none if it answers something else, or nothing any more.
     async fn ask(&self, to: usize, ask: Ask) -> Option<Reply> {
-        let others = self.others.get()?;
+        let (others, is_long) = (self.others.get()?, matches!(ask, Ask::Select(_)));
         let (reply, answered) = oneshot::channel();
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         self.waiting.lock().expect("nobody panics while holding it").insert(number, reply);
         others.tell(to, &Letter::Ask(number, ask));
-        let answered = tokio::time::timeout(PATIENCE, answered).await;
+        // Reading a log takes as long as the log is long.
+        let patience = if is_long { Duration::MAX } else { PATIENCE };
+        let answered = tokio::time::timeout(patience, answered).await;
         self.waiting.lock().expect("nobody panics while holding it").remove(&number);
         answered.ok()?.ok()
     }
@@ -158,10 +160,11 @@ impl Desk {
                     Reply::Records(places.iter().map(record).collect())
                 }
                 Ask::Select(condition) => {
-                    let (log, process) = (desk.log.clone(), desk.others.get().map_or(LEADER, |others| others.process));
-                    let select = move || log.map(|log| selected(&log, process, &condition));
-                    let selected = tokio::task::spawn_blocking(select).await.ok().flatten().and_then(Result::ok);
-                    Reply::Selected(selected.unwrap_or_default())
+                    let process = desk.others.get().map_or(LEADER, |others| others.process);
+                    Reply::Selected(match desk.log.clone() {
+                        Some(log) => of_log(log, process, condition).await,
+                        None => Err("its log is a stream".into()),
+                    })
                 }
                 Ask::Door(method, path, body) => desk.door(&method, &path, body).await,
             };
@@ -251,15 +254,14 @@ impl Records {
     pub async fn select(&self, condition: &str) -> Result<Vec<Selected>, String> {
         match self {
             Records::Logs(own, process, desk) => {
-                let (log, process, of_own) = (own.clone(), *process, condition.to_owned());
-                let select = move || selected(&log, process, &of_own);
-                let mut all = tokio::task::spawn_blocking(select).await.map_err(|error| error.to_string())??;
-                let others = desk.as_ref().and_then(|desk| Some((desk, desk.others.get()?)));
-                for (desk, other) in others.iter().flat_map(|(desk, others)| {
-                    (0..others.processes).filter(|other| *other != process).map(move |other| (desk, other))
-                }) {
+                let mut all = of_log(own.clone(), *process, condition.to_owned()).await?;
+                let Some((desk, others)) = desk.as_ref().and_then(|desk| Some((desk, desk.others.get()?))) else {
+                    return Ok(all);
+                };
+                for other in (0..others.processes).filter(|other| other != process) {
                     match desk.ask(other, Ask::Select(condition.to_owned())).await {
-                        Some(Reply::Selected(selected)) => all.extend(selected),
+                        Some(Reply::Selected(Ok(selected))) => all.extend(selected),
+                        Some(Reply::Selected(Err(why))) => return Err(format!("process {other}: {why}")),
                         _ => return Err(format!("process {other} does not answer")),
                     }
                 }
@@ -299,7 +301,12 @@ impl Selected {
     }
 }
 
-/// The events of a log that a condition selects.
+/// The events of a log that a condition selects, read on a thread that may wait for the disk.
+async fn of_log(log: LogReader, process: usize, condition: String) -> Result<Vec<Selected>, String> {
+    let select = move || selected(&log, process, &condition);
+    tokio::task::spawn_blocking(select).await.map_err(|error| error.to_string())?
+}
+
 fn selected(log: &LogReader, process: usize, condition: &str) -> Result<Vec<Selected>, String> {
     let (mut filter, mut reader, mut all) = (Filter::parse(condition)?, log.read(), Vec::new());
     while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {

@@ -400,14 +400,15 @@ impl Shared {
         }
         let book = Arc::clone(&open.book);
         let decided: HashMap<u64, Verdict> = closed.verdicts.into_iter().collect();
-        for (position, verdict) in &decided {
+        // What takes back nothing is no call.
+        for (position, verdict) in decided.iter().filter(|(_, verdict)| **verdict != Verdict::Unknown) {
             *open.verdicts.entry(verdict.name()).or_default() += 1;
-            if !matches!(verdict, Verdict::Duplicate | Verdict::Unknown) {
+            if *verdict != Verdict::Duplicate {
                 open.dead_letters.insert(*position, *verdict);
                 self.feed.get().into_iter().for_each(|feed| feed.give_back(*position, *verdict));
             }
             // Why a call is no event is known where it is written down.
-            if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid | Verdict::Unknown) {
+            if !matches!(verdict, Verdict::Duplicate | Verdict::Invalid) {
                 open.refused(verdict.name(), *position);
             }
         }

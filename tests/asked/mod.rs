@@ -85,7 +85,9 @@ pub(crate) fn law(mut value: Value) -> Value {
 /// All that can be asked of people and of everyone, by its path.
 pub(crate) fn answers(server: &Server, after: &str) -> BTreeMap<String, (u16, Value)> {
     let mut paths: Vec<String> =
-        ["segments", "journeys", "sessions", "sessions/summary", "dead-letters"].map(Into::into).into();
+        ["segments", "journeys", "sessions", "sessions/summary", "identities/refused", "dead-letters"]
+            .map(Into::into)
+            .into();
     for id in ["a", "b", "c", "d", "e"] {
         paths.push(format!("profiles/{id}"));
         let views = ["events", "sessions", "touchpoints", "conversions", "intents", "segments/changes"];

@@ -361,7 +361,7 @@ impl Profiles {
         newest.into_values().rev().map(|(asked, session)| asked.session(&session)).collect()
     }
 
-    /// Those of these events that are there: position, public id.
+    /// Those of these events that are there, also if their time is yet to come: position, public id.
     fn standing(&self, events: &[(Id, u64)]) -> Vec<(u64, EcoString)> {
         let mut sought: HashMap<&Id, HashSet<u64>> = HashMap::new();
         for (own, position) in events {
@@ -371,8 +371,8 @@ impl Profiles {
         for slot in self.keyed.slots().iter().filter(|slot| slot.ids().iter().any(|id| sought.contains_key(id))) {
             let is_sought =
                 |event: &&Event| sought.get(&event.own).is_some_and(|places| places.contains(&event.position));
-            let past = slot.history.past().iter().filter(is_sought);
-            found.extend(past.map(|event| (event.position, public_of(slot).clone())));
+            let there = slot.history.entries().iter().filter(is_sought);
+            found.extend(there.map(|event| (event.position, public_of(slot).clone())));
         }
         found
     }

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
 use dataflows::admission::Verdict;
+use dataflows::event::ID_BYTES_MAX;
 use dataflows::filter::Filter;
 use dataflows::identity::Unlinked;
 use dataflows::protocol::{Answer, Question};
@@ -72,8 +73,8 @@ enum Retracted {
 
 /// Events that a preview shows.
 const SAMPLE: usize = 10;
-/// Events that are taken back together.
-const TOGETHER: usize = 500;
+/// Events that are taken back together: whatever their ids are, they fit into one message of a stream.
+const TOGETHER: usize = 256;
 
 /// Takes back one event, or all that a condition selects.
 ///
@@ -99,14 +100,18 @@ pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Respo
 }
 
 async fn one(app: &App, id: EcoString, message_id: EcoString) -> Result<Response, Problem> {
-    let receipt = correct(app, vec![Correction::Retract(id.clone(), message_id.clone())]).await?;
-    if receipt.verdicts == [Verdict::Unknown] {
+    let may_be = [&id, &message_id].iter().all(|id| id.len() <= ID_BYTES_MAX);
+    let receipt = match may_be {
+        true => Some(correct(app, vec![Correction::Retract(id.clone(), message_id.clone())]).await?),
+        false => None,
+    };
+    let Some(receipt) = receipt.filter(|receipt| receipt.verdicts != [Verdict::Unknown]) else {
         let detail = format!(
             "no event of the own id {id:?} with message id {message_id:?} was accepted; an event's own id is its \
              userId, without one its anonymousId"
         );
         return Err(Problem::not_found(detail));
-    }
+    };
     Ok(json(&Retracted::Done(Done { events: 1, position: receipt.as_of.position.to_string() })))
 }
 
@@ -178,8 +183,8 @@ pub(super) async fn unlink(State(app): State<App>, body: Bytes) -> Result<Respon
 /// A link that an event states and that is not made.
 #[derive(Serialize, ToSchema)]
 struct UnlinkedRow {
-    /// `refused_edge`: it would have made a profile of more ids than may be. `shared_device`: the anonymous id belongs to
-    /// another user.
+    /// `refused_edge`: it would have made a profile of more ids than may be. `shared_device`: the anonymous id belongs
+    /// to another user.
     reason: &'static str,
     a: EcoString,
     b: EcoString,
