@@ -1,5 +1,6 @@
 //! The acceptance stories of `tests/stories/`: each is told to the engine by one and by several workers, line by line
-//! and at a stroke, in its own order and shuffled with some calls said twice. Always the same must be true.
+//! and at a stroke, in its own order and shuffled with some calls said twice, from the start under the
+//! definitions that it ends with, and without whoever is erased in it. Always the same must be true.
 
 mod histories;
 mod run;
@@ -11,6 +12,7 @@ use dataflows::definitions::Definitions;
 use dataflows::total::Total;
 use histories::Random;
 use run::{Dump, Run, Totals, totals};
+use serde_json::json;
 use server::templates::faults;
 use story::{Story, What};
 
@@ -50,6 +52,17 @@ fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
         let at = format!("{story}, line {}, {workers} workers, {pace:?}", step.line);
         match &step.what {
             What::Call(line) | What::Control(line) => assert!(run.push(line).is_some(), "{at}"),
+            What::Erasure(ids) => {
+                let line = json!({"type": "erase", "id": ids[0]}).to_string();
+                assert!(run.push(&line).is_some(), "{at}");
+            }
+            What::Definitions(definitions) => {
+                let stalled = |stalled: run::Stalled| panic!("{at}: {stalled}");
+                run.redefine(definitions).unwrap_or_else(stalled);
+                while run.is_preparing() {
+                    run.close([], |_, _| {}).unwrap_or_else(stalled);
+                }
+            }
             What::Verdict(_) if matches!(pace, Pace::Whole) && place < last => {}
             What::Verdict(verdict) => {
                 let dump = run.dump().unwrap_or_else(|stalled| panic!("{at}: {stalled}"));
@@ -68,21 +81,21 @@ fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
 }
 
 /// Tells a story's calls in any order, some of them twice, then its clocks and corrections; gives what is true then.
+/// Nobody is erased in it, since they are not in it; its last definitions hold from the start.
 fn shuffle(story: &Story, workers: usize, seed: u64) -> Dump {
-    let (mut random, mut calls, mut controls) = (Random::new(seed), Vec::new(), Vec::new());
-    for step in &story.steps {
-        match &step.what {
-            What::Call(line) => calls.extend(std::iter::repeat_n(line, 1 + random.below(2) as usize)),
-            What::Control(line) => controls.push(line),
-            What::Verdict(_) => {}
-        }
-    }
+    let (mut random, (calls, controls)) = (Random::new(seed), story.without_the_erased());
+    let twice = |line: &String| std::iter::repeat_n(line.clone(), 1 + random.below(2) as usize);
+    let mut calls: Vec<String> = calls.iter().flat_map(twice).collect();
+    let definitions = story.steps.iter().rev().find_map(|step| match &step.what {
+        What::Definitions(definitions) => Some(definitions),
+        _ => None,
+    });
     for place in (1..calls.len()).rev() {
         calls.swap(place, random.below(place as u64 + 1) as usize);
     }
-    let mut run = Run::start(&story.definitions, None, workers);
+    let mut run = Run::start(definitions.unwrap_or(&story.definitions), None, workers);
     for line in calls.into_iter().chain(controls) {
-        run.push(line);
+        run.push(&line);
         if random.below(3) == 0 {
             run.close([], |_, _| {}).unwrap_or_else(|stalled| panic!("{story}, shuffled by {seed}: {stalled}"));
         }
@@ -97,8 +110,9 @@ fn counted(dump: &Dump) -> Totals {
 }
 
 macro_rules! stories {
-    ($($name:ident)*) => {
+    ($($(#[$note:meta])* $name:ident)*) => {
         $(#[test]
+        $(#[$note])*
         #[allow(non_snake_case)]
         fn $name() {
             check(stringify!($name));
@@ -132,5 +146,8 @@ stories! {
     T7_cart_left_alone
     T8_two_devices
     T10_any_order
+    #[ignore = "the engine does not know erasure yet"]
+    T11_as_if_never_seen
+    T12_defined_late
     T14_a_day_without_input
 }
