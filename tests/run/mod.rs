@@ -77,6 +77,9 @@ pub const VIEWS: [(&str, View); 5] = [
     ("credit", View::Credit),
 ];
 
+/// Whether the engine knows erasure yet.
+pub const ERASES: bool = false;
+
 const SECRET: [u8; 16] = [9; 16];
 /// A step takes milliseconds. On a machine that is busy with other things it has been seen to take half a minute.
 const PATIENCE: Duration = Duration::from_secs(60);
