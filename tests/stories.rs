@@ -3,6 +3,7 @@
 //! definitions that it ends with, and without whoever is erased in it. Always the same must be true.
 
 mod histories;
+mod oracle;
 mod run;
 mod story;
 
@@ -11,6 +12,7 @@ use std::path::Path;
 use dataflows::definitions::Definitions;
 use dataflows::total::Total;
 use histories::Random;
+use oracle::Oracle;
 use run::{Dump, Run, Totals, totals};
 use serde_json::json;
 use server::templates::faults;
@@ -52,10 +54,7 @@ fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
         let at = format!("{story}, line {}, {workers} workers, {pace:?}", step.line);
         match &step.what {
             What::Call(line) | What::Control(line) => assert!(run.push(line).is_some(), "{at}"),
-            What::Erasure(ids) => {
-                let line = json!({"type": "erase", "id": ids[0]}).to_string();
-                assert!(run.push(&line).is_some(), "{at}");
-            }
+            What::Erasure(ids) => assert!(run.push(&erasure(ids)).is_some(), "{at}"),
             What::Definitions(definitions) => {
                 let stalled = |stalled: run::Stalled| panic!("{at}: {stalled}");
                 run.redefine(definitions).unwrap_or_else(stalled);
@@ -101,6 +100,49 @@ fn shuffle(story: &Story, workers: usize, seed: u64) -> Dump {
         }
     }
     run.dump().unwrap_or_else(|stalled| panic!("{story}, shuffled by {seed}: {stalled}"))
+}
+
+fn erasure(ids: &[String]) -> String {
+    json!({"type": "erase", "id": ids[0]}).to_string()
+}
+
+/// What the oracle says, as the engine would.
+fn dump_of(oracle: &Oracle) -> Dump {
+    let dump = oracle.dump();
+    Dump { rows: [dump.profiles, dump.sessions, dump.segment_changes, dump.intents, dump.credit], ..Dump::default() }
+}
+
+/// The stories that hold their definitions themselves are told to the oracle too, line by line, and once more under the
+/// definitions they end with, without whoever is erased: so what the engine is to learn is known to be right.
+#[test]
+fn the_oracle_obeys_them() {
+    let mut told = 0;
+    for file in std::fs::read_dir("tests/stories").expect("the stories are there") {
+        let story = Story::read(&file.expect("a file").path());
+        if !story.definitions.starts_with('{') {
+            continue;
+        }
+        let (mut oracle, mut last) = (Oracle::new(&story.definitions), &story.definitions);
+        for step in &story.steps {
+            match &step.what {
+                What::Call(line) | What::Control(line) => _ = oracle.push(line),
+                What::Erasure(ids) => _ = oracle.push(&erasure(ids)),
+                What::Definitions(definitions) => {
+                    oracle.redefine(definitions);
+                    last = definitions;
+                }
+                What::Verdict(verdict) => {
+                    let faults = verdict.faults(&dump_of(&oracle));
+                    assert!(faults.is_empty(), "{story}, line {}: {}", step.line, faults.join("\n"));
+                }
+            }
+        }
+        let (mut again, (calls, controls)) = (Oracle::new(last), story.without_the_erased());
+        calls.iter().chain(&controls).for_each(|line| _ = again.push(line));
+        assert_eq!(dump_of(&oracle), dump_of(&again), "{story}");
+        told += 1;
+    }
+    assert!(told >= 3, "only {told} stories");
 }
 
 /// The totals that rows can tell.
