@@ -115,7 +115,15 @@ fn burst(random: &mut Random, ids: &[&'static str], calls: &mut Vec<Call>, numbe
             }
             drawn => {
                 let of = if drawn == 4 && !made.is_empty() { &made } else { &*calls };
-                lines.extend(random.any(of).map(|call: Call| retract(call.own(), call.message)));
+                let Some(gone) = random.any(of) else { continue };
+                // Another of the person's ids may have sent one of the same message id, which stays.
+                if random.chance(50) {
+                    let other = (Some(random.one(ids)), None, None);
+                    let mut twin = Call { kind: "track", rest: track("view", random), ..gone.clone() };
+                    (twin.user, twin.anonymous, twin.previous) = other;
+                    lines.push(twin.line());
+                }
+                lines.push(retract(gone.own(), gone.message));
                 continue;
             }
         }
@@ -233,7 +241,12 @@ fn properties(random: &mut Random) -> String {
     let item = random.one(&["\"shoe\"", "\"hat\"", "3", "null", "true", "[1,2]"]);
     let order = random.one(&["\"o1\"", "\"o2\"", "1", "null"]);
     let channel = random.one(&["\"mail\"", "\"ads\"", "\"direct\"", "null"]);
-    format!(r#""value":{value},"item":{item},"order":{order},"channel":{channel},"campaign":"k{}""#, random.below(2))
+    // Each named by one definition alone, which may come late.
+    let odd = format!(r#""size":{},"colour":{},"grade":{}"#, random.below(3), random.below(3), random.below(3));
+    format!(
+        r#""value":{value},"item":{item},"order":{order},"channel":{channel},"campaign":"k{}",{odd}"#,
+        random.below(2)
+    )
 }
 
 /// A function of the message id alone: two calls that count as the same call must not differ in what does not count.
@@ -359,6 +372,8 @@ pub fn definitions(random: &mut Random) -> String {
   "visits":{{"count":"session","within":"{within}"}},
   "visit_events":{{"sum":"events","of":"session"}},
   "visit_value":{{"average":"value","of":"session","within":"{within}"}},
+  "sizes":{{"unique":"properties.size","of":"view"}},
+  "colour":{{"last":"properties.colour","of":["view","add","buy"],"within":"{within}"}},
   "days":{{"unique":"day","of":"session"}}}},
 "segments":{{
   "new":{{"visitor":"first_time"}},
@@ -373,6 +388,7 @@ pub fn definitions(random: &mut Random) -> String {
   "few":{{"sessions":{{"at_least":2,"within":"{within}"}}}},
   "shopper":{{"sequence":[{{"performed":"view","times":2,"within":"{within}"}},{{"performed":"add","within":"{within}"}}]}},
   "window":{{"sequence":[{{"performed":"view"}},{{"not_performed":"add","within":"{within}"}}],"recent":"{within}"}},
+  "graded":{{"performed":"view","where":"properties.grade == 2","times":2}},
   "gone":{{"sequence":[{{"performed":"add"}},{{"not_performed":"buy","within":"{within}"}}]}},
   "carted":{{"journey":"cart","state":"carted"}},
   "left":{{"all":[{{"performed":"cart_left","within":"{within}"}},{{"trait":"views","exists":true}}]}}}},
