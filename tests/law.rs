@@ -226,7 +226,7 @@ fn credit_of_some_conversions_is_the_sum_of_theirs() {
 
 #[test]
 fn every_view_equals_the_oracle_at_every_step() {
-    let count = std::env::var("THALWEG_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60);
+    let count = std::env::var("THALWEG_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(90);
     let first = std::env::var("THALWEG_FIRST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let mut held = 0;
     for seed in first..first + count {

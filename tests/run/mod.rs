@@ -221,8 +221,8 @@ impl Run {
         Some(self.position)
     }
 
-    /// All ids of whoever has an id by now, and the clock: what an erasure is of. A step under way is closed first, since
-    /// it may say who that is.
+    /// All ids of whoever has an id by now, and the clock: what an erasure is of. A step under way is closed first,
+    /// since it may say who that is.
     pub fn person(&mut self, id: &str) -> Result<(Vec<EcoString>, Millis), Stalled> {
         let mut ids = Vec::new();
         self.close([Question::Profile(id.into())], |_, part| {
