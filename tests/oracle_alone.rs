@@ -977,6 +977,21 @@ fn the_report_adds_up_keys() {
 
 // 11. Corrections.
 
+fn erase(id: &str) -> String {
+    format!(r#"{{"type":"erase","id":"{id}"}}"#)
+}
+
+/// The ids of each profile, joined.
+fn ids(oracle: &Oracle) -> Vec<String> {
+    let profiles = oracle.dump().profiles;
+    let of = |row: &String| {
+        let json = json::parse(row).expect("a row is JSON");
+        let ids = json.get("ids").list().expect("ids").iter().map(|id| id.get("id").text().expect("an id").to_string());
+        ids.collect::<Vec<_>>().join("+")
+    };
+    profiles.iter().map(of).collect()
+}
+
 #[test]
 fn a_retracted_event_leaves_every_view_but_stays_a_key() {
     let mut oracle =
@@ -1005,6 +1020,197 @@ fn an_erased_person_is_as_if_never_seen() {
     assert_eq!(oracle.push(&anonymous("a", "10", 2 * MIN + 1, "x")), "accepted");
     assert_eq!(pick(&oracle.dump().profiles, &["id"]), [r#""a""#, r#""v""#]);
     assert_eq!(oracle.push(r#"{"type":"erase","id":"nobody"}"#), "");
+}
+
+#[test]
+fn a_link_to_an_erased_id_that_is_dated_before_makes_no_edge() {
+    let mut oracle = run("{}", &[anonymous("a", "1", 0, "x"), track("v", "2", MIN, "x", "")]);
+    oracle.push(&erase("a"));
+    // It was under way when a was erased: v is not erased for it.
+    assert_eq!(oracle.push(&both("a", "v", "3", MIN)), "accepted");
+    assert_eq!(ids(&oracle), ["v"]);
+    assert_eq!(oracle.push(&anonymous("a", "4", MIN + 1, "x")), "accepted");
+    assert_eq!(ids(&oracle), ["a", "v"]);
+    assert_eq!(oracle.push(&both("a", "v", "5", MIN + 1)), "accepted");
+    assert_eq!(ids(&oracle), ["a+v"]);
+}
+
+#[test]
+fn a_shared_device_goes_with_the_person_who_claimed_it() {
+    let lines = [
+        both("tablet", "u", "1", 0),
+        both("tablet", "v", "2", MIN),
+        anonymous("tablet", "3", 2 * MIN, "x"),
+        track("v", "4", 3 * MIN, "x", ""),
+    ];
+    let mut oracle = run("{}", &lines);
+    assert_eq!(ids(&oracle), ["tablet+u", "v"]);
+    oracle.push(&erase("u"));
+    // v's own call stays, without the tablet, which is not v's now that u has gone.
+    assert_eq!(ids(&oracle), ["v"]);
+    assert_eq!(pick(&oracle.dump().sessions, &["events"]), ["2"]);
+    oracle.push(&anonymous("tablet", "5", 4 * MIN, "x"));
+    assert_eq!(ids(&oracle), ["tablet", "v"]);
+    // Who bears it first from now on has it.
+    oracle.push(&both("tablet", "v", "6", 5 * MIN));
+    assert_eq!(ids(&oracle), ["tablet+v"]);
+    // The other way round: v goes, and the tablet was never v's.
+    let mut oracle = run("{}", &lines);
+    oracle.push(&erase("v"));
+    assert_eq!(ids(&oracle), ["tablet+u"]);
+    assert_eq!(oracle.push(&anonymous("tablet", "7", 2 * MIN, "y")), "accepted");
+}
+
+#[test]
+fn an_alias_is_erased_with_all_that_it_joined() {
+    let alias = |previous: &str, user: &str, message: &str, at: i64| {
+        call("alias", &format!(r#""userId":"{user}","previousId":"{previous}""#), message, at, r#""properties":{}"#)
+    };
+    let mut oracle = run("{}", &[track("u", "1", 0, "x", ""), alias("old", "u", "2", MIN)]);
+    // Nothing ever came of the old id itself: it is u all the same.
+    oracle.push(&erase("old"));
+    assert!(oracle.dump().profiles.is_empty());
+    assert_eq!(oracle.push(&track("u", "3", MIN, "x", "")), "erased");
+    assert_eq!(oracle.push(&track("old", "4", MIN, "x", "")), "erased");
+    // The two that come later are two.
+    oracle.push(&track("u", "5", 2 * MIN, "x", ""));
+    oracle.push(&track("old", "6", 2 * MIN, "x", ""));
+    assert_eq!(ids(&oracle), ["old", "u"]);
+    // Joined, and taken apart: one is erased, the other keeps an alias that names nobody.
+    oracle.push(&alias("old", "u", "7", 3 * MIN));
+    assert_eq!(ids(&oracle), ["old+u"]);
+    oracle.push(r#"{"type":"unlink","a":"u","b":"old"}"#);
+    oracle.push(&erase("old"));
+    assert_eq!(ids(&oracle), ["u"]);
+    oracle.push(&track("old", "8", 4 * MIN, "x", ""));
+    assert_eq!(ids(&oracle), ["old", "u"]);
+    // That the two are not one was said of somebody who has gone.
+    oracle.push(&alias("old", "u", "9", 5 * MIN));
+    assert_eq!(ids(&oracle), ["old+u"]);
+}
+
+#[test]
+fn an_id_that_comes_back_begins_anew() {
+    let definitions = r#"{"traits":{"n":{"count":"x"}},"segments":{"back":{"visitor":"returning"}}}"#;
+    let mut oracle = run(definitions, &[track("u", "1", 0, "x", ""), track("u", "2", HOUR, "x", "")]);
+    assert_eq!(pick(&oracle.dump().profiles, &["first_seen", "computed.n"]), [format!("{T} 2")]);
+    oracle.push(&erase("u"));
+    assert_eq!(oracle.push(&track("u", "3", HOUR, "x", "")), "erased");
+    assert_eq!(oracle.push(&track("u", "4", HOUR + 1, "x", "")), "accepted");
+    let row = format!("{} 1", T + HOUR + 1);
+    assert_eq!(pick(&oracle.dump().profiles, &["first_seen", "computed.n"]), [row]);
+    assert!(flips(&oracle).is_empty());
+    // Erased again, up to a later instant.
+    oracle.push(&clock(2 * HOUR));
+    oracle.push(&erase("u"));
+    assert_eq!(oracle.push(&track("u", "5", 2 * HOUR, "x", "")), "erased");
+    assert!(oracle.dump().profiles.is_empty());
+    // Now u is nobody: no more is erased by saying it again.
+    oracle.push(&clock(3 * HOUR));
+    oracle.push(&erase("u"));
+    assert_eq!(oracle.push(&track("u", "6", 3 * HOUR, "x", "")), "accepted");
+}
+
+#[test]
+fn duplicates_are_told_after_an_erasure_as_before() {
+    let of_v = call("track", r#""userId":"v","anonymousId":"a""#, "2", MIN, r#""event":"x","properties":{"of":"a"}"#);
+    let mut oracle = run("{}", &[both("a", "u", "1", 0), of_v.clone()]);
+    oracle.push(&erase("u"));
+    // Erased comes before duplicate, and before conflict.
+    assert_eq!(oracle.push(&both("a", "u", "1", 0)), "erased");
+    assert_eq!(oracle.push(&track("u", "1", MIN, "y", "")), "erased");
+    // The same key with a later date.
+    assert_eq!(oracle.push(&track("u", "1", 2 * MIN, "x", "")), "conflict");
+    // What was struck out of v's call is still part of what it was.
+    assert_eq!(oracle.push(&of_v), "duplicate");
+    assert_eq!(oracle.push(&track("v", "2", MIN, "x", "")), "conflict");
+    assert_eq!(oracle.clock(), T + MIN);
+    let report = json::parse(&oracle.report()).expect("JSON");
+    assert_eq!(pick(&[report.print()], &["accepted", "duplicates", "profiles"]), ["2 1 1"]);
+    assert_eq!(report.get("rejected").get("erased").print(), "2");
+    assert_eq!(report.get("rejected").get("conflict").print(), "2");
+}
+
+#[test]
+fn intents_of_an_erased_person_are_as_if_never_due() {
+    let definitions = r#"{"campaigns":{"c":{"when":{"event":"x"},"cap":{"at_most":1,"per":"1h"}}},
+      "channels":{"popup":{"deliver":"sse"}}}"#;
+    let lines = [
+        anonymous("a", "1", 0, "x"),
+        track("u", "2", MIN, "x", ""),
+        track("v", "3", MIN, "x", ""),
+        both("a", "u", "4", HOUR),
+    ];
+    let mut oracle = run(definitions, &lines);
+    let of = |oracle: &Oracle| {
+        let mut rows = pick(&oracle.dump().intents, &["profile", "at", "status"]);
+        rows.sort();
+        rows.join(", ").replace(&T.to_string()[..5], "").replace('"', "")
+    };
+    let u = "u 25600000 due, u 25660000 cap, u 29200000 due";
+    assert_eq!(of(&oracle), format!("{u}, v 25660000 due"));
+    oracle.push(&erase("a"));
+    assert_eq!(of(&oracle), "v 25660000 due");
+    // No cap is filled by what was erased.
+    oracle.push(&track("u", "5", HOUR + 1, "x", ""));
+    assert_eq!(of(&oracle), "u 29200001 due, v 25660000 due");
+}
+
+#[test]
+fn erased_ids_are_struck_out_of_what_others_said() {
+    let definitions = r#"{"traits":{"friends":{"unique":"properties.to","of":"gift"},"last":{"last":"properties.to","of":"gift"}},
+      "segments":{"fan":{"performed":"gift","where":"properties.to == \"u\""},
+                  "open":{"performed":"gift","where":"!has(properties.to)"},
+                  "group":{"performed":"gift","where":"\"u\" in properties.all"},
+                  "sent":{"performed":"gift","where":"context.by == \"u\""}}}"#;
+    let gift = |message: &str, at: i64, to: &str| {
+        let rest =
+            format!(r#""event":"gift","properties":{{"to":"{to}","all":["w","{to}"]}},"context":{{"by":"{to}"}}"#);
+        call("track", r#""userId":"v""#, message, at, &rest)
+    };
+    let told = identify("v", "5", 3, r#""traits":{"friend":"u","all":["u",{"of":"u"}],"u":"U","age":7}"#);
+    let lines = [gift("1", 0, "u"), gift("2", 1, "w"), gift("3", 2, "uu"), told, track("u", "4", 3, "x", "")];
+    let mut oracle = run(definitions, &lines);
+    let row = ["computed", "traits"];
+    let before = r#"{"friends":3,"last":"uu"} {"age":7,"all":["u",{"of":"u"}],"friend":"u","u":"U"}"#;
+    assert_eq!(pick(&oracle.dump().profiles, &row)[1], before);
+    assert_eq!(flips(&oracle), ["+fan 0 1", "+group 0 1", "+sent 0 1"]);
+    oracle.push(&erase("u"));
+    let after = r#"{"friends":2,"last":"uu"} {"age":7,"all":[null,{"of":null}],"u":"U"}"#;
+    assert_eq!(pick(&oracle.dump().profiles, &row), [after]);
+    assert_eq!(flips(&oracle), ["+open 0 1"]);
+    // What comes late is struck likewise; what is said from now on stays, whoever is meant.
+    oracle.push(&gift("6", 3, "u"));
+    assert_eq!(flips(&oracle), ["+open 0 1"]);
+    oracle.push(&gift("7", 4, "u"));
+    assert_eq!(flips(&oracle), ["+open 0 1", "+fan 0 7", "+group 0 7", "+sent 0 7"]);
+}
+
+#[test]
+fn an_erasure_leaves_what_a_run_without_the_person_gives() {
+    let mut erased = 0;
+    for seed in 1..60u64 {
+        let mut dice = Dice(seed * 31_337 + 5);
+        let lines: Vec<String> = (0..60).map(|n| random_event(&mut dice, n)).collect();
+        let mut oracle = run(RICH, &lines);
+        let clock = format!(r#"{{"type":"clock","to":{}}}"#, oracle.clock());
+        let gone: Vec<String> = ids(&oracle)[0].split('+').map(str::to_string).collect();
+        oracle.push(&erase(&gone[0]));
+        // The same without them: their calls left out, their ids taken out of what others sent.
+        let mut without = Oracle::new(RICH);
+        without.push(&clock);
+        for line in &lines {
+            let of = |key: &str| json::parse(line).expect("JSON").get(key).text().map(str::to_string);
+            let own = of("userId").or(of("anonymousId")).expect("an id");
+            if !gone.contains(&own) {
+                let strike = |line: String, id: &String| line.replace(&format!(r#""{id}""#), "null");
+                without.push(&gone.iter().fold(line.clone(), strike));
+            }
+        }
+        assert_eq!(oracle.dump(), without.dump(), "seed {seed}, without {gone:?}");
+        erased += usize::from(!oracle.dump().profiles.is_empty());
+    }
+    assert!(erased > 20, "hardly ever is anybody left");
 }
 
 #[test]

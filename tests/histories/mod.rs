@@ -1,8 +1,10 @@
 //! Random histories made to hit the edges: times on whole seconds and exactly a window after others, windows of one or
 //! two minutes, few ids, several events in one millisecond, duplicates, conflicts, lateness, nulls and strings for
-//! numbers, links, links that come again in another form, and corrections.
+//! numbers, links, links that come again in another form, corrections, alone and in bursts, and changed definitions.
 
 use std::fmt::Write;
+
+use serde_json::Value;
 
 /// A small generator of random numbers: the same seed, the same numbers.
 pub struct Random(u64);
@@ -40,21 +42,32 @@ const SPANS: [i64; 6] = [0, 30_000, 60_000, 60_000, 61_000, 120_000];
 
 /// Calls, clocks and corrections in order of arrival.
 pub fn history(random: &mut Random) -> Vec<String> {
+    history_of(random, false)
+}
+
+/// The same, in which now and then somebody may be erased.
+pub fn history_of(random: &mut Random, erases: bool) -> Vec<String> {
     let count = 15 + random.below(45);
     // Of few people each has a long history.
     let ids = &IDS[..[2, 3, 5, 5][random.below(4) as usize]];
     let (mut lines, mut calls) = (Vec::new(), Vec::<Call>::new());
     let mut now = START;
+    // Of few people hardly anything is left when one is erased: that is rare, and late.
+    let erased = if erases && random.chance(30) { count / 3 + random.below(count / 2) } else { count };
     for number in 0..count {
+        if number == erased {
+            lines.push(format!(r#"{{"type":"erase","id":"{}"}}"#, random.one(ids)));
+            // What was under way, and what names them.
+            lines.extend((0..2).filter_map(|_| random.any(&calls)).map(|call| call.line()));
+        }
         now += [0, 0, 1, 1_000, 5_000, 30_000, 60_000, 61_000][random.below(8) as usize];
         match (random.below(100), random.any(&calls)) {
             (0..4, Some(again)) => lines.push(again.line()),
             (4..10, Some(_)) => lines.extend(linked_again(random, ids, &calls)),
             (10..13, _) => lines.push(format!(r#"{{"type":"clock","to":{}}}"#, now + 1_000 * random.below(120) as i64)),
             (13..18, _) => lines.push(retract(random.one(ids), random.below(number + 1))),
-            (18..21, _) => {
-                lines.push(format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(ids), random.one(ids)))
-            }
+            (18..21, _) => lines.push(unlink(random, ids)),
+            (21..23, Some(_)) => lines.extend(burst(random, ids, &mut calls, number, now)),
             (drawn, earlier) => {
                 let late = match random.below(10) {
                     0 => 1_000 * random.below(90) as i64,
@@ -65,7 +78,7 @@ pub fn history(random: &mut Random) -> Vec<String> {
                 // A message id is now and then taken again, by another person or with other content.
                 let message = if random.chance(5) { random.below(number + 1) } else { number };
                 let mut call = call(random, ids, message, now - late);
-                if let (21..55, Some(earlier)) = (drawn, earlier) {
+                if let (23..55, Some(earlier)) = (drawn, earlier) {
                     call.at_an_edge_of(&earlier, random);
                     now = now.max(call.timestamp);
                 }
@@ -74,6 +87,50 @@ pub fn history(random: &mut Random) -> Vec<String> {
             }
         }
     }
+    lines
+}
+
+fn unlink(random: &mut Random, ids: &[&str]) -> String {
+    format!(r#"{{"type":"unlink","a":"{}","b":"{}"}}"#, random.one(ids), random.one(ids))
+}
+
+/// Corrections on end, of what others of them have just corrected too: people joined and taken apart, events taken back,
+/// refunds, and refunds taken back.
+fn burst(random: &mut Random, ids: &[&'static str], calls: &mut Vec<Call>, number: u64, now: i64) -> Vec<String> {
+    let (mut lines, mut made) = (Vec::new(), Vec::new());
+    for place in 0..3 + random.below(5) {
+        let mut call = Call { message: 100 * (number + 1) + place, ..call(random, ids, 0, now) };
+        match random.below(6) {
+            0 | 1 => {
+                (call.kind, call.rest) = ("alias", String::new());
+                (call.user, call.previous) = (Some(random.one(ids)), Some(random.one(ids)));
+            }
+            2 => {
+                (call.kind, call.previous, call.rest) = ("track", None, track("refund", random));
+                call.timestamp -= 1_000 * random.below(60) as i64;
+            }
+            3 => {
+                lines.push(unlink(random, ids));
+                continue;
+            }
+            drawn => {
+                let of = if drawn == 4 && !made.is_empty() { &made } else { &*calls };
+                let Some(gone) = random.any(of) else { continue };
+                // Another of the person's ids may have sent one of the same message id, which stays.
+                if random.chance(50) {
+                    let other = (Some(random.one(ids)), None, None);
+                    let mut twin = Call { kind: "track", rest: track("view", random), ..gone.clone() };
+                    (twin.user, twin.anonymous, twin.previous) = other;
+                    lines.push(twin.line());
+                }
+                lines.push(retract(gone.own(), gone.message));
+                continue;
+            }
+        }
+        lines.push(call.line());
+        made.push(call);
+    }
+    calls.extend(made);
     lines
 }
 
@@ -184,7 +241,12 @@ fn properties(random: &mut Random) -> String {
     let item = random.one(&["\"shoe\"", "\"hat\"", "3", "null", "true", "[1,2]"]);
     let order = random.one(&["\"o1\"", "\"o2\"", "1", "null"]);
     let channel = random.one(&["\"mail\"", "\"ads\"", "\"direct\"", "null"]);
-    format!(r#""value":{value},"item":{item},"order":{order},"channel":{channel},"campaign":"k{}""#, random.below(2))
+    // Each named by one definition alone, which may come late.
+    let odd = format!(r#""size":{},"colour":{},"grade":{}"#, random.below(3), random.below(3), random.below(3));
+    format!(
+        r#""value":{value},"item":{item},"order":{order},"channel":{channel},"campaign":"k{}",{odd}"#,
+        random.below(2)
+    )
 }
 
 /// A function of the message id alone: two calls that count as the same call must not differ in what does not count.
@@ -208,6 +270,70 @@ fn context(message: u64) -> String {
         parts.push(format!(r#""page":{{"path":"/c{}"}}"#, random.below(2)));
     }
     parts.join(",")
+}
+
+/// What definitions have by name, and what refers to a document of that kind by its name.
+const KINDS: [(&str, &[&str]); 4] =
+    [("traits", &["trait"]), ("segments", &["segment", "audience"]), ("journeys", &["journey"]), ("campaigns", &[])];
+
+/// The same definitions after some documents were changed, taken away, and put in that were not there.
+pub fn changed(random: &mut Random, standing: &str) -> String {
+    let read = |text: &str| serde_json::from_str::<Value>(text).expect("definitions are JSON");
+    let (mut changed, drawn) = (read(standing), read(&definitions(random)));
+    for (key, value) in drawn.as_object().expect("an object") {
+        let Some(documents) = value.as_object().filter(|_| KINDS.iter().any(|(kind, _)| kind == key)) else {
+            if random.chance(20) {
+                changed[key] = value.clone();
+            }
+            continue;
+        };
+        let standing = changed[key].as_object_mut().expect("documents by name");
+        for (name, document) in documents {
+            match random.below(8) {
+                0 => drop(standing.remove(name)),
+                1 | 2 => drop(standing.insert(name.clone(), document.clone())),
+                _ => {}
+            }
+        }
+    }
+    // Whatever refers to what is not there has to go too.
+    let names = |of: &Value| KINDS.map(|(kind, _)| of[kind].as_object().expect("documents").keys().cloned().collect());
+    let all: [Vec<String>; 4] = names(&drawn);
+    loop {
+        let there: [Vec<String>; 4] = names(&changed);
+        let gone: Vec<(usize, &String)> = (0..KINDS.len())
+            .flat_map(|kind| {
+                all[kind]
+                    .iter()
+                    .filter(|name| !there[kind].contains(name))
+                    .map(move |name| (kind, name))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let mut left = 0;
+        for (kind, _) in KINDS {
+            let documents = changed[kind].as_object_mut().expect("documents by name");
+            let before = documents.len();
+            documents.retain(|_, document| !gone.iter().any(|(kind, name)| refers(document, *kind, name)));
+            left += before - documents.len();
+        }
+        if left == 0 {
+            return changed.to_string();
+        }
+    }
+}
+
+/// Whether a document speaks of another of some kind.
+fn refers(document: &Value, kind: usize, name: &str) -> bool {
+    match document {
+        Value::Object(entries) => entries.iter().any(|(key, value)| match value {
+            Value::String(text) if key == "where" => kind == 0 && text.contains(&format!("computed.{name}")),
+            Value::String(text) => KINDS[kind].1.contains(&key.as_str()) && text == name,
+            _ => refers(value, kind, name),
+        }),
+        Value::Array(items) => items.iter().any(|item| refers(item, kind, name)),
+        _ => false,
+    }
 }
 
 /// Definitions that look at everything, with windows that are hit exactly.
@@ -246,6 +372,8 @@ pub fn definitions(random: &mut Random) -> String {
   "visits":{{"count":"session","within":"{within}"}},
   "visit_events":{{"sum":"events","of":"session"}},
   "visit_value":{{"average":"value","of":"session","within":"{within}"}},
+  "sizes":{{"unique":"properties.size","of":"view"}},
+  "colour":{{"last":"properties.colour","of":["view","add","buy"],"within":"{within}"}},
   "days":{{"unique":"day","of":"session"}}}},
 "segments":{{
   "new":{{"visitor":"first_time"}},
@@ -260,6 +388,7 @@ pub fn definitions(random: &mut Random) -> String {
   "few":{{"sessions":{{"at_least":2,"within":"{within}"}}}},
   "shopper":{{"sequence":[{{"performed":"view","times":2,"within":"{within}"}},{{"performed":"add","within":"{within}"}}]}},
   "window":{{"sequence":[{{"performed":"view"}},{{"not_performed":"add","within":"{within}"}}],"recent":"{within}"}},
+  "graded":{{"performed":"view","where":"properties.grade == 2","times":2}},
   "gone":{{"sequence":[{{"performed":"add"}},{{"not_performed":"buy","within":"{within}"}}]}},
   "carted":{{"journey":"cart","state":"carted"}},
   "left":{{"all":[{{"performed":"cart_left","within":"{within}"}},{{"trait":"views","exists":true}}]}}}},

@@ -23,11 +23,10 @@ impl Corrections {
 
     pub fn erase(&mut self, id: &str, clock: i64) {
         self.erased.insert(id.to_string(), clock);
-        // What was said of them goes too: who comes back is somebody else.
         self.unlinked.retain(|(a, b)| a != id && b != id);
     }
 
-    /// An erased id is struck out of everything dated up to its erasure.
+    /// What is dated up to an erasure is not taken of its ids, nor do others name them.
     pub fn is_erased(&self, id: &str, at: i64) -> bool {
         self.erased.get(id).is_some_and(|clock| at <= *clock)
     }
@@ -56,8 +55,7 @@ fn alias<'a>(record: &'a Record, corrections: &Corrections) -> Option<(&'a str, 
 
 fn pair_of<'a>(record: &'a Record, other: Option<&'a str>, corrections: &Corrections) -> Option<(&'a str, &'a str)> {
     let (other, user) = (other?, record.user.as_deref()?);
-    let none = !record.linked || other == user || corrections.strikes(other, user);
-    (!none && !corrections.is_erased(other, record.at)).then_some((other, user))
+    (record.linked && other != user && !corrections.strikes(other, user)).then_some((other, user))
 }
 
 /// Every edge between ids. An anonymous id links to the one user of its earliest event that bears both.

@@ -59,6 +59,16 @@ impl Json {
         }
     }
 
+    /// Puts null for every text in it that is erased.
+    pub fn strike(&mut self, is_erased: &impl Fn(&str) -> bool) {
+        match self {
+            Json::Text(text) if is_erased(text) => *self = Json::Null,
+            Json::List(items) => items.iter_mut().for_each(|item| item.strike(is_erased)),
+            Json::Map(map) => map.values_mut().for_each(|value| value.strike(is_erased)),
+            _ => {}
+        }
+    }
+
     /// The canonical text: equal JSON values give equal texts.
     pub fn print(&self) -> String {
         match self {

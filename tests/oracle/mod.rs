@@ -26,8 +26,10 @@
 //!     being gone) is larger than `max_ids`.
 //! 11. An event with the same string in both fields is no candidate for the earliest; nor is an unlinked pair.
 //! 12. An alias without a `userId` or `previousId` is valid and makes no edge. `groupId` is no id of a person.
-//! 13. Erased ids are struck out of the id fields of all events dated up to the erasure, also of those that arrive
-//!     later; property values stay. Unlinked pairs that name them are gone too. Erasing an unknown id has no effect.
+//! 13. Erasing strikes every text that is one of the ids out of the records of others that came before it, whatever
+//!     their date, and out of those that come later and are dated up to it: it is null then, in a list too. Names of
+//!     members and events stay, and so does what duplicates are told by. Unlinked pairs with one of the ids are
+//!     forgotten. Erasing an id that is nobody's has no effect.
 //! 14. Consent is kept per purpose: a later call that does not name the purpose leaves it; non-booleans are ignored.
 //!
 //! Sessions and values
@@ -170,7 +172,7 @@ impl Oracle {
     // Acceptance.
 
     fn accept(&mut self, json: &Json, line: &str) -> &'static str {
-        let Some(record) = Record::read(json, line, &self.definitions) else {
+        let Some(mut record) = Record::read(json, line, &self.definitions) else {
             return "invalid";
         };
         if self.corrections.is_erased(record.own(), record.at) {
@@ -185,6 +187,8 @@ impl Oracle {
             return "too_late";
         }
         self.clock = stamp;
+        let at = record.at;
+        record.strike(|id| self.corrections.is_erased(id, at));
         self.keys.insert(key, self.records.len());
         self.records.push(record);
         let max_ids = self.definitions.max_ids;
@@ -225,7 +229,12 @@ impl Oracle {
         let Some(ids) = person.map(|person| person.ids) else {
             return;
         };
-        self.records.iter_mut().filter(|r| ids.contains(r.own())).for_each(|record| record.live = false);
+        for record in &mut self.records {
+            match ids.contains(record.own()) {
+                true => record.live = false,
+                false => record.strike(|id| ids.contains(id)),
+            }
+        }
         ids.iter().for_each(|id| self.corrections.erase(id, self.clock));
     }
 

@@ -85,6 +85,16 @@ impl Record {
         self.user.as_deref().or(self.anonymous.as_deref()).unwrap_or("")
     }
 
+    /// Takes erased ids out of it. What tells duplicates stays.
+    pub fn strike(&mut self, is_erased: impl Fn(&str) -> bool) {
+        for text in [&mut self.anonymous, &mut self.previous, &mut self.name] {
+            text.take_if(|text| is_erased(text));
+        }
+        [&mut self.properties, &mut self.traits, &mut self.context]
+            .into_iter()
+            .for_each(|body| body.strike(&is_erased));
+    }
+
     pub fn is_activity(&self) -> bool {
         self.event.is_some()
     }

@@ -18,7 +18,9 @@ use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
 use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step, Terms, Watched};
+use dataflows::time::Millis;
 use dataflows::total::Total;
+use ecow::EcoString;
 use serde_json::{Value, json};
 
 pub use totals::{Totals, totals};
@@ -37,6 +39,8 @@ pub struct Run {
     /// All lines that came.
     lines: Vec<String>,
     position: u64,
+    /// That of the last step closed.
+    clock: Millis,
     questions: u64,
     /// The sum of all changes of intents that were told.
     told: BTreeMap<IntentRow, i64>,
@@ -76,6 +80,9 @@ pub const VIEWS: [(&str, View); 5] = [
     ("intents", View::Intents),
     ("credit", View::Credit),
 ];
+
+/// Whether the engine knows erasure yet.
+pub const ERASES: bool = false;
 
 const SECRET: [u8; 16] = [9; 16];
 /// A step takes milliseconds. On a machine that is busy with other things it has been seen to take half a minute.
@@ -132,6 +139,7 @@ impl Run {
             coming: None,
             lines: Vec::new(),
             position: 0,
+            clock: 0,
             questions: 0,
             told: BTreeMap::new(),
             watched: BTreeMap::new(),
@@ -211,6 +219,18 @@ impl Run {
         self.steps[process].record(record);
         self.steps.iter_mut().for_each(|step| step.clock = step.clock.max(with));
         Some(self.position)
+    }
+
+    /// All ids of whoever has an id by now, and the clock: what an erasure is of. A step under way is closed first,
+    /// since it may say who that is.
+    pub fn person(&mut self, id: &str) -> Result<(Vec<EcoString>, Millis), Stalled> {
+        let mut ids = Vec::new();
+        self.close([Question::Profile(id.into())], |_, part| {
+            if let Answer::Profile(profile) = part {
+                ids.extend(profile.ids().cloned());
+            }
+        })?;
+        Ok((ids, self.clock))
     }
 
     /// What became of an event of a closed step, in the oracle's words.
@@ -370,6 +390,7 @@ impl Run {
         if closed.switched.is_some() {
             self.plan = self.coming.take().expect("definitions are to come");
         }
+        self.clock = closed.clock;
         self.verdicts.extend(closed.verdicts);
         for (row, change) in closed.intents {
             *self.told.entry(row).or_default() += i64::from(change);

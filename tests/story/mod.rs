@@ -12,6 +12,8 @@
 //!   - { clock: 11:00 }
 //!   - { retract: first, of: ada }
 //!   - { unlink: [ada, phone] }
+//!   - { erase: [ada, phone] }                   # whoever has the first of these ids, which are then all of theirs
+//!   - { define: { segments: { late: { ... }, gone: ~ } } }   # other definitions, by kind and name; ~ takes one away
 //!   - expect: { profiles: [ { id: ada, segments: [vip] } ], intents: [ { campaign: hello, at: 10:00 } ] }
 //!     absent: { intents: [ { campaign: bye } ] }
 //!     count: { sessions: 1 }
@@ -40,6 +42,43 @@ pub struct Story {
     pub steps: Vec<Step>,
 }
 
+impl Story {
+    /// Its calls and the corrections to them, as if who is erased in it had never been: what they sent is left out, and
+    /// their ids out of what others sent before.
+    pub fn without_the_erased(&self) -> (Vec<String>, Vec<String>) {
+        let (mut calls, mut controls) = (Vec::new(), Vec::new());
+        for step in &self.steps {
+            match &step.what {
+                What::Call(line) => calls.push(line.clone()),
+                What::Control(line) => controls.push(line.clone()),
+                What::Erasure(ids) => calls = calls.iter().filter_map(|line| struck(line, ids)).collect(),
+                What::Definitions(_) | What::Verdict(_) => {}
+            }
+        }
+        (calls, controls)
+    }
+}
+
+/// A call without these ids; none, if one of them sent it.
+fn struck(line: &str, ids: &[String]) -> Option<String> {
+    let mut call: Value = serde_json::from_str(line).expect("calls are JSON");
+    let is_erased = |id: &Value| ids.iter().any(|erased| id == erased);
+    let own = if call["userId"].is_null() { &call["anonymousId"] } else { &call["userId"] };
+    if is_erased(own) {
+        return None;
+    }
+    let mut open = vec![&mut call];
+    while let Some(value) = open.pop() {
+        match value {
+            Value::Array(items) => open.extend(items),
+            Value::Object(entries) => open.extend(entries.values_mut()),
+            text if is_erased(text) => *text = Value::Null,
+            _ => {}
+        }
+    }
+    Some(call.to_string())
+}
+
 /// One step of a story.
 pub struct Step {
     /// Where it stands in the file.
@@ -53,6 +92,10 @@ pub enum What {
     Call(String),
     /// A clock or a correction, likewise.
     Control(String),
+    /// Whoever has these ids is erased.
+    Erasure(Vec<String>),
+    /// From now on these definitions hold.
+    Definitions(String),
     /// What must be true.
     Verdict(Verdict),
 }
@@ -66,11 +109,13 @@ pub struct Verdict {
 /// A story's own keys.
 const STORY: &[&str] = &["title", "day", "definitions", "clock", "steps"];
 /// What a step may hold, by the first of its keys that it has.
-const STEPS: [&[&str]; 7] = [
+const STEPS: [&[&str]; 9] = [
     &["at", "user", "anonymous", "event", "identify", "alias", "properties", "context", "id"],
     &["clock"],
     &["retract", "of"],
     &["unlink"],
+    &["erase"],
+    &["define"],
     &["expect", "absent", "count"],
     &["absent", "count"],
     &["count"],
@@ -99,10 +144,11 @@ impl Story {
             }
             inline => inline.to_string(),
         };
-        let (mut calls, mut steps) = (0, Vec::new());
+        let (mut calls, mut steps, mut standing) = (0, Vec::new(), story["definitions"].clone());
         for (place, step) in story["steps"].as_array().into_iter().flatten().enumerate() {
             let line = line_of(&text, &format!("steps[{place}]")).unwrap_or_default();
-            let what = day.step(step, &mut calls).unwrap_or_else(|wrong| panic!("{name}:{line}: {wrong}"));
+            let what = day.step(step, &mut calls, &mut standing);
+            let what = what.unwrap_or_else(|wrong| panic!("{name}:{line}: {wrong}"));
             steps.push(Step { line, what });
         }
         Story { file: file.to_owned(), title: word(&story["title"]), definitions, steps }
@@ -133,7 +179,7 @@ impl Day {
         time.as_str().and_then(|time| self.instant(time)).ok_or_else(|| format!("{time} is no time of the day"))
     }
 
-    fn step(&self, step: &Value, calls: &mut usize) -> Result<What, String> {
+    fn step(&self, step: &Value, calls: &mut usize, standing: &mut Value) -> Result<What, String> {
         let keys = STEPS.into_iter().find(|keys| !step[keys[0]].is_null()).ok_or("this is no step")?;
         known(step, keys)?;
         let control = |line: Value| Ok(What::Control(line.to_string()));
@@ -145,6 +191,14 @@ impl Day {
             "clock" => control(json!({"type": "clock", "to": self.time(&step["clock"])?})),
             "retract" => control(json!({"type": "retract", "id": step["of"], "messageId": step["retract"]})),
             "unlink" => control(json!({"type": "unlink", "a": step["unlink"][0], "b": step["unlink"][1]})),
+            "erase" => {
+                let ids = step["erase"].as_array().ok_or("ids stand in a list")?;
+                Ok(What::Erasure(ids.iter().map(word).collect()))
+            }
+            "define" => {
+                define(standing, &step["define"])?;
+                Ok(What::Definitions(standing.to_string()))
+            }
             _ => self.verdict(step).map(What::Verdict),
         }
     }
@@ -204,6 +258,21 @@ impl Verdict {
         });
         counts.chain(patterns).collect()
     }
+}
+
+/// Puts documents in the place of those of their kind and name.
+fn define(standing: &mut Value, change: &Value) -> Result<(), String> {
+    for (kind, documents) in change.as_object().ok_or("what is defined stands by kind")? {
+        let standing = standing.get_mut(kind).and_then(Value::as_object_mut);
+        let standing = standing.ok_or_else(|| format!("the story itself defines no `{kind}` by name"))?;
+        for (name, document) in documents.as_object().ok_or("what is defined stands by name")? {
+            match document {
+                Value::Null => standing.remove(name).ok_or_else(|| format!("there is no `{name}`"))?,
+                _ => standing.insert(name.clone(), document.clone()).unwrap_or_default(),
+            };
+        }
+    }
+    Ok(())
 }
 
 /// Whether a pattern is one of what was found.
