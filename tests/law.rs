@@ -16,7 +16,7 @@ use ecow::EcoString;
 use histories::{Random, changed, definitions, history_of};
 use oracle::{Dump, Oracle};
 use run::totals::billionths;
-use run::{ERASES, Run, Totals, VIEWS, totals};
+use run::{Run, Totals, VIEWS, totals};
 use serde_json::Value;
 
 /// Lines of one step, drawn at random.
@@ -64,7 +64,7 @@ fn check(seed: u64, processes: usize, workers: usize) -> usize {
         run.follow().expect("an empty step finishes");
     }
     let (mut told, mut held) = (Vec::new(), 0);
-    let lines = history_of(&mut random, ERASES);
+    let lines = history_of(&mut random, true);
     let steps = steps(&mut random, lines);
     // Of several changes each waits until the one before holds.
     let mut changes: Vec<usize> = (0..random.below(5)).map(|_| random.below(steps.len() as u64) as usize).collect();
@@ -152,7 +152,7 @@ fn parts_of_histories_are_the_whole() {
         let mut random = Random::new(seed);
         let definitions = definitions(&mut random);
         let mut run = Run::start(&definitions, None, 2);
-        let lines = history_of(&mut random, ERASES);
+        let lines = history_of(&mut random, true);
         for line in &lines {
             run.push(line);
         }
@@ -184,7 +184,7 @@ fn credit_of_some_conversions_is_the_sum_of_theirs() {
         let definitions = definitions(&mut random);
         let mut oracle = Oracle::new(&definitions).with_lateness(None);
         let mut run = Run::start(&definitions, None, 2);
-        for line in history_of(&mut random, ERASES) {
+        for line in history_of(&mut random, true) {
             oracle.push(&line);
             run.push(&line);
         }

@@ -188,7 +188,6 @@ stories! {
     T7_cart_left_alone
     T8_two_devices
     T10_any_order
-    #[ignore = "the engine does not know erasure yet"]
     T11_as_if_never_seen
     T12_defined_late
     T14_a_day_without_input

@@ -13,6 +13,7 @@ use dataflows::admission::Verdict;
 use dataflows::definitions::{Definitions, Model};
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
+use dataflows::identity::Erasure;
 use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
@@ -80,9 +81,6 @@ pub const VIEWS: [(&str, View); 5] = [
     ("intents", View::Intents),
     ("credit", View::Credit),
 ];
-
-/// Whether the engine knows erasure yet.
-pub const ERASES: bool = false;
 
 const SECRET: [u8; 16] = [9; 16];
 /// A step takes milliseconds. On a machine that is busy with other things it has been seen to take half a minute.
@@ -197,8 +195,12 @@ impl Run {
     /// Takes one line; gives its position, if it can be read.
     pub fn push(&mut self, line: &str) -> Option<u64> {
         self.lines.push(line.to_owned());
+        let record = prepare(line, self.position + 1, &mut self.decoder, &SECRET);
+        if let Ok(Record::Erase(erasure)) = record {
+            return self.erase(*erasure);
+        }
         self.position += 1;
-        let record = prepare(line, self.position, &mut self.decoder, &SECRET).ok()?;
+        let record = record.ok()?;
         // Wherever it comes in, its place is the same.
         let process = self.position as usize % self.steps.len();
         self.steps[process].record(record);
@@ -208,8 +210,12 @@ impl Run {
     /// Takes one line as a log stamps it whose clock stands at an instant before it, and at another with it.
     pub fn push_stamped(&mut self, line: &str, before: i64, with: i64) -> Option<u64> {
         self.lines.push(line.to_owned());
+        let record = prepare(line, self.position + 1, &mut self.decoder, &SECRET);
+        if let Ok(Record::Erase(erasure)) = record {
+            return self.erase(*erasure);
+        }
         self.position += 1;
-        let mut record = prepare(line, self.position, &mut self.decoder, &SECRET).ok()?;
+        let mut record = record.ok()?;
         let process = self.position as usize % self.steps.len();
         if let Record::Event(prepared) = &mut record {
             let lateness = self.steps[process].terms.lateness;
@@ -231,6 +237,19 @@ impl Run {
             }
         })?;
         Ok((ids, self.clock))
+    }
+
+    /// Erases whoever has an id at this place.
+    fn erase(&mut self, Erasure { position, ids, .. }: Erasure) -> Option<u64> {
+        let (ids, until) = self.person(&ids[0]).expect("a step finishes");
+        self.position = position;
+        if !ids.is_empty() {
+            let process = position as usize % self.steps.len();
+            for record in self.engines[process].erasing(Erasure { position, until, ids }) {
+                self.steps[process].record(record);
+            }
+        }
+        Some(position)
     }
 
     /// What became of an event of a closed step, in the oracle's words.
