@@ -10,7 +10,8 @@ use dataflows::definitions::Model;
 use dataflows::profile::sums::{Sought, Span};
 use dataflows::total::Total;
 use oracle::Oracle;
-use run::{Run, Totals, totals};
+use run::totals::totals;
+use run::{Run, Totals};
 use serde_json::{Value, json};
 
 /// By the rules of the fixture.

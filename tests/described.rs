@@ -108,6 +108,7 @@ fn all_doors_of_the_contract_are_described() {
     let calls = ["track", "identify", "page", "screen", "group", "alias", "batch"];
     let calls = calls.into_iter().chain(["t", "i", "p", "s", "g", "a", "b"]).chain(["clock", "channels:resend"]);
     let calls = calls.chain(["events:retract", "identities:unlink"]);
+    let calls = calls.chain(["segments:preview", "definitions:diff", "campaigns:dry-run"]);
     let mut wanted: BTreeSet<(String, &str)> = calls.map(|call| (format!("/v1/{call}"), "post")).collect();
     wanted.insert(("/beacon/v1/batch".to_owned(), "post"));
     wanted.insert(("/v1/profiles/{id}".to_owned(), "delete"));
@@ -138,6 +139,7 @@ fn all_doors_of_the_contract_are_described() {
         "/v1/profiles/{id}",
         "/v1/profiles/{id}/conversions",
         "/v1/profiles/{id}/events",
+        "/v1/profiles/{id}/explain",
         "/v1/profiles/{id}/intents",
         "/v1/profiles/{id}/segments/changes",
         "/v1/profiles/{id}/sessions",

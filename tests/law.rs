@@ -15,8 +15,8 @@ use dataflows::total::Total;
 use ecow::EcoString;
 use histories::{Random, changed, definitions, history_of};
 use oracle::{Dump, Oracle};
-use run::totals::billionths;
-use run::{Run, Totals, VIEWS, totals};
+use run::totals::{billionths, totals};
+use run::{Run, Totals, VIEWS};
 use serde_json::Value;
 
 /// Lines of one step, drawn at random.

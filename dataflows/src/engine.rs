@@ -16,6 +16,7 @@ mod acceptance;
 mod assemble;
 mod profiles;
 mod watch;
+mod what_if;
 pub mod wire;
 
 use std::any::Any;

@@ -171,11 +171,25 @@ impl<F: Fold> History<F> {
         }
     }
 
+    /// What the entries up to `clock` fold to under a fold, aside from what holds.
+    pub fn aside(&self, clock: Millis, fold: &F, effects: &mut F::Effects) -> Folded<F> {
+        let mut folded = Folded::new(fold);
+        folded.advance(clock, &self.entries, fold, effects);
+        folded
+    }
+
+    /// A copy of what holds, to be taken further on.
+    pub fn ahead(&self) -> Folded<F>
+    where
+        F::State: Clone,
+    {
+        let Folded { folded, at, state, .. } = &self.now;
+        Folded { folded: *folded, at: *at, state: state.clone(), places: Vec::new() }
+    }
+
     /// Folds all up to `clock` anew, as it will be under another fold.
     pub fn prepare(&mut self, clock: Millis, next: &F, effects: &mut F::Effects) {
-        let mut folded = Folded::new(next);
-        folded.advance(clock, &self.entries, next, effects);
-        self.next = Some(Box::new(folded));
+        self.next = Some(Box::new(self.aside(clock, next, effects)));
     }
 
     /// What was prepared holds from now on. Gives what held before.
@@ -199,12 +213,19 @@ impl<F: Fold> Folded<F> {
         &self.state
     }
 
-    fn due(&self, entries: &[F::Entry], fold: &F) -> Millis {
+    /// Those of the entries that were folded.
+    pub fn past<'e>(&self, entries: &'e [F::Entry]) -> &'e [F::Entry] {
+        &entries[..self.folded]
+    }
+
+    /// The next instant at which something happens if no entry comes beside these. May be early, never late.
+    pub fn due(&self, entries: &[F::Entry], fold: &F) -> Millis {
         let next = entries.get(self.folded).map_or(Millis::MAX, F::instant);
         if self.folded == 0 { next } else { next.min(fold.due(&self.state)) }
     }
 
-    fn advance(&mut self, clock: Millis, entries: &[F::Entry], fold: &F, effects: &mut F::Effects) {
+    /// Steps through all instants up to and including `clock`.
+    pub fn advance(&mut self, clock: Millis, entries: &[F::Entry], fold: &F, effects: &mut F::Effects) {
         loop {
             let at = self.due(entries, fold);
             if at > clock || at == Millis::MAX {

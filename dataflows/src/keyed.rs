@@ -26,6 +26,8 @@ pub struct Slot<F: Fold> {
     touched: bool,
     /// The earliest instant at which the heap will bring it up.
     scheduled: Millis,
+    /// In which advance of all it was stepped last.
+    pub stepped: u64,
 }
 
 impl<F: Fold> Slot<F> {
@@ -75,6 +77,7 @@ pub struct Keyed<F: Fold> {
     hasher: FixedState,
     due: BinaryHeap<Reverse<(Millis, u32)>>,
     touched: Vec<u32>,
+    advances: u64,
 }
 
 impl<F: Fold> Keyed<F> {
@@ -89,6 +92,7 @@ impl<F: Fold> Keyed<F> {
             hasher: FixedState::default(),
             due: BinaryHeap::new(),
             touched: Vec::new(),
+            advances: 0,
         }
     }
 
@@ -150,10 +154,12 @@ impl<F: Fold> Keyed<F> {
                 self.mark_touched(slot);
             }
         }
+        self.advances += 1;
         let Folding { fold, effects } = &mut self.now;
         for number in std::mem::take(&mut self.touched) {
             let slot = &mut self.slots[number as usize];
             slot.touched = false;
+            slot.stepped = self.advances;
             slot.history.advance(clock, fold, effects, other(&mut self.next));
             settled(fold, slot, effects);
             slot.schedule(number, fold, self.next.as_ref(), &mut self.due);
@@ -221,6 +227,7 @@ impl<F: Fold> Keyed<F> {
                     history: History::new(&self.now.fold),
                     touched: false,
                     scheduled: Millis::MAX,
+                    stepped: 0,
                 });
                 // Where all others are prepared it is too.
                 if let Some(next) = self.next.as_mut().filter(|_| self.prepared == number as usize) {

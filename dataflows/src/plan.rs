@@ -3,6 +3,7 @@
 //! A plan is plain data, compiled once from checked definitions and shared by all workers. The views under `profile`
 //! interpret it; nothing is generated, so a new definition is a new plan and nothing else.
 
+mod explaining;
 mod make;
 
 use std::collections::BTreeSet;

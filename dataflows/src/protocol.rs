@@ -15,7 +15,9 @@ use crate::identity::{Erasure, Linked, Unlinked};
 use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
+use crate::profile::explain::Explained;
 use crate::profile::sums::{Credited, Sought, Span, Visits};
+use crate::profile::trial::{Outcome, Trial};
 use crate::time::Millis;
 use crate::total::Total;
 
@@ -220,6 +222,17 @@ pub enum Question {
     Standing(Vec<(EcoString, u64)>),
     /// All that is kept of one profile, by any of its ids.
     Whole(EcoString),
+    /// One profile as of an instant, with the records, corrections and identity of now, and the links that make it one.
+    ProfileAt(EcoString, Millis),
+    /// Why one is in a segment or is not.
+    Explain {
+        /// Any id of the profile.
+        id: EcoString,
+        /// The segment's name.
+        segment: EcoString,
+        /// As of which instant; none: now.
+        at: Option<Millis>,
+    },
     /// A profile's rows of one view, newest first.
     History {
         /// Any id of the profile.
@@ -270,6 +283,11 @@ pub enum Question {
     Totals,
     /// All rows of one view.
     Dump(View),
+    /// What other definitions would make of all. Every worker prepares some of it when it is asked, and it is asked
+    /// again under the same number until all have their part ready at one step; the trial goes with the first.
+    WhatIf(u64, Option<Arc<Trial>>),
+    /// That will not be asked again.
+    Forget(u64),
 }
 
 /// A view whose changes can be followed.
@@ -289,16 +307,19 @@ impl Question {
     /// The id whose person it is about, if it is about one.
     pub fn about(&self) -> Option<&EcoString> {
         match self {
-            Question::Profile(id) | Question::Person(id) | Question::Whole(id) | Question::History { id, .. } => {
-                Some(id)
-            }
+            Question::Profile(id)
+            | Question::Person(id)
+            | Question::Whole(id)
+            | Question::ProfileAt(id, _)
+            | Question::Explain { id, .. }
+            | Question::History { id, .. } => Some(id),
             _ => None,
         }
     }
 
     /// Whether who is linked to whom is the answer, or a part of it.
     pub fn links(&self) -> bool {
-        matches!(self, Question::Person(_) | Question::Linked(..) | Question::Unlinked { .. })
+        matches!(self, Question::Person(_) | Question::ProfileAt(..) | Question::Linked(..) | Question::Unlinked { .. })
     }
 
     /// Whether what is counted over people is the answer, or a part of it.
@@ -355,6 +376,8 @@ pub enum Answer {
     Standing(Vec<(u64, EcoString)>),
     /// A profile, and its rows of each view that has any, newest first.
     Whole(Box<ProfileRow>, Vec<Rows>),
+    /// Why a profile is in a segment or is not.
+    Explained(Box<Explained>),
     /// Rows of every profile, in no order.
     Rows(Rows),
     /// Rows of one profile, newest first, and the key of the last if there are more.
@@ -375,6 +398,10 @@ pub enum Answer {
     Followed(Vec<u64>),
     /// Totals that this worker keeps.
     Totals(Vec<(Total, i128)>),
+    /// A trial is being prepared: so many profiles of so many are.
+    Trying(u64, u64),
+    /// What each of the definitions tried makes of this worker's profiles.
+    Tried(Vec<Outcome>),
 }
 
 /// A deadline of a timer: when, public id, what is emitted, the state moved to.

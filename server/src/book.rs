@@ -87,10 +87,20 @@ impl Book {
 
     /// The book after a document is given, or taken away.
     pub fn with(&self, name: &str, document: Option<Box<RawValue>>) -> Result<Book, Vec<Problem>> {
+        self.with_all(Given::from([(name.to_owned(), document)]))
+    }
+
+    /// The book after several are.
+    pub fn with_all(&self, documents: Given) -> Result<Book, Vec<Problem>> {
         let mut given = self.given.clone();
-        given.insert(name.to_owned(), document);
+        given.extend(documents);
         let text = composed(&self.file, &given);
         self.followed_by(given, self.versions.clone(), text)
+    }
+
+    /// The book of another file, and nothing given.
+    pub fn instead(&self, text: String) -> Result<Book, Vec<Problem>> {
+        self.followed_by(Given::new(), self.versions.clone(), text)
     }
 
     /// The book after what another process, or the stream, says comes next.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataflows::definitions::{Definitions, Deliver, Problem};
 use dataflows::plan::Plan;
+use dataflows::profile::sums::Span;
 use dataflows::time::{Millis, parse_duration};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -17,9 +18,11 @@ use crate::book::Book;
 use crate::cluster::{self, Greeting, LEADER};
 use crate::demo;
 use crate::desk::Records;
+use crate::dry_run::{DryRun, dry_run};
 use crate::http::{App, STILL_MAX, opening, router};
 use crate::hub::{ClockMode, Hub, Work};
 use crate::log::Log;
+use crate::moment::Moment;
 use crate::outbox::Outbox;
 use crate::replay::{self, Replay, replay};
 use crate::stream::{self, Kept, Stream};
@@ -42,6 +45,8 @@ enum Command {
     Demo(Demo),
     /// Runs files of events through the engine as fast as it goes, and reports what is then true.
     Replay(ReplayArgs),
+    /// Says what campaigns would have triggered over files of events, under several definitions side by side.
+    DryRun(DryRunArgs),
     /// Says all that is wrong with a definitions file.
     Check {
         /// The definitions file.
@@ -123,6 +128,34 @@ struct ReplayArgs {
     among: Among,
 }
 
+#[derive(Debug, Args)]
+struct DryRunArgs {
+    /// Files of events, one a line, plain or .gz or .zst; `-` is the standard input.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The definitions file.
+    #[arg(long, env = "THALWEG_DEFINITIONS", default_value = "thalweg.yaml")]
+    definitions: PathBuf,
+    /// Worker threads.
+    #[arg(long, env = "THALWEG_WORKERS", default_value_t = 1, value_parser = workers)]
+    workers: usize,
+    /// How late an event may be, such as 30d; without it any time.
+    #[arg(long, env = "THALWEG_LATENESS", value_parser = duration)]
+    lateness: Option<Millis>,
+    /// Intents from this instant on: a UTC date, RFC 3339, or ms.
+    #[arg(long, value_parser = instant)]
+    from: Option<Millis>,
+    /// And before this one.
+    #[arg(long, value_parser = instant)]
+    to: Option<Millis>,
+    /// Other definitions to try beside these: a name and a file. May be given several times.
+    #[arg(long = "variant", value_name = "NAME=FILE", value_parser = variant)]
+    variants: Vec<(String, PathBuf)>,
+    /// Prints the report in this form.
+    #[arg(long, value_enum)]
+    report: Option<ReportForm>,
+}
+
 impl Among {
     /// All hosts, and which is this; none: the process is alone.
     fn read(&self) -> Result<Option<(Vec<String>, usize)>, String> {
@@ -152,11 +185,22 @@ fn duration(text: &str) -> Result<Millis, String> {
     parse_duration(text).ok_or("an integer and one of ms, s, m, h, d, such as 30d".into())
 }
 
+fn instant(text: &str) -> Result<Millis, String> {
+    let wrong = || "a UTC date such as 2026-01-31, an instant of RFC 3339, or milliseconds".into();
+    Moment::Text(text.to_owned()).instant().ok_or_else(wrong)
+}
+
+fn variant(text: &str) -> Result<(String, PathBuf), String> {
+    let parts = text.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty());
+    parts.map(|(name, file)| (name.to_owned(), file.into())).ok_or("a name and a file, such as four=other.yaml".into())
+}
+
 /// Does what was typed; gives a sentence on what went wrong.
 pub fn run() -> Result<(), String> {
     match Cli::parse().command {
         Command::Check { file } => check(&file),
         Command::Replay(args) => run_replay(args),
+        Command::DryRun(args) => run_dry(args),
         Command::Serve(args) => {
             logs();
             let text = read(&args.definitions)?;
@@ -273,6 +317,21 @@ fn run_replay(args: ReplayArgs) -> Result<(), String> {
     }
 }
 
+fn run_dry(args: DryRunArgs) -> Result<(), String> {
+    let read = |file: &Path| Ok::<_, String>(Arc::new(parse(&self::read(file)?, file)?));
+    let standing = read(&args.definitions)?;
+    let variants = args.variants.iter().map(|(name, file)| Ok((name.clone(), read(file)?)));
+    let DryRunArgs { files, workers, lateness, from, to, report: form, .. } = args;
+    let variants = variants.collect::<Result<_, String>>()?;
+    let run = DryRun { files, workers, lateness, span: Span { from, to }, standing, variants };
+    let report = dry_run(run)?;
+    match form {
+        Some(ReportForm::Json) => println!("{}", serde_json::to_string(&report).expect("reports have string keys")),
+        None => println!("{report}"),
+    }
+    Ok(())
+}
+
 /// Keeps the doors open on what a replay found.
 async fn serve_replayed(listener: std::net::TcpListener, hub: Hub) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("the listener failed: {error}");
@@ -289,6 +348,7 @@ async fn serve_replayed(listener: std::net::TcpListener, hub: Hub) -> Result<(),
         now: crate::clock::now,
         secret: [0; 16],
         defining: Arc::default(),
+        trying: Arc::default(),
         stopping,
     };
     axum::serve(listener, router(app)).with_graceful_shutdown(interrupted(stop)).await.map_err(failed)
@@ -386,6 +446,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         now,
         secret,
         defining: Arc::default(),
+        trying: Arc::default(),
         stopping,
     };
     let router = router(app);

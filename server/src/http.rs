@@ -13,6 +13,8 @@ mod events;
 mod metrics;
 mod query;
 mod subscribe;
+mod what_if;
+mod why;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +57,8 @@ pub struct App {
     pub secret: [u8; 16],
     /// Held by who changes definitions.
     pub defining: Arc<tokio::sync::Mutex<()>>,
+    /// How many times definitions were tried; held while some are.
+    pub trying: Arc<tokio::sync::Mutex<u64>>,
     /// Becomes true when the process ends.
     pub stopping: watch::Receiver<bool>,
 }
@@ -98,6 +102,7 @@ pub fn router(app: App) -> Router {
         .routes(routes!(answers::profile, erasures::erase))
         .routes(routes!(erasures::erasure))
         .routes(routes!(erasures::export))
+        .routes(routes!(why::explain))
         .routes(routes!(answers::events))
         .routes(routes!(answers::sessions))
         .routes(routes!(answers::touchpoints))
@@ -109,6 +114,9 @@ pub fn router(app: App) -> Router {
         .routes(routes!(answers::segments))
         .routes(routes!(answers::segment))
         .routes(routes!(answers::members))
+        .routes(routes!(what_if::preview))
+        .routes(routes!(what_if::diff))
+        .routes(routes!(what_if::dry_run))
         .routes(routes!(answers::journeys))
         .routes(routes!(answers::journey))
         .routes(routes!(answers::due))

@@ -10,12 +10,14 @@ pub mod cluster; // several processes as one
 pub mod demo; // visitors made up
 pub mod desk; // what processes ask each other
 pub mod door; // bodies of events taken apart
+pub mod dry_run; // files under several definitions
 pub mod erasing; // bodies destroyed
 pub mod follow; // views that somebody follows
 pub mod http; // the doors
 pub mod hub; // the way to the writer
 pub mod log; // the only truth
 pub mod metrics; // numbers for Prometheus
+pub mod moment; // instants as people write them
 pub mod outbox; // intents on their way into the world
 pub mod problem; // errors as they are told
 pub mod recommend; // what a person may like

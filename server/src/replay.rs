@@ -20,6 +20,7 @@ use dataflows::number::print_billionths;
 use dataflows::place::{place, process_of};
 use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
+use dataflows::profile::trial::{Outcome, Trial};
 use dataflows::protocol::{Answer, Question, Record, Response, Step, Terms};
 use dataflows::time::Millis;
 use dataflows::total::Total;
@@ -391,7 +392,8 @@ impl Run {
         Hub::still(book, as_of, move |question| self.ask(question))
     }
 
-    fn as_of(&self) -> hub::AsOf {
+    /// What was true at the end, is true then.
+    pub fn as_of(&self) -> hub::AsOf {
         let clock = self.answers.said.lock().expect("nobody panics while holding it").clock;
         hub::AsOf { position: self.step.position, clock }
     }
@@ -512,6 +514,18 @@ impl Run {
         // Nobody reads any more, so nothing is to be found out.
         let _ = self.close(0);
         std::mem::take(&mut self.answers.said.lock().expect("nobody panics while holding it").parts)
+    }
+
+    /// What other definitions would make of it. What they name stands on all events.
+    pub fn what_if(&mut self, trial: Trial) -> Vec<Outcome> {
+        let trial = Arc::new(trial);
+        let mut begins = Some(Arc::clone(&trial));
+        loop {
+            let parts = self.ask(Question::WhatIf(0, begins.take()));
+            if let Some(outcomes) = trial.whole(parts) {
+                return outcomes;
+            }
+        }
     }
 
     fn totals(&mut self) -> BTreeMap<Total, i128> {

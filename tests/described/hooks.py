@@ -31,6 +31,10 @@ def before_load_schema(context, raw_schema):
                         parameter["example"] = "tablet"
                 if parameter["name"] == "kind":
                     parameter["example"] = "segments"
+                if parameter["name"] == "segment":
+                    parameter["schema"] = {"enum": ["vip", "lapsed"]}
+                if parameter["name"] == "at":
+                    parameter["schema"] = {"enum": [1767225605000, 1767225609000]}
                 if parameter["name"] == "conversion":
                     parameter["schema"] = {"enum": ["purchase"]}
                 if parameter["name"] == "model":
@@ -43,3 +47,11 @@ def before_load_schema(context, raw_schema):
     # One event, or all that a condition selects: a schema of one object cannot say that.
     retract["properties"] = {"where": {"enum": ['event == "purchase"']}, "preview": {"enum": [True]}}
     retract["required"] = ["where"]
+    bodies = {
+        "segments:preview": {"name": "vip", "definition": {"visitor": "returning"}},
+        "definitions:diff": {"kind": "segments", "name": "vip", "definition": {"visitor": "returning"}},
+        "campaigns:dry-run": {"from": "2026-01-01", "variants": {"a": {"segments": {"vip": {"visitor": "known"}}}}},
+    }
+    for path, body in bodies.items():
+        tried = raw_schema["paths"][f"/v1/{path}"]["post"]["requestBody"]
+        tried["content"]["application/json"]["schema"] = {"enum": [body]}

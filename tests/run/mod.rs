@@ -24,7 +24,7 @@ use dataflows::total::Total;
 use ecow::EcoString;
 use serde_json::{Value, json};
 
-pub use totals::{Totals, totals};
+pub use totals::Totals;
 
 /// A running engine, in one process or as several would run it, and what feeds it.
 pub struct Run {

@@ -451,7 +451,7 @@ fn identity<'s>(
                 }
                 for Ask { to, number, question } in asked.remove(&time).unwrap_or_default() {
                     let answer = match &question {
-                        Question::Person(id) => Answer::Links(identity.linked(id)),
+                        Question::Person(id) | Question::ProfileAt(id, _) => Answer::Links(identity.linked(id)),
                         Question::Linked(a, b) => Answer::Linked(identity.is_linked(a, b)),
                         Question::Unlinked { after, limit } => {
                             Answer::Unlinked(identity.unlinked(after.as_ref(), *limit))

@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
+use super::what_if::WhatIf;
 use crate::event::Event;
 use crate::identity::{Erasure, Id, Move};
 use crate::keyed::{Folding, Keyed, Slot};
@@ -18,7 +19,9 @@ use crate::plan::Plan;
 use crate::profile::answers::{Asked, IntentRow, Page, Rows, SessionRow, View, intent_row, public_id};
 use crate::profile::attribution::Credit;
 use crate::profile::campaigns::{Intent, Meant};
+use crate::profile::explain::{INSTANTS_MAX, explain};
 use crate::profile::sums::{Credited, Span, Visits};
+use crate::profile::trial::Trial;
 use crate::profile::{Effects, State};
 use crate::protocol::{Answer, Deadline, Question};
 use crate::strike::{names, without};
@@ -40,6 +43,8 @@ pub(super) struct Profiles {
     ready: Rc<Cell<u64>>,
     asked: Vec<(Ask, Option<Id>)>,
     watch: Watch,
+    /// Definitions that are tried, by who asks.
+    tried: BTreeMap<(usize, u64), WhatIf>,
 }
 
 /// What is told of a step.
@@ -77,6 +82,7 @@ impl Profiles {
             ready,
             asked: Vec::new(),
             watch: Watch::default(),
+            tried: BTreeMap::new(),
         }
     }
 
@@ -199,6 +205,14 @@ impl Profiles {
                 settled.answers.push((to, number, Answer::Watched(rows)));
                 continue;
             }
+            if let Question::WhatIf(trial, begins) = question {
+                settled.answers.extend(self.what_if((to, trial), begins, clock).map(|part| (to, number, part)));
+                continue;
+            }
+            if let Question::Forget(trial) = question {
+                self.tried.remove(&(to, trial));
+                continue;
+            }
             settled.answers.extend(self.answer(question, of, clock).map(|part| (to, number, part)));
         }
         settled
@@ -225,6 +239,15 @@ impl Profiles {
                 self.watch.touched(&slot.key, person(fold, slot, &effects.credit, clock), &mut settled.rows);
             }
         }
+    }
+
+    /// Does some more of a trial. Whoever begins one has given up those before.
+    fn what_if(&mut self, of: (usize, u64), begins: Option<Arc<Trial>>, clock: Millis) -> Option<Answer> {
+        if let Some(trial) = begins.filter(|_| !self.tried.contains_key(&of)) {
+            self.tried.retain(|(asks, _), _| *asks != of.0);
+            self.tried.insert(of, WhatIf::new(&self.keyed.now.fold, trial));
+        }
+        Some(self.tried.get_mut(&of)?.go_on(&self.keyed, clock))
     }
 
     fn insert(&mut self, slot: u32, event: Event) {
@@ -278,6 +301,20 @@ impl Profiles {
                 });
                 Some(Answer::Whole(Box::new(one.profile()), rows.into()))
             }
+            Question::ProfileAt(_, at) => {
+                let (of, mut effects) = (one.filter(|_| at <= clock)?, Effects::new(self.plan()));
+                let history = &slot?.history;
+                let folded = history.aside(at, self.plan(), &mut effects);
+                let (state, past) = (&**folded.state(), folded.past(history.entries()));
+                let asked = Asked { state, past, credit: &effects.credit, clock: at, ..of };
+                state.core.exists().then(|| Answer::Profile(Box::new(asked.profile())))
+            }
+            Question::Explain { segment, at, .. } => {
+                let (public, number) = (one?.public(), self.plan().segment(&segment)?);
+                let at = at.unwrap_or(clock);
+                let explained = explain(self.plan(), number, &slot?.history, &public, at).filter(|_| at <= clock);
+                explained.map(|explained| Answer::Explained(Box::new(explained)))
+            }
             Question::History { view, page, .. } => {
                 let (rows, next) = one?.page(view, &page);
                 Some(Answer::History(rows, next))
@@ -288,12 +325,14 @@ impl Profiles {
             }
             Question::Deadlines { journey, within, after, limit } => {
                 let journey = self.plan().journey(&journey)?;
+                if let Some(within) = within {
+                    return Some(Answer::Deadlines(self.timers(journey, clock, within, after.as_ref(), limit)));
+                }
                 let mut all: Vec<Deadline> = Vec::new();
                 for asked in self.everyone(clock) {
                     let public = asked.public();
                     let due = asked.deadlines(journey).into_iter();
                     let due = due.map(|(at, emit, to)| (at, public.clone(), emit, to));
-                    let due = due.filter(|due| within.is_none_or(|within| due.0 <= clock + within));
                     all.extend(due.filter(|due| after.as_ref().is_none_or(|after| due > after)));
                 }
                 all.sort();
@@ -319,14 +358,19 @@ impl Profiles {
                 Some(Answer::Followed(sum))
             }
             Question::Standing(events) => Some(Answer::Standing(self.standing(&events))),
-            Question::Totals | Question::Watch(..) | Question::Linked(..) | Question::Unlinked { .. } => None,
+            Question::Totals
+            | Question::Watch(..)
+            | Question::WhatIf(..)
+            | Question::Forget(_)
+            | Question::Linked(..)
+            | Question::Unlinked { .. } => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)
             }
         }
     }
 
-    fn person<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
+    pub(super) fn person<'a>(&'a self, slot: &'a Slot<Plan>, clock: Millis) -> Option<Asked<'a>> {
         person(self.plan(), slot, &self.keyed.now.effects.credit, clock)
     }
 
@@ -377,6 +421,49 @@ impl Profiles {
         found
     }
 
+    /// The timers of a journey that fire within a span of the clock if nothing happens, in their order.
+    fn timers(
+        &self,
+        journey: usize,
+        clock: Millis,
+        within: Millis,
+        after: Option<&Deadline>,
+        limit: usize,
+    ) -> Vec<Deadline> {
+        let (plan, until) = (self.plan().unscheduled(), clock.saturating_add(within));
+        let first = |slot| {
+            let asked: Asked<'_> = self.person(slot, clock)?;
+            // What another journey's timer emits may set one of this.
+            let first = (0..plan.journeys.len()).filter_map(|of| Some(asked.deadlines(of).first()?.0)).min();
+            Some((first?, slot, asked))
+        };
+        let people = self.keyed.slots().iter().filter_map(first).filter(|(at, ..)| *at <= until);
+        let mut people: Vec<_> = people.collect();
+        people.sort_by_key(|(at, ..)| *at);
+        let (mut all, mut effects): (Vec<Deadline>, _) = (Vec::new(), Effects::new(&plan));
+        for (first, slot, asked) in people {
+            // Nobody's timers come before the first of them.
+            if all.get(limit).is_some_and(|(at, ..)| *at < first) {
+                break;
+            }
+            let (public, mut folded) = (asked.public(), slot.history.ahead());
+            for _ in 0..INSTANTS_MAX {
+                let at = folded.due(asked.past, &plan);
+                if at > until {
+                    break;
+                }
+                let fires = Asked { state: folded.state(), ..asked }.firing(journey, at).into_iter();
+                let fires = fires.map(|(at, emit, to)| (at, public.clone(), emit, to));
+                all.extend(fires.filter(|fires| after.is_none_or(|after| fires > after)));
+                folded.advance(at, asked.past, &plan, &mut effects);
+                effects.intents.clear();
+            }
+            all.sort();
+        }
+        all.truncate(limit);
+        all
+    }
+
     fn members(&self, segment: usize, after: Option<&EcoString>, limit: usize) -> Vec<(EcoString, Millis)> {
         let all = self.keyed.slots().iter().filter_map(|slot| {
             let since = slot.history.state().member_since(segment)?;
@@ -391,9 +478,10 @@ impl Profiles {
 }
 
 /// Somebody as they are asked, if they are there.
-fn person<'a>(plan: &'a Plan, slot: &'a Slot<Plan>, credit: &'a Credit, clock: Millis) -> Option<Asked<'a>> {
+pub(super) fn person<'a>(plan: &'a Plan, slot: &'a Slot<Plan>, credit: &'a Credit, clock: Millis) -> Option<Asked<'a>> {
     let state = slot.history.state();
-    let asked = Asked { plan, state, past: slot.history.past(), credit, ids: slot.ids(), clock };
+    let past = slot.history.past();
+    let asked = Asked { plan, state, past, credit, ids: slot.ids(), known_by: (state, past), clock };
     state.core.exists().then_some(asked)
 }
 
@@ -451,7 +539,7 @@ fn retell(old: &Plan, new: &Plan, slot: &mut Slot<Plan>, before: &State, intents
 
 /// Entries of histories that are prepared for definitions to come in one step: as many as delay nobody who waits for
 /// it. Builds that check take fewer, so that short histories too are prepared in several.
-const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 2_000 };
+pub(super) const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 2_000 };
 
 fn folding(plan: Arc<Plan>) -> Folding<Plan> {
     let effects = Effects::new(&plan);

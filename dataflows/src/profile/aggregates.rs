@@ -29,6 +29,12 @@ pub struct Kept {
     value: Value,
 }
 
+impl Kept {
+    pub(super) fn event(&self) -> Left {
+        Left { at: self.at, accepted: self.accepted, root: self.root }
+    }
+}
+
 /// What a computed trait says: sums can be larger than a value that an event may carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Figure {
@@ -133,7 +139,7 @@ impl Instant<'_> {
                     break;
                 }
                 if counts(of.op, &kept.value) {
-                    last = last.max(Some(Left { at: kept.at, accepted: kept.accepted, root: kept.root }));
+                    last = last.max(Some(kept.event()));
                     let value = kept.value.clone();
                     state.count(plan, number, &value, -1);
                 }
@@ -157,6 +163,13 @@ impl State {
     /// How many events an aggregate counts.
     pub fn counted(&self, plan: &Plan, aggregate: usize) -> u64 {
         self.words[plan.layout.aggregates + aggregate * WORDS] as u64
+    }
+
+    /// The events that an aggregate counts, where its feed keeps them.
+    pub(super) fn inside(&self, plan: &Plan, aggregate: usize) -> impl DoubleEndedIterator<Item = Left> {
+        let of = &plan.aggregates[aggregate];
+        let inside = &self.tapes.kept[of.tape][self.head(plan, aggregate)..];
+        inside.iter().filter(|kept| counts(of.op, &kept.value)).map(Kept::event)
     }
 
     fn head(&self, plan: &Plan, aggregate: usize) -> usize {

@@ -324,7 +324,7 @@ struct NamedRef {
 }
 
 /// A value as JSON: numbers are printed as exact decimals.
-fn printed(figure: Figure) -> Box<RawValue> {
+pub(super) fn printed(figure: Figure) -> Box<RawValue> {
     serde_json::value::to_raw_value(&Printed(figure)).expect("it has no keys")
 }
 
@@ -346,7 +346,7 @@ impl Serialize for Printed {
     }
 }
 
-fn raw(json: String) -> Box<RawValue> {
+pub(super) fn raw(json: String) -> Box<RawValue> {
     RawValue::from_string(json).expect("it was read or printed as JSON")
 }
 
@@ -363,6 +363,8 @@ pub struct Asked<'a> {
     pub credit: &'a Credit,
     /// All its ids, in order.
     pub ids: &'a [EcoString],
+    /// By what it is known which of them are users': what is true now, where the rest is of the past.
+    pub known_by: (&'a State, &'a [Event]),
     /// The clock, ms.
     pub clock: Millis,
 }
@@ -385,7 +387,7 @@ pub fn root_of(past: &[Event], root: Root, public: &EcoString) -> RootRow {
 impl Asked<'_> {
     /// Its public id.
     pub fn public(&self) -> EcoString {
-        public_id(self.state, self.past, self.ids).clone()
+        public_id(self.known_by.0, self.known_by.1, self.ids).clone()
     }
 
     /// All rows of one view, newest first.
@@ -489,10 +491,11 @@ impl Asked<'_> {
         let members = plan.segments.iter().enumerate();
         let members = members.filter_map(|(number, segment)| Some((segment, state.member_since(number)?)));
         let consent = |consent: &Consent| ConsentRow { granted: consent.granted, since: consent.since };
+        let (now, entries) = self.known_by;
         let open = state.sessions_from(0).next_back().filter(|session| !self.is_closed(session));
         ProfileRow {
             id: self.public(),
-            ids: self.ids.iter().map(|id| IdRow { id: id.clone(), known: state.is_known(id, self.past) }).collect(),
+            ids: self.ids.iter().map(|id| IdRow { id: id.clone(), known: now.is_known(id, entries) }).collect(),
             visitor: Visitor::ALL
                 .iter()
                 .filter(|(_, class)| self.state.is(*class))
@@ -585,6 +588,15 @@ impl Asked<'_> {
     pub fn deadlines(&self, journey: usize) -> Vec<(Millis, Option<EcoString>, Option<EcoString>)> {
         let row = self.standing(journey);
         row.deadlines.into_iter().map(|deadline| (deadline.at, deadline.emit, deadline.to)).collect()
+    }
+
+    /// The timers of one journey that fire at an instant: as they are listed, until one moves.
+    pub fn firing(&self, journey: usize, at: Millis) -> Vec<(Millis, Option<EcoString>, Option<EcoString>)> {
+        let mut due = self.deadlines(journey);
+        due.retain(|(deadline, ..)| *deadline == at);
+        let moves = due.iter().position(|(.., to)| to.is_some());
+        due.truncate(moves.map_or(due.len(), |place| place + 1));
+        due
     }
 
     fn is_closed(&self, session: &Session) -> bool {

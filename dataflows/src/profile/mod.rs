@@ -9,12 +9,14 @@ pub mod aggregates;
 pub mod answers;
 pub mod attribution;
 pub mod campaigns;
+pub mod explain;
 pub mod journeys;
 pub mod people;
 pub mod segments;
 pub mod sequences;
 pub mod sessions;
 pub mod sums;
+pub mod trial;
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -198,6 +200,21 @@ pub struct State {
     bags: Box<[Bag]>,
     /// The public id under which its intents were told; empty: none were.
     pub told_as: EcoString,
+}
+
+impl State {
+    /// How much is kept of a profile besides its events, about, in bytes.
+    pub fn bytes(&self) -> usize {
+        let tapes = &self.tapes;
+        let kept: usize = tapes.kept.iter().map(|tape| size_of_val(&**tape)).sum();
+        let waiting: usize = tapes.waiting.iter().map(|tape| size_of_val(&**tape)).sum();
+        let before: usize = tapes.before.iter().map(|tape| size_of_val(&**tape)).sum();
+        let bags: usize = self.bags.iter().map(|bag| bag.len() * size_of::<(Value, u32)>()).sum();
+        let views = size_of_val(&*tapes.sessions) + size_of_val(&*tapes.changes) + size_of_val(&*tapes.moves);
+        let credit = size_of_val(&*tapes.touches) + size_of_val(&*tapes.conversions) + size_of_val(&*tapes.refunds);
+        let rest = size_of_val(&*tapes.intents) + size_of_val(&*tapes.known) + size_of_val(&*tapes.told);
+        size_of::<State>() + size_of_val(&*self.words) + kept + waiting + before + bags + views + credit + rest
+    }
 }
 
 /// Enough to take a state back to where it was.

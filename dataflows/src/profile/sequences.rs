@@ -5,7 +5,9 @@
 
 use crate::plan::{Plan, SequencePlan, Window};
 use crate::time::Millis;
+use crate::vocabulary::NameId;
 
+use super::aggregates::Kept;
 use super::{Instant, Left, NEVER, Root, Seen, State};
 
 /// The words of a sequence before those of its steps: when it was completed; the event that this goes back to (when,
@@ -30,6 +32,43 @@ impl State {
         let words = &self.words[plan.layout.sequences[sequence]..];
         let left = Left { at: words[1], accepted: words[2] == 1, root: Root(words[3] as u32) };
         (words[0] != NEVER).then_some((words[0], left))
+    }
+
+    /// The instant of the latest completion, while it counts; and the events that made it, in order, where each step's
+    /// are kept on a tape of its own.
+    pub(super) fn completion(&self, plan: &Plan, sequence: usize) -> Option<(Millis, Vec<(NameId, Left)>)> {
+        let (at, last) = self.completed(plan, sequence)?;
+        let steps = &plan.sequences[sequence].steps;
+        let tapes: Vec<Vec<Left>> =
+            plan.step_tapes(sequence).map(|tape| self.tapes.kept[tape].iter().map(Kept::event).collect()).collect();
+        // For each event of a step that completes it, which one had completed the step before: the latest does.
+        let mut ways: Vec<Vec<Option<usize>>> = Vec::new();
+        for (number, (step, tape)) in steps.iter().zip(&tapes).enumerate() {
+            let way = |end: usize| {
+                let first = tape[(end + 1).checked_sub(step.times as usize)?];
+                let (before, since) = match number.checked_sub(1) {
+                    None => (0, first.at),
+                    Some(number) => {
+                        let earlier = tapes[number].partition_point(|event| *event < first);
+                        let before = ways[number][..earlier].iter().rposition(Option::is_some)?;
+                        (before, tapes[number][before].at)
+                    }
+                };
+                step.within.is_none_or(|within| tape[end].at - since < within).then_some(before)
+            };
+            let found = (0..tape.len()).map(way).collect();
+            ways.push(found);
+        }
+        let mut events = Vec::new();
+        let mut end = tapes.last().and_then(|tape| tape.iter().rposition(|event| *event == last));
+        for ((step, tape), ways) in steps.iter().zip(&tapes).zip(&ways).rev() {
+            let Some(reached) = end else { break };
+            let first = (reached + 1).saturating_sub(step.times as usize);
+            events.extend(tape[first..=reached].iter().rev().map(|event| (step.name, *event)));
+            end = ways[reached];
+        }
+        events.reverse();
+        Some((at, events))
     }
 
     /// The first completion of the steps that still waits.

@@ -83,15 +83,21 @@ pub(super) fn defined<T>(app: &App, what: &str, name: &str, find: impl Fn(&Plan)
     }
 }
 
-/// A person, by any of their ids.
-#[utoipa::path(get, path = "/v1/profiles/{id}", tag = "profiles", params(ById, Asked<query::Nothing>),
+/// A person, by any of their ids; as they are, or as of an instant of the past.
+#[utoipa::path(get, path = "/v1/profiles/{id}", tag = "profiles", params(ById, Asked<query::Instant>),
     responses((status = 200, description = "What is true", body = At<Linked>), Unknown))]
 pub(super) async fn profile(
     State(app): State<App>,
     Path(id): Path<String>,
-    Asked { query, .. }: Asked<query::Nothing>,
+    Asked { query, .. }: Asked<query::Instant>,
 ) -> Result<Response, Problem> {
-    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Person(id.as_str().into())).await?;
+    let (at, of) = (query.at()?, EcoString::from(&id));
+    let question = match at {
+        Some(at) => Question::ProfileAt(of, at),
+        None => Question::Person(of),
+    };
+    let Answered { as_of, parts, .. } = ask(&app, &query, question).await?;
+    let as_of = at_instant(as_of, at)?;
     let (mut profile, mut linked_by) = (None, Vec::new());
     for part in parts {
         match part {
@@ -100,12 +106,8 @@ pub(super) async fn profile(
             _ => {}
         }
     }
-    let profile = profile.ok_or_else(|| unknown(&id))?;
+    let profile = profile.ok_or_else(|| nobody(&id, at))?;
     Ok(json(&At { as_of: as_of.into(), row: Linked { profile, linked_by } }))
-}
-
-fn unknown(id: &str) -> Problem {
-    Problem::not_found(format!("no profile has the id {id:?}"))
 }
 
 /// A profile, and the edges that make its ids one.
@@ -136,7 +138,22 @@ pub(super) async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(A
         Answer::Profile(profile) => Some(profile),
         _ => None,
     });
-    Ok((as_of, profile.ok_or_else(|| unknown(id))?))
+    Ok((as_of, profile.ok_or_else(|| nobody(id, None))?))
+}
+
+/// When an answer about an instant is true.
+pub(super) fn at_instant(as_of: AsOf, at: Option<i64>) -> Result<AsOf, Problem> {
+    let clock = at.unwrap_or(as_of.clock);
+    if clock > as_of.clock {
+        let now = as_of.clock;
+        return Err(Problem::bad_request(format!("`at={clock}` is later than the clock, which is at {now}")));
+    }
+    Ok(AsOf { clock, ..as_of })
+}
+
+pub(super) fn nobody(id: &str, at: Option<i64>) -> Problem {
+    let then = at.map_or(String::new(), |at| format!(" as of {at}"));
+    Problem::not_found(format!("no profile has the id {id:?}{then}"))
 }
 
 async fn history(app: App, id: String, query: Query, view: View) -> Result<Response, Problem> {
@@ -147,7 +164,7 @@ async fn history(app: App, id: String, query: Query, view: View) -> Result<Respo
         Answer::History(rows, next) => Some((rows, next)),
         _ => None,
     });
-    let (rows, next) = found.ok_or_else(|| unknown(&id))?;
+    let (rows, next) = found.ok_or_else(|| nobody(&id, None))?;
     let items = match &rows {
         Rows::Events(events) => {
             let places: Vec<u64> = events.iter().map(|(_, place)| *place).collect();
@@ -343,7 +360,7 @@ pub(super) async fn segment(
     Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from: None } }))
 }
 
-fn segment_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {
+pub(super) fn segment_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {
     let number = book.plan.segment(name).ok_or_else(|| defined(app, "segment", name, |plan| plan.segment(name)))?;
     Ok(book.plan.segments[number].name.clone())
 }

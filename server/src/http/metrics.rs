@@ -106,6 +106,7 @@ mod tests {
             now: || 5_000,
             secret: [0; 16],
             defining: Arc::default(),
+            trying: Arc::default(),
             stopping: tokio::sync::watch::channel(false).1,
         };
         let answer = tokio::time::timeout(2 * PATIENCE, metrics(State(app))).await.expect("an answer comes");

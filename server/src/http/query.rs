@@ -9,11 +9,11 @@ use axum::http::request::Parts;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use dataflows::profile::sums::Span;
-use dataflows::time::{parse_date, parse_duration};
+use dataflows::time::{Millis, parse_date, parse_duration};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time;
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
@@ -47,6 +47,8 @@ macro_rules! known {
 
 known! {
     Nothing [];
+    Instant ["at"];
+    Why ["segment", "at"];
     Part ["limit", "cursor"];
     Dates ["from", "to"];
     PartOfDates ["from", "to", "limit", "cursor"];
@@ -86,6 +88,11 @@ fn told(name: &str) -> (&'static str, Value) {
         "from" => ("The first UTC date.", date),
         "to" => ("The UTC date after the last.", date),
         "within" => ("At most so far from the clock.", text("^[0-9]{1,4}(ms|s|m|h|d)$")),
+        "at" => (
+            "As of this instant, ms, with the records, corrections and identity of now; not later than the clock.",
+            json!({ "type": "integer", "format": "int64" }),
+        ),
+        "segment" => ("Which segment.", json!({ "type": "string" })),
         "model" => ("By which model; the first of the definitions if not told.", json!({ "type": "string" })),
         "by" => ("What the rows are.", json!({ "type": "string", "enum": ["channel", "campaign"] })),
         "conversion" => ("Conversions of this name alone.", json!({ "type": "string" })),
@@ -103,7 +110,7 @@ impl<K: Known> IntoParams for Asked<K> {
             let (what, schema) = told(name);
             let schema: utoipa::openapi::Schema = serde_json::from_value(schema).expect("it is a schema");
             let told = ParameterBuilder::new().name(*name).parameter_in(ParameterIn::Query);
-            let told = told.required(if *name == "view" { Required::True } else { Required::False });
+            let told = told.required(if ["view", "segment"].contains(name) { Required::True } else { Required::False });
             told.description(Some(what)).schema(Some(schema)).build()
         };
         K::OWN.iter().chain(&ALWAYS).map(parameter).collect()
@@ -166,17 +173,17 @@ impl Query {
     }
 
     /// Until when there is time to wait for what is asked for.
-    pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + Duration::from_millis(self.wait_ms as u64)
+    pub(super) fn deadline(&self) -> time::Instant {
+        time::Instant::now() + Duration::from_millis(self.wait_ms as u64)
     }
 
     /// Whether the position asked for is included; if it is not, a moment later. Refused when there is no time left.
-    pub(super) async fn is_included(&self, at: u64, deadline: Instant) -> Result<bool, Problem> {
+    pub(super) async fn is_included(&self, at: u64, deadline: time::Instant) -> Result<bool, Problem> {
         let Some(after) = self.after.filter(|after| *after > at) else { return Ok(true) };
-        if Instant::now() >= deadline {
+        if time::Instant::now() >= deadline {
             return Err(Problem::not_yet(format!("the views include position {at}; {after} was asked for")));
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        time::sleep(Duration::from_millis(10)).await;
         Ok(false)
     }
 
@@ -200,6 +207,14 @@ impl Query {
             key.ok_or_else(|| Problem::bad_request("`cursor` is not one that an answer gave"))
         };
         self.cursor.as_ref().map(key).transpose()
+    }
+
+    /// The instant `at`.
+    pub(super) fn at(&self) -> Result<Option<Millis>, Problem> {
+        let read = |at: &String| {
+            at.parse().map_err(|_| Problem::bad_request(format!("`at={at}`: an instant in integer milliseconds")))
+        };
+        self.own.get("at").map(read).transpose()
     }
 
     /// The UTC dates `from` and `to`: from the one on and before the other.

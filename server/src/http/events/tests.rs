@@ -95,7 +95,21 @@ fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Re
     let log = Some(Records::Logs(reader, 0, None));
     let (outbox, _) = Outbox::new(hub.clone(), log.clone(), found);
     let (_, stopping) = watch::channel(false);
-    (router(App { hub, outbox, log, desk: None, clock, now, secret, defining: Arc::default(), stopping }), writer)
+    (
+        router(App {
+            hub,
+            outbox,
+            log,
+            desk: None,
+            clock,
+            now,
+            secret,
+            defining: Arc::default(),
+            trying: Arc::default(),
+            stopping,
+        }),
+        writer,
+    )
 }
 
 /// A batch of calls as large as it may be, but for a little; its calls are named after it.
