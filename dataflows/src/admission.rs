@@ -36,13 +36,14 @@ pub enum Verdict {
 
 impl Verdict {
     /// All of them, in their order.
-    pub const ALL: [Verdict; 7] = [
+    pub const ALL: [Verdict; 8] = [
         Verdict::Accepted,
         Verdict::Duplicate,
         Verdict::Conflict,
         Verdict::TooLate,
         Verdict::RefusedEdge,
         Verdict::Invalid,
+        Verdict::Unknown,
         Verdict::Erased,
     ];
 

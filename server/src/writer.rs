@@ -208,7 +208,7 @@ enum Durable {
     Erased(u64, oneshot::Sender<(u64, AsOf)>),
     /// The erasure of a place is written down, and bodies can be destroyed.
     Erasing(u64),
-    Defined(oneshot::Sender<AsOf>),
+    Defined(u64, oneshot::Sender<AsOf>),
 }
 
 /// Where the writer's log is.
@@ -512,7 +512,7 @@ impl Writer {
                     others.tell_all(&Letter::Define(Box::new(defined), position, clock));
                 }
                 self.comes(*book, position);
-                self.durable.push(Durable::Defined(reply));
+                self.durable.push(Durable::Defined(position, reply));
             }
             Work::Dispatch(entries, reply) => {
                 for entry in entries.iter().filter(|entry| !self.is_erased(entry)).cloned().collect::<Vec<_>>() {
@@ -566,7 +566,7 @@ impl Writer {
                         others.tell_all(&Letter::Ledger(entries));
                     }
                 }
-                Durable::Defined(reply) => drop(reply.send(as_of)),
+                Durable::Defined(position, reply) => drop(reply.send(AsOf { position, ..as_of })),
             }
         }
         noted.into_iter().try_for_each(|position| self.destroy(position))

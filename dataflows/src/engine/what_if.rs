@@ -35,7 +35,7 @@ struct Found {
 
 impl Found {
     fn is_stale(&self, slot: &Slot<Plan>, clock: Millis) -> bool {
-        (slot.stepped == u64::MAX && self.stepped == 0) || self.due <= clock
+        self.stepped != slot.stepped || self.due <= clock
     }
 }
 

@@ -27,7 +27,7 @@ use crate::record::Correction;
 /// What is to be taken back: one event by its own id and message id, or all that a condition selects.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Wanted {
+struct ToRetract {
     id: Option<EcoString>,
     message_id: Option<EcoString>,
     /// A condition as in definitions, on `event`, `type`, `properties` and `context`.
@@ -46,17 +46,17 @@ struct Done {
 
 /// What would be taken back.
 #[derive(Serialize, ToSchema)]
-struct Preview {
+struct Foreseen {
     as_of: AsOfRow,
     events: usize,
     profiles: usize,
     /// The latest of them.
-    sample: Vec<EventRow>,
+    sample: Vec<RetractedRow>,
 }
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct EventRow {
+struct RetractedRow {
     id: EcoString,
     message_id: EcoString,
     timestamp: i64,
@@ -68,7 +68,7 @@ struct EventRow {
 #[serde(untagged)]
 enum Retracted {
     Done(Done),
-    Preview(Preview),
+    Foreseen(Foreseen),
 }
 
 /// Events that a preview shows.
@@ -79,18 +79,18 @@ const TOGETHER: usize = 256;
 /// Takes back one event, or all that a condition selects.
 ///
 /// Everything is at once as if they had never been, but that they are still known: the same sent again is a duplicate.
-#[utoipa::path(post, path = "/v1/events:retract", tag = "corrections", request_body = inline(Wanted),
+#[utoipa::path(post, path = "/v1/events:retract", tag = "corrections", request_body = inline(ToRetract),
     responses((status = 200, description = "They are taken back, or would be", body = Retracted),
         UnknownOrNeedsLog))]
 pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
     app.log()?;
     let form = r#"{"id": …, "messageId": …}, or {"where": …} with "preview": true to see what it means"#;
-    let wanted: Wanted = read_body(&body, form)?;
+    let wanted: ToRetract = read_body(&body, form)?;
     match wanted {
-        Wanted { id: Some(id), message_id: Some(message_id), r#where: None, preview: false } => {
+        ToRetract { id: Some(id), message_id: Some(message_id), r#where: None, preview: false } => {
             one(&app, id, message_id).await
         }
-        Wanted { id: None, message_id: None, r#where: Some(condition), preview } => {
+        ToRetract { id: None, message_id: None, r#where: Some(condition), preview } => {
             all(&app, &condition, preview).await
         }
         _ => {
@@ -126,7 +126,7 @@ async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Prob
     selected.sort_by(|a, b| (b.timestamp, &b.message_id).cmp(&(a.timestamp, &a.message_id)));
     if preview {
         let profiles: BTreeSet<_> = standing.values().collect();
-        let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| EventRow {
+        let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| RetractedRow {
             id: own.clone(),
             message_id: message_id.clone(),
             timestamp: *timestamp,
@@ -134,7 +134,7 @@ async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Prob
         };
         let (events, sample) = (selected.len(), selected.iter().take(SAMPLE).map(row).collect());
         let profiles = profiles.len();
-        return Ok(json(&Retracted::Preview(Preview { as_of: as_of.into(), events, profiles, sample })));
+        return Ok(json(&Retracted::Foreseen(Foreseen { as_of: as_of.into(), events, profiles, sample })));
     }
     let mut position = as_of.position;
     for some in selected.chunks(TOGETHER) {

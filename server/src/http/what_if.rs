@@ -160,7 +160,7 @@ fn wrong(text: &str, faults: Vec<Fault>, inside: impl Fn(&str) -> Option<String>
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Preview {
+struct SegmentDraft {
     /// The segment whose place it would take; without it, it would be a new one.
     name: Option<String>,
     /// The segment, as in the definitions file.
@@ -176,14 +176,14 @@ struct Previewed {
 
 /// Who would be in a segment if it were defined so.
 #[utoipa::path(post, path = "/v1/segments:preview", tag = "segments", params(Asked<query::Nothing>),
-    request_body(content = Preview), responses((status = 200, description = "What would be true",
+    request_body(content = SegmentDraft), responses((status = 200, description = "What would be true",
     body = At<Previewed>), NeedsLog))]
 pub(super) async fn preview(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Nothing>,
     bytes: Bytes,
 ) -> Result<Response, Problem> {
-    let (text, Preview { name, definition }) = body(&bytes)?;
+    let (text, SegmentDraft { name, definition }) = body(&bytes)?;
     let book = app.hub.book();
     let free = || (1..).map(|number| format!("preview_{number}")).find(|name| book.plan.segment(name).is_none());
     let name = name.or_else(free).unwrap_or_default();
@@ -224,13 +224,13 @@ struct Diffed {
     leave: Option<u64>,
     enter_sample: Option<BTreeSet<EcoString>>,
     leave_sample: Option<BTreeSet<EcoString>>,
-    segments: Vec<SegmentRow>,
+    segments: Vec<TriedSegment>,
     campaigns: Vec<TallyRow>,
     cost: CostRow,
 }
 
 #[derive(Serialize, ToSchema)]
-struct SegmentRow {
+struct TriedSegment {
     name: EcoString,
     #[serde(flatten)]
     shift: ShiftRow,
@@ -281,7 +281,7 @@ pub(super) async fn diff(
         leave: count(|shift| shift.leave),
         enter_sample: sample(|shift| &shift.enter_sample),
         leave_sample: sample(|shift| &shift.leave_sample),
-        segments: segments.into_iter().map(|(name, shift)| SegmentRow { name, shift: shift.into() }).collect(),
+        segments: segments.into_iter().map(|(name, shift)| TriedSegment { name, shift: shift.into() }).collect(),
         campaigns: TallyRow::all(campaigns),
         cost,
     };
