@@ -453,7 +453,7 @@ impl Heard {
                 }
                 match row["status"].as_str() {
                     Some("revoked") => drop(self.revoked.insert(row["id"].to_string())),
-                    // Nothing of it was sent; what stands of it, if anything does, is held back or was not consented to.
+                    // Nothing of it was sent; what stands of it, if anything does, is held back.
                     Some("cancelled" | "consent_withdrawn") => {
                         self.revoked.insert(row["id"].to_string());
                         continue;
