@@ -122,7 +122,8 @@ fn check(seed: u64, processes: usize, workers: usize) -> usize {
             [&expected.profiles, &expected.sessions, &expected.segment_changes, &expected.intents, &expected.credit];
         let views = VIEWS.map(|(view, _)| view).into_iter().zip(rows.into_iter().zip(&found.rows));
         let told_of = ("intents as they were told", (&expected.intents, &found.told));
-        for (view, (expected, found)) in views.chain([told_of]) {
+        let links = ("links", (&expected.links, &found.links));
+        for (view, (expected, found)) in views.chain([told_of, links]) {
             if expected != found {
                 let missing: Vec<_> = expected.iter().filter(|row| !found.contains(row)).collect();
                 let extra: Vec<_> = found.iter().filter(|row| !expected.contains(row)).collect();

@@ -219,7 +219,7 @@ impl Identity {
                 }));
                 let events = self.aliases.get(&(a.clone(), b.clone())).filter(|_| !self.is_struck(&a, b));
                 let stated = events.into_iter().flatten().filter_map(|event| Some((self.links.get(event)?, event)));
-                let first = stated.min_by_key(|(link, event)| (link.timestamp, (*event).clone()));
+                let first = stated.min_by_key(|(link, _)| (link.timestamp, &link.message_id, &link.user));
                 linked.extend(first.map(|(link, (own, message_id))| {
                     let previous = link.previous.clone().unwrap_or_default();
                     let (a, b) = (previous, link.user.clone());
@@ -244,7 +244,8 @@ impl Identity {
             }
         };
         for ((own, message_id), link) in &self.refused {
-            for a in link.anonymous.iter().chain(&link.previous) {
+            let others = link.anonymous.iter().chain(&link.previous);
+            for a in others.filter(|a| !self.is_struck(a, &link.user)) {
                 let (at, a, b) = (link.timestamp, a.clone(), link.user.clone());
                 let (own, message_id) = (own.clone(), message_id.clone());
                 note(Unlinked { at, message_id, own, a, b, claimed_by: None });

@@ -17,6 +17,8 @@ pub struct Dump {
     pub segment_changes: Vec<String>,
     pub intents: Vec<String>,
     pub credit: Vec<String>,
+    /// What is told of links.
+    pub links: Vec<String>,
     /// Every move of a journey, which no row tells.
     pub moves: Vec<Move>,
 }

@@ -75,6 +75,52 @@ pub fn edges<'a>(present: &[&'a Record], corrections: &Corrections) -> Vec<(&'a 
     out
 }
 
+/// What is told of links, a line each: the edges with the first event that states them; then the links that events
+/// state and that are not made, since they were refused or the anonymous id is another user's.
+pub fn told(records: &[Record], clock: i64, corrections: &Corrections) -> BTreeSet<String> {
+    let present = present(records, clock);
+    let mut first: BTreeMap<(bool, String, String), &Record> = BTreeMap::new();
+    let mut note = |key, record| {
+        let earliest = first.entry(key).or_insert(record);
+        if record.order() < earliest.order() {
+            *earliest = record;
+        }
+    };
+    // An anonymous id by itself, to know whose it is; an alias by the pair.
+    for record in &present {
+        if let Some((anonymous, _)) = bears_both(record, corrections) {
+            note((false, anonymous.to_string(), String::new()), record);
+        }
+        if let Some((a, b)) = alias(record, corrections) {
+            let (least, most) = pair(a, b);
+            note((true, least, most), record);
+        }
+    }
+    let by = |record: &Record| format!("{} {} of {}", record.at, record.message_id, record.own());
+    let mut told = BTreeSet::new();
+    for ((is_alias, ..), record) in &first {
+        let edge = if *is_alias { alias(record, corrections) } else { bears_both(record, corrections) };
+        let (a, b) = edge.expect("it states one");
+        told.insert(format!("{a} - {b} by {}", by(record)));
+    }
+    for record in &present {
+        if let Some((anonymous, user)) = bears_both(record, corrections) {
+            let (_, owner) =
+                bears_both(first[&(false, anonymous.to_string(), String::new())], corrections).expect("one");
+            if owner != user {
+                told.insert(format!("not {anonymous} - {user} by {}: {owner}", by(record)));
+            }
+        }
+        let mut accepted = (*record).clone();
+        accepted.linked = true;
+        let refused = [bears_both(&accepted, corrections), alias(&accepted, corrections)].into_iter().flatten();
+        for (a, b) in refused.filter(|_| !record.linked) {
+            told.insert(format!("not {a} - {b} by {}: refused", by(record)));
+        }
+    }
+    told
+}
+
 /// The connected components: for each id that is anybody's, all ids of that person.
 pub fn components(present: &[&Record], corrections: &Corrections) -> Vec<BTreeSet<String>> {
     let edges = edges(present, corrections);

@@ -267,6 +267,7 @@ impl Oracle {
             let credits = attribution::credits(story, &now.conversions);
             out.credit.extend(credits.iter().map(|credit| dump::credit(id, credit)));
         }
+        out.links = identity::told(&self.records, self.clock, &self.corrections).into_iter().collect();
         out.sort();
         out
     }

@@ -2,7 +2,7 @@
 
 pub mod totals;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use dataflows::admission::Verdict;
 use dataflows::definitions::{Definitions, Model};
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
-use dataflows::identity::Erasure;
+use dataflows::identity::{Erasure, Linked, Unlinked};
 use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
@@ -59,6 +59,8 @@ pub struct Dump {
     /// Rows by view, in the order of [`VIEWS`], each sorted.
     pub rows: [Vec<String>; 5],
     pub totals: Totals,
+    /// Edges with the events that state them, and links that are not made.
+    pub links: Vec<String>,
     /// The intents that stand by what was told of them, step by step: the rows, and nothing twice.
     pub told: Vec<String>,
 }
@@ -297,9 +299,22 @@ impl Run {
         let questions = VIEWS.map(|(_, view)| Question::Dump(view)).into_iter();
         let questions = questions.chain([Question::Totals, Question::Followed, Question::Visits(Span::default())]);
         let sought = |model: &Model| Sought { model: *model, conversion: None, span: Span::default() };
+        let questions = questions.chain(["a", "b", "c", "d", "e"].map(|id| Question::Person(id.into())));
+        let questions = questions.chain([Question::Unlinked { after: None, limit: usize::MAX }]);
         let questions: Vec<_> = questions.chain(plan.models().iter().map(|of| Question::Credit(sought(of)))).collect();
         let models = questions.len() - credit.len();
+        let mut links = BTreeSet::new();
         self.close(questions, |place, part| match part {
+            Answer::Links(part) => links.extend(
+                part.into_iter()
+                    .map(|Linked { a, b, at, own, message_id }| format!("{a} - {b} by {at} {message_id} of {own}")),
+            ),
+            Answer::Unlinked(part) => {
+                links.extend(part.into_iter().map(|Unlinked { at, message_id, own, a, b, claimed_by }| {
+                    let why = claimed_by.unwrap_or("refused".into());
+                    format!("not {a} - {b} by {at} {message_id} of {own}: {why}")
+                }));
+            }
             Answer::Visits(part) => visits.add(part),
             Answer::Followed(part) => followed.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
             Answer::Credit(part) => credit[place - models].add(part),
@@ -314,6 +329,7 @@ impl Run {
             // What was asked was meant for the definitions before.
             return self.dump();
         }
+        dump.links = links.into_iter().collect();
         assert_eq!(beside, dump.totals, "those that come with the conversions that followed");
         let stands = self.told.iter().filter(|(_, times)| **times != 0);
         let stands = stands.flat_map(|(row, times)| vec![row.clone(); usize::try_from(*times).unwrap_or(99)]);
