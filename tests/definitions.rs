@@ -288,6 +288,46 @@ fn what_is_wrong_is_refused_and_says_where() {
     assert_eq!(server.read("/v1/segments")["items"].as_array().map(Vec::len), Some(1));
 }
 
+/// Much has to be prepared: until it is there is progress and no figure, what stands answers, and what comes in counts.
+#[test]
+fn until_it_holds_there_is_progress_and_everything_goes_on() {
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    let mut last = String::new();
+    for batch in 0..40 {
+        let call = |number: i64| {
+            json!({"type": "page", "userId": format!("u{}", number % 500), "messageId": format!("m{number}"),
+                "timestamp": START + number, "properties": {"price": number}})
+        };
+        let calls: Vec<Value> = (batch * 200..(batch + 1) * 200).map(call).collect();
+        let answer = server.write("/v1/batch", &json!({"batch": calls}));
+        last = answer["position"].as_str().expect("a position").to_owned();
+    }
+    server.read(&format!("/v1/segments?after={last}"));
+    let definition = json!({"performed": "page_view", "where": "properties.price >= 7900", "times": 1});
+    let path = "/v1/definitions/segments/late?wait=1ms";
+    let begun = server.ask("PUT", path, &[], definition.to_string().as_bytes());
+    let row = begun.json();
+    assert_eq!((begun.status, &row["active_since"]), (202, &Value::Null), "{row}");
+    let progress = server.read("/v1/definitions/segments/late")["progress"].clone();
+    assert!(progress["prepared"].as_u64() < Some(500), "{progress}");
+    let early = server.get("/v1/segments/late");
+    let told = early.json();
+    assert!(early.status == 503 && told["type"].as_str().is_some_and(|kind| kind.ends_with("not_yet")), "{told}");
+    assert!(told["detail"].as_str().is_some_and(|detail| detail.contains("profiles are")), "{told}");
+    let other = server.ask("PUT", "/v1/definitions/segments/other?wait=1ms", &[], br#"{"visitor":"known"}"#);
+    assert_eq!(other.status, 503, "{}", other.text());
+    let standing = server.read("/v1/segments");
+    assert_eq!((standing["items"].as_array().map(Vec::len), &standing["items"][0]["size"]), (Some(1), &json!(500)));
+    // Somebody comes in the meantime, with what only the new one names.
+    let call = json!({"type": "page", "userId": "new", "timestamp": START + 9_000, "properties": {"price": 8000}});
+    server.write("/v1/batch", &json!({"batch": [call]}));
+    let position = row["position"].as_str().expect("a position");
+    assert_eq!(server.read(&format!("/v1/segments/late?wait=30s&after={position}"))["size"], 101);
+    let row = server.read("/v1/definitions/segments/late");
+    assert_eq!((&row["progress"], row["active_since"].is_i64()), (&Value::Null, true));
+}
+
 /// Nothing of the past is sent because of a change; what comes about after it is. A change of something else changes
 /// nothing.
 #[test]

@@ -101,8 +101,9 @@ struct Demo {
     listen: SocketAddr,
 }
 
+/// Files, and under which definitions they are run through the engine.
 #[derive(Debug, Args)]
-struct ReplayArgs {
+struct Input {
     /// Files of events, one a line, plain or .gz or .zst; `-` is the standard input.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -115,6 +116,12 @@ struct ReplayArgs {
     /// How late an event may be, such as 30d; without it any time.
     #[arg(long, env = "THALWEG_LATENESS", value_parser = duration)]
     lateness: Option<Millis>,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    #[command(flatten)]
+    input: Input,
     /// Prints the report in this form.
     #[arg(long, value_enum)]
     report: Option<ReportForm>,
@@ -130,18 +137,8 @@ struct ReplayArgs {
 
 #[derive(Debug, Args)]
 struct DryRunArgs {
-    /// Files of events, one a line, plain or .gz or .zst; `-` is the standard input.
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
-    /// The definitions file.
-    #[arg(long, env = "THALWEG_DEFINITIONS", default_value = "thalweg.yaml")]
-    definitions: PathBuf,
-    /// Worker threads.
-    #[arg(long, env = "THALWEG_WORKERS", default_value_t = 1, value_parser = workers)]
-    workers: usize,
-    /// How late an event may be, such as 30d; without it any time.
-    #[arg(long, env = "THALWEG_LATENESS", value_parser = duration)]
-    lateness: Option<Millis>,
+    #[command(flatten)]
+    input: Input,
     /// Intents from this instant on: a UTC date, RFC 3339, or ms.
     #[arg(long, value_parser = instant)]
     from: Option<Millis>,
@@ -287,9 +284,10 @@ fn check(file: &Path) -> Result<(), String> {
 }
 
 fn run_replay(args: ReplayArgs) -> Result<(), String> {
-    let text = read(&args.definitions)?;
-    let plan = Arc::new(Plan::new(Arc::new(parse(&text, &args.definitions)?)));
-    let ReplayArgs { files, workers, lateness, report: form, dump, serve, among, .. } = args;
+    let ReplayArgs { input, report: form, dump, serve, among } = args;
+    let Input { files, definitions, workers, lateness } = input;
+    let text = read(&definitions)?;
+    let plan = Arc::new(Plan::new(Arc::new(parse(&text, &definitions)?)));
     let among = among.read()?;
     if serve.is_some() && among.as_ref().is_some_and(|(_, process)| *process != LEADER) {
         return Err("the processes of a replay answer by the first: give --serve to --process 0".into());
@@ -319,9 +317,10 @@ fn run_replay(args: ReplayArgs) -> Result<(), String> {
 
 fn run_dry(args: DryRunArgs) -> Result<(), String> {
     let read = |file: &Path| Ok::<_, String>(Arc::new(parse(&self::read(file)?, file)?));
-    let standing = read(&args.definitions)?;
-    let variants = args.variants.iter().map(|(name, file)| Ok((name.clone(), read(file)?)));
-    let DryRunArgs { files, workers, lateness, from, to, report: form, .. } = args;
+    let DryRunArgs { input, from, to, variants, report: form } = args;
+    let Input { files, definitions, workers, lateness } = input;
+    let standing = read(&definitions)?;
+    let variants = variants.iter().map(|(name, file)| Ok((name.clone(), read(file)?)));
     let variants = variants.collect::<Result<_, String>>()?;
     let run = DryRun { files, workers, lateness, span: Span { from, to }, standing, variants };
     let report = dry_run(run)?;

@@ -581,10 +581,10 @@ impl Writer {
         let waiting = std::mem::take(&mut self.waiting);
         self.shared.lock().steps.insert(step.number, (Instant::now(), waiting));
         self.engine.step(step);
+        // What is prepared must not make those wait who are to be answered now.
+        let open_max = if self.is_preparing() { 1 } else { STEPS_OPEN_MAX };
         match self.mode {
-            // What is prepared must not make those wait who are to be answered now.
-            ClockMode::Wall if self.coming.is_some() => drop(self.wait(1)),
-            ClockMode::Wall => drop(self.wait(STEPS_OPEN_MAX)),
+            ClockMode::Wall => drop(self.wait(open_max)),
             ClockMode::Events => {
                 let clock = self.wait(0).last.clock;
                 self.clock = clock;

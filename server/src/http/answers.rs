@@ -73,8 +73,8 @@ pub(super) async fn totals(app: &App, query: &Query) -> Result<(AsOf, Arc<Book>,
     Ok((as_of, book, totals))
 }
 
-/// What definitions that hold say, or why they do not.
-pub(super) fn defined<T>(app: &App, what: &str, name: &str, find: impl Fn(&Plan) -> Option<T>) -> Problem {
+/// What is said of a name that the definitions that hold do not have: it may be among those to come.
+pub(super) fn unknown_name<T>(app: &App, what: &str, name: &str, find: impl Fn(&Plan) -> Option<T>) -> Problem {
     match app.hub.preparing() {
         Some((_, (done, all))) if find(&app.hub.latest().plan).is_some() => Problem::not_yet(format!(
             "the {what} {name:?} is being prepared: {done} of {all} profiles are; ask again soon"
@@ -361,7 +361,8 @@ pub(super) async fn segment(
 }
 
 pub(super) fn segment_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {
-    let number = book.plan.segment(name).ok_or_else(|| defined(app, "segment", name, |plan| plan.segment(name)))?;
+    let number =
+        book.plan.segment(name).ok_or_else(|| unknown_name(app, "segment", name, |plan| plan.segment(name)))?;
     Ok(book.plan.segments[number].name.clone())
 }
 
@@ -548,7 +549,7 @@ async fn deadlines(
 }
 
 fn journey_named(app: &App, book: &Book, name: &str) -> Result<usize, Problem> {
-    book.plan.journey(name).ok_or_else(|| defined(app, "journey", name, |plan| plan.journey(name)))
+    book.plan.journey(name).ok_or_else(|| unknown_name(app, "journey", name, |plan| plan.journey(name)))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -629,7 +630,8 @@ pub(super) async fn campaigns(
 }
 
 fn campaign_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {
-    let number = book.plan.campaign(name).ok_or_else(|| defined(app, "campaign", name, |plan| plan.campaign(name)))?;
+    let number =
+        book.plan.campaign(name).ok_or_else(|| unknown_name(app, "campaign", name, |plan| plan.campaign(name)))?;
     Ok(book.plan.campaigns[number].name.clone())
 }
 

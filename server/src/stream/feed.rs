@@ -104,6 +104,8 @@ pub struct Feed {
     publications: mpsc::UnboundedSender<Publication>,
     letters: mpsc::UnboundedSender<(u64, Verdict)>,
     caught_up: watch::Sender<bool>,
+    /// By which calls are read from now on.
+    vocabulary: watch::Sender<Arc<Vocabulary>>,
     /// What it takes to take messages apart.
     secret: [u8; 16],
     clock: ClockMode,
@@ -124,10 +126,11 @@ impl Feed {
         let (caught_up, is_known) = watch::channel(false);
         let runtime = Handle::current();
         let (secret, clock, share) = (feeding.secret, feeding.clock, feeding.share);
+        let (vocabulary, latest) = watch::channel(Arc::clone(&feeding.plan.vocabulary));
         runtime.spawn(publish(stream.clone(), to_publish));
         runtime.spawn(give_back(stream.clone(), records, to_return, is_known, Arc::clone(&told)));
-        runtime.spawn(read(feeding, told));
-        Feed { stream, runtime, publications, letters, caught_up, secret, clock, share }
+        runtime.spawn(read(feeding, told, latest));
+        Feed { stream, runtime, publications, letters, caught_up, vocabulary, secret, clock, share }
     }
 
     /// Has a message kept; tells its sequence, or nothing if it is not.
@@ -146,6 +149,11 @@ impl Feed {
         let stream = self.stream.clone();
         let returned = Returned { letter, position: None, received_at };
         self.runtime.spawn(async move { keep(&stream, &id, &returned).await });
+    }
+
+    /// Calls that have yet to be read are read by this vocabulary.
+    pub fn read_by(&self, vocabulary: Arc<Vocabulary>) {
+        self.vocabulary.send_replace(vocabulary);
     }
 
     /// Reads this process's share of the stream again, up to a position: the events, by another decoder.
@@ -235,9 +243,9 @@ async fn publish(stream: Stream, mut publications: mpsc::UnboundedReceiver<Publi
 }
 
 /// Reads the stream from its beginning, for as long as the process lives.
-async fn read(feeding: Feeding, told: Arc<Told>) {
-    let Feeding { stream, mut kept, plan, secret, clock, share, to } = feeding;
-    let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+async fn read(feeding: Feeding, told: Arc<Told>, mut latest: watch::Receiver<Arc<Vocabulary>>) {
+    let Feeding { stream, mut kept, secret, clock, share, to, .. } = feeding;
+    let mut decoder = Decoder::new(latest.borrow_and_update().clone());
     let mut reader = stream.reader(stream.beginning());
     let room = Arc::new(Semaphore::new(WAITING_MAX));
     let mut written = Instant::now();
@@ -247,6 +255,9 @@ async fn read(feeding: Feeding, told: Arc<Told>) {
     loop {
         let mut reads = Vec::new();
         let first = reader.next().await;
+        if latest.has_changed().unwrap_or(false) {
+            decoder = Decoder::new(latest.borrow_and_update().clone());
+        }
         let mut next = Some(first);
         while let Some(outcome) = next.take() {
             let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };

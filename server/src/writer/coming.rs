@@ -55,7 +55,7 @@ impl Writer {
         let waits_for = self.others.as_ref().map_or(1, |others| others.processes);
         let chunks = vocabulary.wants_more_than(&before.plan.vocabulary).then(|| {
             let (to, chunks) = sync_channel(2);
-            let decoder = Decoder::new(vocabulary);
+            let decoder = Decoder::new(Arc::clone(&vocabulary));
             match &self.log {
                 Backing::Own(log) => {
                     let (reader, secret, process) = (log.reader(), self.secret, self.process());
@@ -66,6 +66,9 @@ impl Writer {
             }
             chunks
         });
+        if let Backing::Stream(streamed) = &self.log {
+            streamed.feed.read_by(vocabulary);
+        }
         let is_all = chunks.is_none();
         self.coming = Some(Coming { book, chunks, waits_for, is_given: false });
         if is_all {
