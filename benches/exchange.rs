@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use abomonation::Abomonation;
 use dataflows::engine::wire::Batch;
-use dataflows::event::{Context, Details, Event, Kind, Link};
+use dataflows::event::{Consent, ConsentSource, Context, Details, Event, Kind, Link};
 use dataflows::intake::Prepared;
 use dataflows::number::Number;
 use dataflows::protocol::Record;
@@ -409,7 +409,7 @@ type MirroredContext = (
     Option<String>,
     Option<(Option<String>, Option<String>)>,
     Option<String>,
-    Vec<(String, bool)>,
+    Vec<(String, bool, u8)>,
     Vec<(String, String)>,
 );
 
@@ -434,7 +434,7 @@ impl Way for Abomonated {
                 text(browser),
                 utm.as_ref().map(|(channel, campaign)| (text(channel), text(campaign))),
                 text(timezone),
-                consent.iter().map(|(purpose, answer)| (purpose.to_string(), *answer)).collect(),
+                consent.iter().map(|of| (of.purpose.to_string(), of.granted, of.source as u8)).collect(),
                 told.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             );
             Box::new((values.iter().map(value).collect(), context, *tells))
@@ -508,6 +508,12 @@ fn again(mirror: &Mirror) -> Record {
         Err(text) => (Slot(*slot), Value::text(text)),
     };
     let text = |text: &Option<String>| text.as_deref().map(Into::into);
+    const SOURCES: [ConsentSource; 3] = [ConsentSource::Segment, ConsentSource::RudderStack, ConsentSource::Google];
+    let consented = |(purpose, granted, source): &(String, bool, u8)| Consent {
+        purpose: purpose.as_str().into(),
+        granted: *granted,
+        source: SOURCES[usize::from(*source)],
+    };
     let details = details.as_ref().map(|details| {
         let (values, (page, device, os, browser, utm, timezone, consent, told), tells) = &**details;
         let context = Context {
@@ -517,7 +523,7 @@ fn again(mirror: &Mirror) -> Record {
             browser: text(browser),
             utm: utm.as_ref().map(|(channel, campaign)| (text(channel), text(campaign))),
             timezone: text(timezone),
-            consent: consent.iter().map(|(purpose, answer)| (purpose.as_str().into(), *answer)).collect(),
+            consent: consent.iter().map(consented).collect(),
             told: told.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
         };
         Arc::new(Details { values: values.iter().map(value).collect(), context, tells: *tells })

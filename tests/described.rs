@@ -14,6 +14,8 @@ use tools::{python, tool};
 
 /// 2026-01-01T00:00:00Z
 const START: i64 = 1_767_225_600_000;
+/// A request of OpenDSR.
+const REQUEST: &str = "a7551968-d5d6-44b2-9831-815ac9017798";
 const SHOP: &str = include_str!("../examples/shop.yaml");
 
 /// A shop, and a day in it that leaves something at every door.
@@ -81,6 +83,12 @@ fn every_door_keeps_to_its_description_under_made_up_requests() {
     let doors = description(&server)["paths"].clone();
     let tried = doors.as_object().expect("an object").values().map(|door| names(door).len()).sum::<usize>() - 2;
     server.write("/v1/batch", &json!({"batch": [{"type": "page", "anonymousId": "kiosk", "timestamp": START}]}));
+    let identity = r#"{"identity_type":"controller_customer_id","identity_value":"kiosk","identity_format":"raw"}"#;
+    let request = format!(
+        r#"{{"regulation":"gdpr","subject_request_id":"{REQUEST}","subject_request_type":"access",
+        "submitted_time":"2026-01-01T00:00:00Z","subject_identities":[{identity}]}}"#
+    );
+    assert_eq!(server.post("/opendsr/requests", request).status, 201);
     let erasure = server.ask("DELETE", "/v1/profiles/kiosk", &[], &[]).json()["erasure"].clone();
     let mut command = tool("schemathesis");
     command
@@ -89,6 +97,7 @@ fn every_door_keeps_to_its_description_under_made_up_requests() {
         .args(["--exclude-path", "/v1/subscribe"])
         .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/described"))
         .env("SCHEMATHESIS_HOOKS", "hooks")
+        .env("REQUEST", REQUEST)
         .env("ERASURE", erasure.as_str().expect("an erasure"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .current_dir(home.path(""));
@@ -112,6 +121,8 @@ fn all_doors_of_the_contract_are_described() {
     let mut wanted: BTreeSet<(String, &str)> = calls.map(|call| (format!("/v1/{call}"), "post")).collect();
     wanted.insert(("/beacon/v1/batch".to_owned(), "post"));
     wanted.insert(("/v1/profiles/{id}".to_owned(), "delete"));
+    wanted.insert(("/opendsr/requests".to_owned(), "post"));
+    wanted.insert(("/opendsr/requests/{id}".to_owned(), "delete"));
     wanted.extend(["put", "delete"].map(|method| ("/v1/definitions/{kind}/{name}".to_owned(), method)));
     for path in [
         "/",
@@ -119,9 +130,12 @@ fn all_doors_of_the_contract_are_described() {
         "/healthz",
         "/metrics",
         "/openapi.json",
+        "/opendsr/discovery",
+        "/opendsr/requests/{id}",
         "/readyz",
         "/sourceConfig/",
         "/v1/attribution",
+        "/v1/audit",
         "/v1/campaigns",
         "/v1/campaigns/{name}",
         "/v1/campaigns/{name}/intents",
@@ -162,7 +176,7 @@ fn all_doors_of_the_contract_are_described() {
             let id = told["operationId"].as_str().expect("an operation has an id");
             assert!(operations.insert(id.to_owned()), "{method} {path}: {id} is the name of two");
             let has = |of: &[&str]| of.iter().any(|status| told["responses"][status].is_object());
-            assert!(told["summary"].is_string() && has(&["200", "202"]), "{method} {path}: {told}");
+            assert!(told["summary"].is_string() && has(&["200", "201", "202"]), "{method} {path}: {told}");
         }
     }
 }

@@ -446,6 +446,11 @@ impl Heard {
         for beside in ["as_of", "linked_by"] {
             profile.as_object_mut().expect("an object").remove(beside);
         }
+        for consent in profile["consent"].as_object_mut().expect("an object").values_mut() {
+            ["source", "event"]
+                .iter()
+                .for_each(|beside| drop(consent.as_object_mut().expect("an object").remove(*beside)));
+        }
         for (place, path) in [(1, "sessions"), (2, "segments/changes"), (3, "intents")] {
             for mut row in items(server, &format!("/v1/profiles/{id}/{path}")) {
                 if place == 2 {

@@ -35,7 +35,7 @@ pub use campaigns::{Campaign, Cap, QuietHours, Recommend, When};
 pub use channels::{Channel, Deliver};
 pub use journeys::{Journey, Since, State, Timer, Transition};
 pub use segments::{Absence, CountTest, Segment, Step, TraitTest, Visitor};
-pub use settings::{Identity, Schema, SchemaType, Sessions, WriteKey};
+pub use settings::{Identity, Privacy, Schema, SchemaType, Sessions, WriteKey};
 pub use traits::{SessionField, Source, Trait, TraitOp};
 
 use crate::time::{DAY, Millis};
@@ -89,6 +89,8 @@ pub struct Definitions {
     pub identity: Identity,
     /// Who may write; none: any key, on loopback alone.
     pub write_keys: Vec<WriteKey>,
+    /// What of calls is not kept as it was sent.
+    pub privacy: Privacy,
     /// What the properties of an event must be, by its name.
     pub schemas: BTreeMap<String, Schema>,
     /// What counts as a touch of marketing; the first that matches.
@@ -144,6 +146,7 @@ impl Default for Definitions {
             timezone: "UTC".into(),
             identity: Identity { max_ids: 100 },
             write_keys: Vec::new(),
+            privacy: Privacy::default(),
             schemas: BTreeMap::new(),
             touchpoints: Vec::new(),
             conversions: Vec::new(),
@@ -208,7 +211,7 @@ pub fn is_by_name(section: &str) -> Option<bool> {
 }
 
 /// The sections of the file.
-const SECTIONS: [&str; 16] = [
+const SECTIONS: [&str; 17] = [
     "version",
     "sessions",
     "lateness",
@@ -216,6 +219,7 @@ const SECTIONS: [&str; 16] = [
     "timezone",
     "identity",
     "write_keys",
+    "privacy",
     "schemas",
     "touchpoints",
     "conversions",
@@ -228,7 +232,7 @@ const SECTIONS: [&str; 16] = [
 ];
 
 /// The sections that are part of the file's form and not built yet.
-const SECTIONS_LATER: [&str; 3] = ["metrics", "funnels", "privacy"];
+const SECTIONS_LATER: [&str; 2] = ["metrics", "funnels"];
 
 /// The whole file; what could not be read is left out or has its default.
 fn read(reader: &mut Reader, at: &At<'_>) -> Definitions {
@@ -262,6 +266,7 @@ fn read(reader: &mut Reader, at: &At<'_>) -> Definitions {
         timezone: file.optional(reader, "timezone", settings::timezone).unwrap_or(default.timezone),
         identity: file.optional(reader, "identity", settings::identity).unwrap_or(default.identity),
         write_keys: file.optional(reader, "write_keys", settings::write_keys).unwrap_or_default(),
+        privacy: file.optional(reader, "privacy", settings::privacy).unwrap_or_default(),
         schemas,
         touchpoints,
         conversions,

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::event::{Context, Details, Event};
+use crate::event::{Consent, ConsentSource, Context, Details, Event};
 use crate::json::{Fault, Next, Reader};
 use crate::value::Value;
 
@@ -101,14 +101,18 @@ pub fn without(details: &Details, gone: Gone<'_>) -> Option<Details> {
     let text = |text: &Option<ecow::EcoString>| text.as_ref().is_some_and(|text| gone(text));
     let told = |json: &str| self::json(json, gone).ok().flatten();
     let Context { page, device, os, timezone, utm, told: traits, .. } = context;
+    // RudderStack's purposes are texts, where others' are keys.
+    let is_listed = |of: &Consent| of.source == ConsentSource::RudderStack && gone(&of.purpose);
     let is_named = values.iter().any(|(_, value)| is_in(value, gone))
         || [page, device, os, timezone].into_iter().any(text)
         || utm.as_ref().is_some_and(|(channel, campaign)| text(channel) || text(campaign))
+        || context.consent.iter().any(is_listed)
         || traits.iter().any(|(_, json)| told(json).is_some());
     if !is_named {
         return None;
     }
     let mut context = context.clone();
+    context.consent.retain(|consent| !is_listed(consent));
     for part in [&mut context.page, &mut context.device, &mut context.os, &mut context.timezone] {
         *part = part.take().filter(|text| !gone(text));
     }
@@ -182,6 +186,12 @@ traits: { with: { last: properties.with, of: shared }, deep: { unique: context.a
                     {"user":"ada"},"timezone":"ada","os":{"name":"ada"},"campaign":{"name":"spring","medium":"ada"}}}"#,
                 r#"{"type":"track","event":"shared","userId":"bob","properties":{"page":null},"context":{"app":
                     {"user":null},"timezone":null,"os":{"name":null},"campaign":{"name":"spring","medium":null}}}"#,
+            ),
+            (
+                r#"{"type":"page","userId":"bob","context":{"consent":{"categoryPreferences":{"ada":true}},
+                    "consentManagement":{"allowedConsentIds":["ada","7"],"deniedConsentIds":["x"]}}}"#,
+                r#"{"type":"page","userId":"bob","context":{"consent":{"categoryPreferences":{"ada":true}},
+                    "consentManagement":{"allowedConsentIds":[null,null],"deniedConsentIds":["x"]}}}"#,
             ),
             (
                 r#"{"type":"identify","userId":"bob","traits":{"friend":"ada","all":{"of":["ada",1]},"age":7}}"#,

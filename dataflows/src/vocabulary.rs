@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::{Path, Root};
-use crate::definitions::{Schema, SchemaType};
+use crate::definitions::{Privacy, Schema, SchemaType};
 use crate::event::{Reason, Rejection, Want, value};
 use crate::json::Reader;
 use crate::value::Value;
@@ -38,6 +38,7 @@ pub struct Vocabulary {
     properties: Vec<Vec<Want>>,
     context: Vec<Vec<Want>>,
     schemas: BTreeMap<String, Schema>,
+    privacy: Privacy,
     /// How many definitions came before those that it is of.
     generation: u32,
 }
@@ -51,6 +52,7 @@ impl Default for Vocabulary {
             properties: vec![Vec::new()],
             context: vec![Vec::new()],
             schemas: BTreeMap::new(),
+            privacy: Privacy::default(),
             generation: 0,
         }
     }
@@ -60,6 +62,16 @@ impl Vocabulary {
     /// Events are held against these schemas at the door, and no others.
     pub fn hold(&mut self, schemas: BTreeMap<String, Schema>) {
         self.schemas = schemas;
+    }
+
+    /// Of calls that come in this is not kept as it was sent.
+    pub fn keep_private(&mut self, privacy: Privacy) {
+        self.privacy = privacy;
+    }
+
+    /// What of calls that come in is not kept as it was sent.
+    pub fn privacy(&self) -> &Privacy {
+        &self.privacy
     }
 
     /// One for the definitions that come after those that this one is of: it knows all that this one does.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dataflows::definitions::{Definitions, Problem, document, is_by_name, written};
+use dataflows::definitions::{Definitions, Problem, document, is_by_name, line_of, written};
 use dataflows::plan::Plan;
 use dataflows::protocol::Terms;
 use dataflows::time::Millis;
@@ -64,6 +64,9 @@ impl Book {
         };
         let text = composed(file, &given);
         let plan = Plan::new(Arc::new(checked(&text)?));
+        if let Some((before, _)) = last.and_then(|last| Definitions::parse(&last.text).ok()) {
+            keeps_ids(&before, &plan.definitions, &text)?;
+        }
         Ok(Book::of(file.to_owned(), given, text, plan, versions, &before))
     }
 
@@ -109,7 +112,9 @@ impl Book {
     }
 
     fn followed_by(&self, given: Given, versions: BTreeMap<Name, Version>, text: String) -> Result<Book, Vec<Problem>> {
-        let plan = self.plan.after(Arc::new(checked(&text)?));
+        let definitions = Arc::new(checked(&text)?);
+        keeps_ids(&self.plan.definitions, &definitions, &text)?;
+        let plan = self.plan.after(definitions);
         Ok(Book::of(self.file.clone(), given, text, plan, versions, &self.documents))
     }
 
@@ -149,6 +154,16 @@ impl Book {
     /// A version's number.
     pub fn version(&self, kind: &str, name: &str) -> u32 {
         self.versions.get(&format!("{kind}/{name}")).map_or(1, |version| version.number)
+    }
+
+    /// All of it as it is written down: the file, with what was given in its place.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Documents whose last change is not written down yet.
+    pub fn changed(&self) -> impl Iterator<Item = &Name> {
+        self.versions.iter().filter(|(_, version)| version.position.is_none()).map(|(name, _)| name)
     }
 
     /// Documents that were given at run time, or taken away.
@@ -225,6 +240,19 @@ fn checked(text: &str) -> Result<Definitions, Vec<Problem>> {
     );
     problems.sort();
     definitions.filter(|_| problems.is_empty()).ok_or(problems)
+}
+
+/// Whether ids stand in the log as pseudonyms or as they were sent is so for good: people would be two otherwise, and
+/// those of before found by nobody.
+fn keeps_ids(before: &Definitions, after: &Definitions, text: &str) -> Result<(), Vec<Problem>> {
+    if before.privacy.ids == after.privacy.ids {
+        return Ok(());
+    }
+    let stand = if before.privacy.ids { "as pseudonyms" } else { "as they were sent" };
+    let path = "privacy.pseudonymise".to_owned();
+    let message =
+        format!("ids stand in this log {stand}, and cannot come otherwise from now on; begin another log with --data");
+    Err(vec![Problem { line: line_of(text, &path).unwrap_or(1), path, message, nearest: None }])
 }
 
 /// The documents of a text.

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::SetOnce;
 
+use crate::audit::Audit;
 use crate::book::Book;
 use crate::cluster::{self, Greeting, LEADER};
 use crate::demo;
@@ -342,6 +343,7 @@ async fn serve_replayed(listener: std::net::TcpListener, hub: Hub) -> Result<(),
         hub,
         outbox,
         log: None,
+        audit: None,
         desk: None,
         clock: ClockMode::Events,
         now: crate::clock::now,
@@ -402,15 +404,20 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         let greeting = greeting(process, hosts.len(), workers, purpose);
         (hosts, Greeting { last_time, secret, defined: defined.clone(), ..greeting })
     });
-    let file = name.clone();
+    let (file, dir) = (name.clone(), data.clone());
     let start = move || {
         let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
         let defined = team.as_ref().map_or(defined, |team| team.defined.clone());
-        let book = Book::open(&text, defined.as_ref()).map_err(|problems| {
-            format!("{file} does not go with what was given at run time:{}", self::told(&problems))
-        })?;
+        let book = Book::open(&text, defined.as_ref())
+            .map_err(|problems| format!("{file} does not go with what the log holds:{}", self::told(&problems)))?;
         book.given().for_each(|name| tracing::info!(name, "given at run time, in place of what the file says"));
-        writer::start(writer::Start { log, workers, clock, book, team, told, now })
+        let secret = team.as_ref().map_or(secret, |team| team.secret);
+        let audit = Audit::open(&dir, secret, now)?;
+        let changed: Vec<&str> = book.changed().map(String::as_str).collect();
+        let (text, changed) = (book.text().to_owned(), changed.join(" "));
+        let started = writer::start(writer::Start { log, workers, clock, book, team, told, now })?;
+        audit.start(&text, &changed)?;
+        Ok::<_, String>((started, audit))
     };
     // The port answers from now on, if only that the log is being read.
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -422,11 +429,11 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         _ = &mut serving => return Ok(()),
     };
     let started = started.map_err(|error| format!("reading the log failed: {error}"))?;
-    let Started { hub, found, thread, secret, desk } = started?;
+    let (Started { hub, found, thread, secret, desk }, audit) = started?;
     tracing::info!(position = found.position, dispatched = found.dispatched.len(), "the log is read");
     let records = match records {
         Records::Logs(own, ..) => Records::Logs(own, found.process, desk.clone()),
-        stream => stream,
+        Records::Stream(stream, plan, clock, _) => Records::Stream(stream, plan, clock, secret),
     };
     let (outbox, inbox) = Outbox::new(hub.clone(), Some(records.clone()), found);
     outbox.catch_up(&mut closed);
@@ -440,6 +447,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         hub: hub.clone(),
         outbox,
         log,
+        audit: Some(audit),
         desk: desk.clone(),
         clock,
         now,
@@ -486,7 +494,7 @@ async fn open(
             stream.open_triggers().await.map_err(told)?;
         }
         let end = stream.last_sequence().await.map_err(told)?;
-        let records = Records::Stream(stream.clone(), Arc::clone(plan), clock);
+        let records = Records::Stream(stream.clone(), Arc::clone(plan), clock, kept.secret());
         return Ok((Store::Stream(stream, kept, end), records, "a stream"));
     }
     let opened = Log::open(data).map_err(|error| error.to_string())?;

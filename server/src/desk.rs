@@ -228,8 +228,8 @@ impl From<Record> for OwnedRecord {
 pub enum Records {
     /// A process's own log, and those that its desk reaches.
     Logs(LogReader, usize, Option<Arc<Desk>>),
-    /// A stream, and what it takes to take its messages apart.
-    Stream(Stream, Arc<Plan>, ClockMode),
+    /// A stream, and what it takes to take its messages apart: definitions, how time is told, the key of hashes.
+    Stream(Stream, Arc<Plan>, ClockMode, [u8; 16]),
 }
 
 impl std::fmt::Debug for Records {
@@ -246,7 +246,7 @@ impl Records {
     pub async fn get(&self, places: &[u64]) -> Vec<Option<OwnedRecord>> {
         match self {
             Records::Logs(own, process, desk) => of_logs(own, *process, desk.as_ref(), places).await,
-            Records::Stream(stream, plan, clock) => of_stream(stream, plan, *clock, places).await,
+            Records::Stream(stream, plan, clock, secret) => of_stream(stream, plan, *clock, secret, places).await,
         }
     }
 
@@ -267,7 +267,7 @@ impl Records {
                 }
                 Ok(all)
             }
-            Records::Stream(stream, plan, clock) => {
+            Records::Stream(stream, plan, clock, secret) => {
                 let mut filter = Filter::parse(condition)?;
                 let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
                 let told = |error: StreamError| error.to_string();
@@ -276,7 +276,7 @@ impl Records {
                 let mut all = Vec::new();
                 while reader.position() < end {
                     let Next::Entry(entry) = reader.next().await.map_err(told)? else { continue };
-                    for (index, incoming) in feed::events(&entry, &mut decoder, *clock) {
+                    for (index, incoming) in feed::events(&entry, &mut decoder, *clock, secret) {
                         let event = &incoming.prepared.event;
                         let position = place::place(entry.sequence, LEADER, index);
                         let found = filter.select(incoming.kind, &incoming.body, event.timestamp, &event.message_id);
@@ -341,7 +341,13 @@ async fn of_logs(own: &LogReader, here: usize, desk: Option<&Arc<Desk>>, places:
     found
 }
 
-async fn of_stream(stream: &Stream, plan: &Plan, clock: ClockMode, places: &[u64]) -> Vec<Option<OwnedRecord>> {
+async fn of_stream(
+    stream: &Stream,
+    plan: &Plan,
+    clock: ClockMode,
+    secret: &[u8; 16],
+    places: &[u64],
+) -> Vec<Option<OwnedRecord>> {
     let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
     let mut found = Vec::with_capacity(places.len());
     let mut last: Option<Entry> = None;
@@ -350,7 +356,8 @@ async fn of_stream(stream: &Stream, plan: &Plan, clock: ClockMode, places: &[u64
         if last.as_ref().is_none_or(|entry| entry.sequence != sequence) {
             last = stream.get(sequence).await.ok().flatten();
         }
-        found.push(last.as_ref().and_then(|entry| feed::record(entry, place::index_of(*at), &mut decoder, clock)));
+        let record = |entry| feed::record(entry, place::index_of(*at), &mut decoder, clock, secret);
+        found.push(last.as_ref().and_then(record));
     }
     found
 }

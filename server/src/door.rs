@@ -3,6 +3,7 @@
 //! A bad call never spoils its batch. What can be refused without knowing the log is refused here; the time and the
 //! message id that a call is to have are settled here. Nothing here waits for anything.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use dataflows::event::{Call, Decoder, ID_BYTES_MAX, Kind, Reason, Rejection};
@@ -10,6 +11,8 @@ use dataflows::intake::Prepared;
 use dataflows::json::{Next, Reader};
 use dataflows::time::{self, DAY, Millis};
 use ecow::{EcoString, eco_format};
+
+use crate::pseudonyms::{self, NOT_KEPT};
 
 /// The largest body, after unpacking.
 pub const BODY_BYTES_MAX: usize = 512_000;
@@ -29,7 +32,7 @@ pub struct Incoming {
     pub undated: bool,
     /// By which definitions' vocabulary it was decoded.
     pub generation: u32,
-    /// As it was sent.
+    /// As it was sent, but for pseudonyms.
     pub body: Box<str>,
 }
 
@@ -44,7 +47,7 @@ pub enum Arrived {
         rejection: Rejection,
         /// Its message id, where it has one.
         message_id: Option<EcoString>,
-        /// As it was sent.
+        /// As it was sent, but for pseudonyms; empty where what they are to replace cannot be found.
         body: Box<[u8]>,
     },
 }
@@ -79,7 +82,7 @@ pub enum Stamp {
 }
 
 /// Unpacks a body, if it is packed: known by its first bytes, not by what its header says.
-pub fn unpack(body: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Unreadable> {
+pub fn unpack(body: &[u8]) -> Result<Cow<'_, [u8]>, Unreadable> {
     if !body.starts_with(&[0x1f, 0x8b]) {
         return if body.len() > BODY_BYTES_MAX { Err(too_large()) } else { Ok(body.into()) };
     }
@@ -116,7 +119,7 @@ impl Door<'_> {
         }
         let text = text(body)?;
         let envelope = Envelope::read(text)?;
-        let call = self.call(text, Some(kind), &envelope, None);
+        let call = self.call(text, body, Some(kind), &envelope, None);
         Ok(Calls { write_key: envelope.write_key, calls: vec![call] })
     }
 
@@ -161,25 +164,35 @@ impl Door<'_> {
     ) -> Vec<Arrived> {
         let calls = calls.iter().enumerate().map(|(index, call)| {
             let start = call.as_ptr() as usize - text.as_ptr() as usize;
-            let mut arrived = self.call(call, None, envelope, place(index));
-            if let Arrived::Bad { body: told, .. } = &mut arrived {
-                *told = body[start..start + call.len()].into();
-            }
-            arrived
+            self.call(call, &body[start..start + call.len()], None, envelope, place(index))
         });
         calls.collect()
     }
 
-    fn call(&mut self, text: &str, kind: Option<Kind>, envelope: &Envelope<'_>, place: Option<usize>) -> Arrived {
-        if text.len() > EVENT_BYTES_MAX {
-            let rejection =
-                Rejection::new(Reason::TooLarge, format!("the event has {} bytes; it may have 32,768", text.len()));
-            return Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() };
-        }
-        match self.take(text, kind, envelope, place) {
-            Ok(incoming) => Arrived::Good(Box::new(incoming)),
-            Err(rejection) => Arrived::Bad { rejection, message_id: message_id(text), body: text.as_bytes().into() },
-        }
+    /// A call, and the bytes that were sent for it.
+    fn call(
+        &mut self,
+        text: &str,
+        sent: &[u8],
+        kind: Option<Kind>,
+        envelope: &Envelope<'_>,
+        place: Option<usize>,
+    ) -> Arrived {
+        let mut rejection = match self.take(text, kind, envelope, place) {
+            Ok(incoming) => return Arrived::Good(Box::new(incoming)),
+            Err(rejection) => rejection,
+        };
+        let privacy = self.decoder.vocabulary().privacy();
+        let private = pseudonyms::call(text, privacy, self.secret);
+        let body = match &private {
+            _ if privacy.is_empty() => sent,
+            Ok(private) => private.as_bytes(),
+            Err(_) => {
+                rejection.detail += NOT_KEPT;
+                &[]
+            }
+        };
+        Arrived::Bad { rejection, message_id: message_id(text), body: body.into() }
     }
 
     fn take(
@@ -189,6 +202,7 @@ impl Door<'_> {
         envelope: &Envelope<'_>,
         place: Option<usize>,
     ) -> Result<Incoming, Rejection> {
+        is_small(text, "")?;
         let mut call = Call::parse(text, kind)?;
         self.decoder.check(&call)?;
         let timestamp = settle(&call, call.sent_at.or(envelope.sent_at), self.stamp)?;
@@ -201,10 +215,24 @@ impl Door<'_> {
         }
         let undated = call.timestamp.is_none() && matches!(self.stamp, Stamp::Events(_));
         let kind = call.kind;
+        // Whether it is right is asked of what was sent; all that is kept is of what is written down.
+        let body = pseudonyms::call(text, self.decoder.vocabulary().privacy(), self.secret)?;
+        if let Cow::Owned(body) = &body {
+            is_small(body, " with pseudonyms")?;
+            call = Call::parse(body, Some(kind))?;
+        }
         let prepared = Prepared::new(&mut call, timestamp, message_id, self.decoder, self.secret)?;
         let generation = self.decoder.vocabulary().generation();
-        Ok(Incoming { kind, prepared, undated, generation, body: text.into() })
+        Ok(Incoming { kind, prepared, undated, generation, body: (&*body).into() })
     }
+}
+
+fn is_small(event: &str, how: &str) -> Result<(), Rejection> {
+    let large = || {
+        let detail = format!("the event has {} bytes{how}; it may have 32,768", event.len());
+        Err(Rejection::new(Reason::TooLarge, detail))
+    };
+    if event.len() > EVENT_BYTES_MAX { large() } else { Ok(()) }
 }
 
 /// When a call happened, by the client's clock and ours.
@@ -234,7 +262,7 @@ fn settle(call: &Call<'_>, sent_at: Option<Millis>, stamp: Stamp) -> Result<Mill
 
 /// The body as a text of the same length: what is not UTF-8 becomes a control character, which no string may hold, so
 /// that only the call it stands in is refused.
-fn masked(body: &[u8]) -> std::borrow::Cow<'_, str> {
+fn masked(body: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(body) {
         return text.into();
     }

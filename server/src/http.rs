@@ -3,6 +3,7 @@
 //! Handlers take a request apart, ask, and put the answer together; what is true is the engine's to say.
 
 mod answers;
+mod audit;
 mod browsers;
 mod channels;
 mod corrections;
@@ -11,6 +12,7 @@ mod described;
 mod erasures;
 mod events;
 mod metrics;
+mod opendsr;
 mod query;
 mod subscribe;
 mod what_if;
@@ -26,6 +28,7 @@ use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use axum::{Extension, Router};
 use dataflows::event::Kind;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::{SetOnce, watch};
 use tower::ServiceExt;
@@ -33,10 +36,12 @@ use utoipa::ToSchema;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
+use crate::audit::{Audit, Detail, Entry};
 use crate::desk::{Desk, Records};
 use crate::hub::{AsOf, ClockMode, Hub};
 use crate::outbox::Outbox;
 use crate::problem::Problem;
+use crate::pseudonyms;
 
 /// What handlers need.
 #[derive(Clone)]
@@ -47,6 +52,8 @@ pub struct App {
     pub outbox: Outbox,
     /// Bodies of events; a replay has none.
     pub log: Option<Records>,
+    /// Where it is noted who changed what; a replay has none, and changes nothing.
+    pub audit: Option<Audit>,
     /// What reaches the other processes, if there are any.
     pub desk: Option<Arc<Desk>>,
     /// How the clock moves.
@@ -68,6 +75,41 @@ impl App {
     fn log(&self) -> Result<&Records, Problem> {
         let none = "these are the answers of a replay: it has no log, so it takes nothing in and keeps no bodies";
         self.log.as_ref().ok_or_else(|| Problem::conflict(none))
+    }
+
+    /// Notes in the audit log what was done.
+    async fn note(&self, action: &str, details: &[(&str, Detail<'_>)]) -> Result<(), Problem> {
+        match &self.audit {
+            Some(audit) => audit.note(action, details).await.map_err(Problem::busy),
+            None => Ok(()),
+        }
+    }
+
+    /// All that was noted there, in order.
+    async fn noted(&self) -> Result<Vec<Entry>, Problem> {
+        let Some(audit) = self.audit.clone() else { return Ok(Vec::new()) };
+        let read = tokio::task::spawn_blocking(move || audit.entries()).await;
+        read.map_err(|error| error.to_string()).flatten().map_err(Problem::busy)
+    }
+
+    /// An id as it stands in the log.
+    fn id(&self, id: &str) -> String {
+        let is_private = self.hub.latest().plan.definitions.privacy.ids;
+        if is_private && !id.is_empty() { pseudonyms::of(id, &self.secret) } else { id.to_owned() }
+    }
+
+    /// A request for somebody by their id, as the log has it.
+    fn by_kept_id(&self, mut request: Request) -> Request {
+        let uri = request.uri();
+        let Some(rest) = uri.path().strip_prefix("/v1/profiles/") else { return request };
+        let (id, more) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let Ok(id) = percent_decode_str(id).decode_utf8() else { return request };
+        let kept = self.id(&id);
+        if kept != id {
+            let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
+            *request.uri_mut() = format!("/v1/profiles/{kept}{more}{query}").parse().expect("it was one before");
+        }
+        request
     }
 }
 
@@ -125,13 +167,15 @@ pub fn router(app: App) -> Router {
         .routes(routes!(answers::campaign_intents))
         .routes(routes!(answers::attribution))
         .routes(routes!(answers::dead_letters))
+        .routes(routes!(audit::audit))
         .routes(routes!(subscribe::subscribe))
         .routes(routes!(openapi))
         .merge(channels(&app))
         .merge(tracking(&app));
     let (router, described) = doors.split_for_parts();
     let description = Description(described::settled(&described).into());
-    router
+    let kept = app.clone();
+    let router = router
         .fallback(|| async {
             Problem::not_found("there is nothing at this path; calls come in at /v1/batch and the like")
         })
@@ -140,10 +184,12 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(WIRE_BYTES_MAX))
         .layer(axum::middleware::map_response(told_as_problem))
         .layer(axum::middleware::from_fn(logged))
-        .with_state(app)
+        .with_state(app);
+    // Around all doors: which of them it is for is found after that.
+    Router::new().fallback_service(router.map_request(move |request| kept.by_kept_id(request)))
 }
 
-/// What messages leave by, and definitions at run time: the leader knows, and the others ask it.
+/// What messages leave by, definitions at run time, what controllers ask for: the leader knows, and the others ask it.
 fn channels(app: &App) -> OpenApiRouter<App> {
     let ask = async |State(app): State<App>, request: Request, next: Next| {
         let Some(desk) = app.desk.filter(|desk| !desk.leads()) else { return next.run(request).await };
@@ -158,6 +204,9 @@ fn channels(app: &App) -> OpenApiRouter<App> {
         .routes(routes!(channels::channel))
         .routes(routes!(channels::parked))
         .routes(routes!(channels::resend))
+        .routes(routes!(opendsr::discovery))
+        .routes(routes!(opendsr::request))
+        .routes(routes!(opendsr::status, opendsr::cancel))
         .routes(routes!(definitions::get, definitions::put, definitions::delete))
         .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
 }

@@ -3,6 +3,7 @@
 //! Everything that is true of the events is the engine's to say; here is what must wait, be written or be sent. The
 //! engine is reached by the two enums of its protocol alone.
 
+pub mod audit; // who changed what, in a chain
 pub mod book; // definitions, and how they came to be
 pub mod cli; // what may be typed
 pub mod clock; // the wall, read in one place
@@ -20,6 +21,7 @@ pub mod metrics; // numbers for Prometheus
 pub mod moment; // instants as people write them
 pub mod outbox; // intents on their way into the world
 pub mod problem; // errors as they are told
+pub mod pseudonyms; // what is kept in the place of what is private
 pub mod recommend; // what a person may like
 pub mod record; // what stands in it
 pub mod replay; // files through the engine

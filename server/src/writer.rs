@@ -251,7 +251,7 @@ impl Store {
     pub fn identity(&self) -> ([u8; 16], u64) {
         match self {
             Store::Own(log) => (log.id(), log.last_time()),
-            Store::Stream(..) => (crate::log::fresh_id(), 0),
+            Store::Stream(_, kept, _) => (kept.secret(), 0),
         }
     }
 }

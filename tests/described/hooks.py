@@ -13,6 +13,7 @@ EXAMPLES = {
     "projects": "SHOP",
     "definitions": "vip",
     "erasures": os.environ["ERASURE"],
+    "requests": os.environ["REQUEST"],
 }
 ONLY_FROM_ANSWERS = {"after", "wait", "cursor"}
 

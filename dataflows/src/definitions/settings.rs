@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Definitions;
 use super::reader::{At, Reader};
 use super::yaml::Scalar;
+use crate::condition::{Path, Root};
 use crate::time::{MINUTE, Millis};
 
 /// When a visit ends, and which events make it a buying one.
@@ -35,6 +36,22 @@ pub struct WriteKey {
     pub key: String,
     /// The browser origins it may come from (`*`: any); none: no browser.
     pub origins: Vec<String>,
+}
+
+/// What of calls is not kept as it was sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Privacy {
+    /// Values below `properties`, `context` and `traits` that pseudonyms take the place of.
+    pub pseudonymise: Vec<Path>,
+    /// Whether pseudonyms take the place of all ids of people, too.
+    pub ids: bool,
+}
+
+impl Privacy {
+    /// Whether everything is kept as it was sent.
+    pub fn is_empty(&self) -> bool {
+        self.pseudonymise.is_empty() && !self.ids
+    }
 }
 
 /// What the properties of one event must be.
@@ -138,6 +155,40 @@ pub(super) fn write_keys(reader: &mut Reader, at: &At<'_>) -> Option<Vec<WriteKe
         keys.push(WriteKey { key, origins });
     }
     Some(keys)
+}
+
+/// The ids of people, which are one name space.
+const IDS: [&str; 2] = ["userId", "anonymousId"];
+
+pub(super) fn privacy(reader: &mut Reader, at: &At<'_>) -> Option<Privacy> {
+    let fields = reader.fields(at, &["pseudonymise"])?;
+    let (mut privacy, mut ids) = (Privacy::default(), BTreeSet::new());
+    let Some(at) = fields.get("pseudonymise") else { return Some(privacy) };
+    for at in reader.items(&at) {
+        let Some(text) = reader.text(&at) else { continue };
+        match Path::parse(&text) {
+            _ if IDS.contains(&text.as_str()) => drop(ids.insert(text)),
+            Ok(path) if matches!(path.root, Root::Properties | Root::Context | Root::Traits) => {
+                privacy.pseudonymise.push(path);
+            }
+            _ => {
+                let known = ["properties", "context", "traits"].iter().chain(&IDS).copied();
+                let root = text.split(['.', '[']).next().unwrap_or_default().to_owned();
+                let near = reader.nearest(&root, known).filter(|near| *near != root);
+                let near = near.map(|near| text.replacen(&root, &near, 1));
+                let message = format!(
+                    "`{text}` is no path that can be pseudonymised: it begins with properties, context or traits, and \
+                     names a key, or is userId or anonymousId"
+                );
+                reader.problem_near(&at.place, message, near.as_deref());
+            }
+        }
+    }
+    if ids.len() == 1 {
+        reader.problem(&at.place, "ids are one name space: write both userId and anonymousId, or neither");
+    }
+    privacy.ids = !ids.is_empty();
+    Some(privacy)
 }
 
 /// An origin as browsers write it: one written otherwise would admit nobody.

@@ -16,7 +16,7 @@ use timely::dataflow::channels::ContainerBytes;
 
 use super::assemble::Forward;
 use crate::admission::Verdict;
-use crate::event::{Context, Details, Event, Kind, Link};
+use crate::event::{Consent, ConsentSource, Context, Details, Event, Kind, Link};
 use crate::identity::Erasure;
 use crate::intake::Prepared;
 use crate::number::Number;
@@ -275,6 +275,7 @@ fields! {
     Destroyed: position timestamp is_late route entry;
     Details: values context tells;
     Context: page device os browser utm timezone consent told;
+    Consent: purpose granted source;
 }
 
 /// Choices: a number for each, and its parts.
@@ -317,6 +318,10 @@ choices! {
         7 Erase(erasure);
         8 Destroyed(destroyed);
         9 Decided(position, verdict);
+    ConsentSource:
+        0 Segment;
+        1 RudderStack;
+        2 Google;
     Value:
         0 Null;
         1 Bool(yes);
@@ -485,7 +490,10 @@ mod tests {
             browser: Some("browser".into()),
             utm: Some((None, Some("campaign".into()))),
             timezone: Some("Europe/Vienna".into()),
-            consent: vec![("ads".into(), false), ("mail".into(), true)],
+            consent: vec![
+                Consent { purpose: "ads".into(), granted: false, source: ConsentSource::Google },
+                Consent { purpose: "mail".into(), granted: true, source: ConsentSource::Segment },
+            ],
             told: vec![("age".into(), "36".into())],
         };
         Arc::new(Details { values, context, tells: true })

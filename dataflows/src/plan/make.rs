@@ -61,6 +61,7 @@ impl<'d> Maker<'d> {
     fn new(definitions: &'d Definitions, mut vocabulary: Vocabulary) -> Self {
         let totals = [Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
         vocabulary.hold(definitions.schemas.clone());
+        vocabulary.keep_private(definitions.privacy.clone());
         let rules = vec![Rules::default(); vocabulary.len()];
         let plan = Plan {
             definitions: Arc::new(Definitions::default()),

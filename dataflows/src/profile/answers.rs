@@ -19,7 +19,7 @@ use super::segments::Change;
 use super::sessions::Session;
 use super::{Root, State};
 use crate::definitions::Visitor;
-use crate::event::{Context, Event};
+use crate::event::{ConsentSource, Context, Event};
 use crate::number::{print_billionths, print_millionths};
 use crate::plan::{Cause, Plan};
 use crate::protocol::Watched;
@@ -217,6 +217,21 @@ struct DeadlineRow {
 struct ConsentRow {
     granted: bool,
     since: Millis,
+    /// Whose field of the call says so: `segment`, `rudderstack`, `google`.
+    #[schema(value_type = Option<String>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<ConsentSource>,
+    /// The call that first did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    event: Option<RootRow>,
+}
+
+impl ProfileRow {
+    /// The law's part of it: without what proves consent.
+    fn plain(mut self) -> ProfileRow {
+        self.consent.values_mut().for_each(|consent| (consent.source, consent.event) = (None, None));
+        self
+    }
 }
 
 /// A session.
@@ -393,7 +408,7 @@ impl Asked<'_> {
     /// All rows of one view, newest first.
     pub fn rows(&self, view: View) -> Rows {
         match view {
-            View::Profiles => Rows::Profiles(vec![self.profile()]),
+            View::Profiles => Rows::Profiles(vec![self.profile().plain()]),
             View::Credit => Rows::Credit(self.credit_rows()),
             history => self.history(history, 0..self.len(history)),
         }
@@ -490,7 +505,12 @@ impl Asked<'_> {
         let (plan, state, core) = (self.plan, self.state, &self.state.core);
         let members = plan.segments.iter().enumerate();
         let members = members.filter_map(|(number, segment)| Some((segment, state.member_since(number)?)));
-        let consent = |consent: &Consent| ConsentRow { granted: consent.granted, since: consent.since };
+        let consent = |consent: &Consent| ConsentRow {
+            granted: consent.granted,
+            since: consent.since,
+            source: Some(consent.source),
+            event: Some(self.root(consent.root)),
+        };
         let (now, entries) = self.known_by;
         let open = state.sessions_from(0).next_back().filter(|session| !self.is_closed(session));
         ProfileRow {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ecow::EcoString;
 
 use crate::definitions::Visitor;
-use crate::event::{Context, Event, Kind};
+use crate::event::{self, ConsentSource, Context, Event, Kind};
 use crate::json::{Next, Reader, canonical};
 use crate::plan::Plan;
 use crate::time::Millis;
@@ -51,6 +51,10 @@ pub struct Consent {
     pub granted: bool,
     /// Since when it has been this answer, ms.
     pub since: Millis,
+    /// Whose field of the call that first said so.
+    pub source: ConsentSource,
+    /// That call.
+    pub root: Root,
 }
 
 /// The kind of a call as rules read it.
@@ -71,7 +75,7 @@ impl Person {
     }
 
     /// Notes what a call tells; gives what was there before.
-    fn hear(&mut self, context: &Context, at: Millis, plan: &Plan, was: &mut Vec<Was>) {
+    fn hear(&mut self, context: &Context, at: Millis, root: Root, plan: &Plan, was: &mut Vec<Was>) {
         for (key, json) in &context.told {
             let value = crate::event::value(&mut Reader::new(json)).expect("it was read when it came in");
             let told = (value != Value::Null).then(|| Told::new(key, json, value, plan));
@@ -80,9 +84,9 @@ impl Person {
         if context.timezone.is_some() && context.timezone != self.timezone {
             was.push(Was::Timezone(std::mem::replace(&mut self.timezone, context.timezone.clone())));
         }
-        for (purpose, granted) in &context.consent {
+        for event::Consent { purpose, granted, source } in &context.consent {
             if self.consent.get(purpose).is_none_or(|consent| consent.granted != *granted) {
-                let consent = Consent { granted: *granted, since: at };
+                let consent = Consent { granted: *granted, since: at, source: *source, root };
                 was.push(Was::Consent(purpose.clone(), self.consent.insert(purpose.clone(), consent)));
             }
         }
@@ -170,7 +174,7 @@ impl Instant<'_> {
         if let Some(details) = event.details.as_deref().filter(|details| details.tells) {
             let state = &mut *self.state;
             let person = state.person.get_or_insert_default();
-            person.hear(&details.context, self.at, self.plan, &mut state.tapes.told);
+            person.hear(&details.context, self.at, Root(place as u32), self.plan, &mut state.tapes.told);
             if !details.context.told.is_empty() {
                 self.wake_all(&self.plan.told_readers);
             }

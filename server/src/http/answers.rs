@@ -133,12 +133,22 @@ impl From<identity::Linked> for LinkRow {
 }
 
 pub(super) async fn one_profile(app: &App, query: &Query, id: &str) -> Result<(AsOf, Box<ProfileRow>), Problem> {
+    let (as_of, profile) = find_profile(app, query, id).await?;
+    Ok((as_of, profile.ok_or_else(|| nobody(id, None))?))
+}
+
+/// The same, of whom there may be nothing.
+pub(super) async fn find_profile(
+    app: &App,
+    query: &Query,
+    id: &str,
+) -> Result<(AsOf, Option<Box<ProfileRow>>), Problem> {
     let Answered { as_of, parts, .. } = ask(app, query, Question::Profile(id.into())).await?;
     let profile = parts.into_iter().find_map(|part| match part {
         Answer::Profile(profile) => Some(profile),
         _ => None,
     });
-    Ok((as_of, profile.ok_or_else(|| nobody(id, None))?))
+    Ok((as_of, profile))
 }
 
 /// When an answer about an instant is true.

@@ -19,6 +19,7 @@ use super::answers::{List, ask};
 use super::described::{Refused, UnknownOrNeedsLog};
 use super::query::{self, Asked, cursor, read_body};
 use super::{App, AsOfRow, json};
+use crate::audit::Detail;
 use crate::desk::Selected;
 use crate::hub::{Answered, NotTaken, Receipt, Work};
 use crate::problem::Problem;
@@ -88,7 +89,7 @@ pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Respo
     let wanted: ToRetract = read_body(&body, form)?;
     match wanted {
         ToRetract { id: Some(id), message_id: Some(message_id), r#where: None, preview: false } => {
-            one(&app, id, message_id).await
+            one(&app, app.id(&id).into(), message_id).await
         }
         ToRetract { id: None, message_id: None, r#where: Some(condition), preview } => {
             all(&app, &condition, preview).await
@@ -112,6 +113,7 @@ async fn one(app: &App, id: EcoString, message_id: EcoString) -> Result<Response
         );
         return Err(Problem::not_found(detail));
     };
+    app.note("retract", &[("id", Detail::Hashed(&id)), ("events", Detail::Number(1))]).await?;
     Ok(json(&Retracted::Done(Done { events: 1, position: receipt.as_of.position.to_string() })))
 }
 
@@ -141,6 +143,8 @@ async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Prob
         let retract = |of: &Selected| Correction::Retract(of.own.clone(), of.message_id.clone());
         position = correct(app, some.iter().map(retract).collect()).await?.as_of.position;
     }
+    let details = [("where", Detail::Hashed(condition)), ("events", Detail::Number(selected.len() as u64))];
+    app.note("retract", &details).await?;
     Ok(json(&Retracted::Done(Done { events: selected.len(), position: position.to_string() })))
 }
 
@@ -171,12 +175,14 @@ struct Struck {
 pub(super) async fn unlink(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
     app.log()?;
     let Edge { a, b } = read_body(&body, r#"{"a": …, "b": …}, two ids"#)?;
+    let [a, b] = [a, b].map(|id| EcoString::from(app.id(&id)));
     let linked = app.hub.ask(Question::Linked(a.clone(), b.clone())).await?;
     if !linked.parts.iter().any(|part| matches!(part, Answer::Linked(true))) {
         let detail = format!("no edge joins {a:?} and {b:?}; `linked_by` of a profile lists its edges");
         return Err(Problem::not_found(detail));
     }
-    let receipt = correct(&app, vec![Correction::Unlink(a, b)]).await?;
+    let receipt = correct(&app, vec![Correction::Unlink(a.clone(), b.clone())]).await?;
+    app.note("unlink", &[("a", Detail::Hashed(&a)), ("b", Detail::Hashed(&b))]).await?;
     Ok(json(&Struck { position: receipt.as_of.position.to_string() }))
 }
 

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::described::{ByKind, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query};
 use super::{App, json};
+use crate::audit::Detail;
 use crate::book::{Book, Name, name_of};
 use crate::hub::{NotTaken, Work};
 use crate::problem::Problem;
@@ -169,7 +170,13 @@ async fn change(
     if known == given.as_ref().map(|given| given.get()) {
         return Ok(json(&row(app, &book, kind, name, of)));
     }
+    if of == "privacy" && app.outbox.stream().is_some() {
+        let why = "where the log is a stream, `privacy` is for the definitions file alone: messages of others are \
+                   read by it, from the first one on";
+        return Err(Problem::conflict(why));
+    }
     let next = book.with(of, given).map_err(wrong)?;
+    let (text, number) = (next.text().to_owned(), next.document(of).1.map_or(1, |version| version.number));
     let delivers = next.plan.definitions.channels.values().any(|channel| channel.deliver == Deliver::Nats);
     if let Some(stream) = app.outbox.stream().filter(|_| delivers) {
         stream.open_triggers().await.map_err(|error| Problem::busy(error.to_string()))?;
@@ -181,6 +188,13 @@ async fn change(
     while app.hub.latest().position() < Some(durable.position) {
         sleep(MOMENT).await;
     }
+    let details = [
+        ("by", Detail::Text("http")),
+        ("changed", Detail::Text(of)),
+        ("version", Detail::Number(number.into())),
+        ("digest", Detail::Hashed(&text)),
+    ];
+    app.note("definitions", &details).await?;
     drop(defining);
     let holds = settled(app, deadline).await;
     let status = if holds { StatusCode::OK } else { StatusCode::ACCEPTED };

@@ -18,9 +18,10 @@ use super::answers::{self, At, EventRow, Letter, ask, event_row, one_profile, ra
 use super::described::{ById, UnknownOrNeedsLog};
 use super::query::{self, Asked};
 use super::{App, json};
+use crate::audit::Detail;
 use crate::desk::Records;
 use crate::erasing::names;
-use crate::hub::{Answered, NotTaken, Work};
+use crate::hub::{Answered, AsOf, NotTaken, Work};
 use crate::problem::Problem;
 use crate::record::DeadLetter;
 use crate::rows::{self, Intent};
@@ -43,23 +44,36 @@ pub(super) async fn erase(
     Path(id): Path<String>,
     Asked { query, .. }: Asked<query::Suppress>,
 ) -> Result<Response, Problem> {
-    if let Records::Stream(..) = app.log()? {
-        let why = "the log is a stream, whose messages cannot be rewritten: nobody can be erased from it";
-        return Err(Problem::conflict(why));
-    }
+    can_erase(&app)?;
     let for_good = match query.own.get("suppress").map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
         Some(other) => return Err(Problem::bad_request(format!("`suppress={other}`: true or false"))),
     };
     let (_, profile) = one_profile(&app, &query, &id).await?;
-    let (reply, begun) = oneshot::channel();
-    app.hub.give(Work::Erase(profile.ids().cloned().collect(), for_good, reply))?;
-    let (erasure, as_of) = begun.await.map_err(|_| NotTaken::Stopping)?;
+    let (erasure, as_of) = begin(&app, &profile, for_good).await?;
     let position = as_of.position.to_string();
     let mut answer = json(&Begun { erasure: erasure.to_string(), status: "running", position });
     *answer.status_mut() = StatusCode::ACCEPTED;
     Ok(answer)
+}
+
+/// Whether anybody can be erased here.
+pub(super) fn can_erase(app: &App) -> Result<(), Problem> {
+    if let Records::Stream(..) = app.log()? {
+        let why = "the log is a stream, whose messages cannot be rewritten: nobody can be erased from it";
+        return Err(Problem::conflict(why));
+    }
+    Ok(())
+}
+
+/// Begins the erasure of a person; gives it, and when it holds.
+pub(super) async fn begin(app: &App, profile: &ProfileRow, for_good: bool) -> Result<(u64, AsOf), Problem> {
+    let (reply, begun) = oneshot::channel();
+    app.hub.give(Work::Erase(profile.ids().cloned().collect(), for_good, reply))?;
+    let (erasure, as_of) = begun.await.map_err(|_| NotTaken::Stopping)?;
+    app.note("erase", &[("id", Detail::Hashed(&profile.id)), ("erasure", Detail::Text(&erasure.to_string()))]).await?;
+    Ok((erasure, as_of))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -190,5 +204,6 @@ pub(super) async fn export(
             export.dead_letters.extend(letter.map(|letter| Letter::new(letter, position, record.received_at)));
         }
     }
+    app.note("export", &[("id", Detail::Hashed(&export.profile.id))]).await?;
     Ok(json(&At { as_of: as_of.into(), row: export }))
 }

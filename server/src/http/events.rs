@@ -28,6 +28,7 @@ use super::{App, TOO_LARGE, WIRE_BYTES_MAX, json};
 use crate::door::{Arrived, Calls, Door, Incoming, Stamp, Unreadable, unpack};
 use crate::hub::{ClockMode, NotTaken, Receipt, Work};
 use crate::problem::Problem;
+use crate::pseudonyms::NOT_KEPT;
 use crate::record::DeadLetter;
 
 #[derive(Serialize, ToSchema)]
@@ -91,8 +92,10 @@ async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Respon
         Err(unreadable) => {
             authorize(&app, &parts.headers, &uri, None)?;
             if let Unreadable::Malformed(detail) = &unreadable {
-                let rejection = Rejection::new(Reason::Invalid, detail.clone());
-                let letter = DeadLetter::new(&rejection, plain.as_deref().unwrap_or(&body));
+                let is_private = !app.hub.latest().plan.definitions.privacy.is_empty();
+                let (body, why) =
+                    if is_private { (&[][..], NOT_KEPT) } else { (plain.as_deref().unwrap_or(&body), "") };
+                let letter = DeadLetter::new(&Rejection::new(Reason::Invalid, detail.clone() + why), body);
                 keep(&app, held, Vec::new(), vec![letter]).await?;
             }
             return Err(unreadable.into());

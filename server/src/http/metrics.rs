@@ -101,6 +101,7 @@ mod tests {
             outbox: Outbox::new(hub.clone(), None, Found::default()).0,
             hub,
             log: None,
+            audit: None,
             desk: None,
             clock: ClockMode::Wall,
             now: || 5_000,

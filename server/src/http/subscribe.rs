@@ -79,7 +79,8 @@ pub(super) async fn subscribe(
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     app.log()?;
-    let filter = Filter { profile: query.own.get("profile").cloned(), name: query.own.get("name").cloned() };
+    let filter =
+        Filter { profile: query.own.get("profile").map(|id| app.id(id)), name: query.own.get("name").cloned() };
     let since = headers.get("last-event-id").map(|last| {
         let parts = last.to_str().ok().and_then(|last| last.split_once('.'));
         let parts = parts.and_then(|(position, n)| position.parse::<u64>().ok().zip(n.parse::<u64>().ok()));

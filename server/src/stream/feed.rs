@@ -122,7 +122,7 @@ impl Feed {
         let (letters, to_return) = mpsc::unbounded_channel();
         let told = Arc::new(Told::default());
         let stream = feeding.stream.clone();
-        let records = Records::Stream(stream.clone(), Arc::clone(&feeding.plan), feeding.clock);
+        let records = Records::Stream(stream.clone(), Arc::clone(&feeding.plan), feeding.clock, feeding.secret);
         let (caught_up, is_known) = watch::channel(false);
         let runtime = Handle::current();
         let (secret, clock, share) = (feeding.secret, feeding.clock, feeding.share);
@@ -385,12 +385,12 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
 }
 
 /// The events of a message, each with its place in it, if it is one of calls.
-pub fn events(entry: &Entry, decoder: &mut Decoder, clock: ClockMode) -> Vec<(usize, Incoming)> {
+pub fn events(entry: &Entry, decoder: &mut Decoder, clock: ClockMode, secret: &[u8; 16]) -> Vec<(usize, Incoming)> {
     let subject = entry.subject.as_str();
     if subject == DEAD_LETTERS || subject.starts_with(LOG) {
         return Vec::new();
     }
-    let calls = calls(entry, decoder, &[0; 16], stamp(entry, clock)).into_iter().enumerate();
+    let calls = calls(entry, decoder, secret, stamp(entry, clock)).into_iter().enumerate();
     let good = calls.filter_map(|(index, call)| match call {
         Arrived::Good(incoming) => Some((index, *incoming)),
         Arrived::Bad { .. } => None,
@@ -399,14 +399,20 @@ pub fn events(entry: &Entry, decoder: &mut Decoder, clock: ClockMode) -> Vec<(us
 }
 
 /// What stands at a place of a message, as a log of files would hold it.
-pub fn record(entry: &Entry, index: usize, decoder: &mut Decoder, clock: ClockMode) -> Option<OwnedRecord> {
+pub fn record(
+    entry: &Entry,
+    index: usize,
+    decoder: &mut Decoder,
+    clock: ClockMode,
+    secret: &[u8; 16],
+) -> Option<OwnedRecord> {
     let (position, received_at) = (entry.sequence, entry.received_at());
     let own = |kind, payload| OwnedRecord { position, received_at, kind, payload };
     let letter = |letter: &DeadLetter| own(record::DEAD_LETTER, serde_json::to_vec(letter).unwrap_or_default());
     if entry.subject.as_str() == DEAD_LETTERS {
         return Some(letter(&Returned::decode(&entry.body)?.letter));
     }
-    match calls(entry, decoder, &[0; 16], stamp(entry, clock)).into_iter().nth(index)? {
+    match calls(entry, decoder, secret, stamp(entry, clock)).into_iter().nth(index)? {
         Arrived::Good(incoming) => {
             let Incoming { kind, prepared, body, .. } = *incoming;
             let event = prepared.event;

@@ -79,6 +79,7 @@ impl Fingerprint {
 pub struct Kept {
     path: PathBuf,
     last: Option<Fingerprint>,
+    secret: [u8; 16],
 }
 
 impl Kept {
@@ -91,7 +92,13 @@ impl Kept {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error.to_string())),
         };
-        Ok(Kept { path, last })
+        let secret = secret(data).map_err(|error| failed(error.to_string()))?;
+        Ok(Kept { path, last, secret })
+    }
+
+    /// The key of hashes, the same for as long as the data directory is there.
+    pub fn secret(&self) -> [u8; 16] {
+        self.secret
     }
 
     /// The last one kept.
@@ -112,15 +119,35 @@ impl Kept {
     }
 
     fn write(&self, seen: &Fingerprint) -> io::Result<()> {
-        let dir = self.path.parent().expect("it is in a directory");
-        fs::create_dir_all(dir)?;
-        let next = self.path.with_extension("next");
-        let mut file = File::create(&next)?;
-        file.write_all(serde_json::to_string(seen).expect("it has string keys").as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&next, &self.path)?;
-        File::open(dir)?.sync_all()
+        write(&self.path, &serde_json::to_vec(seen).expect("it has string keys"))
     }
+}
+
+/// The key of hashes that an earlier run left, or a new one.
+fn secret(data: &Path) -> io::Result<[u8; 16]> {
+    let path = data.join("secret");
+    match fs::read(&path) {
+        Ok(bytes) => {
+            bytes.try_into().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "secret has not 16 bytes"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret = crate::log::fresh_id();
+            write(&path, &secret).map(|()| secret)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Has a file hold these bytes, durably: a crash leaves them or those before.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().expect("it is in a directory");
+    fs::create_dir_all(dir)?;
+    let next = path.with_extension("next");
+    let mut file = File::create(&next)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -134,6 +161,7 @@ mod tests {
         let seen = |sequence| Fingerprint { sequence, ..Fingerprint::beginning("then") };
         let mut kept = Kept::open(&data).expect("nothing there");
         assert_eq!(kept.last(), None);
+        assert_eq!(kept.secret(), Kept::open(&data).expect("readable").secret());
         for sequence in [7, 3] {
             kept.keep(&seen(sequence)).expect("kept");
             assert_eq!(Kept::open(&data).expect("readable").last(), Some(&seen(7)));

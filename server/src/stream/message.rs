@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Entry;
 use crate::door::{Arrived, BODY_BYTES_MAX, Door, Stamp, Unreadable, unpack};
+use crate::pseudonyms::NOT_KEPT;
 use crate::record::DeadLetter;
 
 /// A dead letter is at most this long unpacked: a body's every byte may be six in JSON.
@@ -19,7 +20,7 @@ const LETTER_BYTES_MAX: u64 = 6 * BODY_BYTES_MAX as u64 + 65_536;
 /// message if it is the message's only one, and a name by its place in the stream if not; so whoever reads the stream
 /// again names it the same. What cannot be read at all is one bad call.
 pub fn take_apart(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Stamp) -> Vec<Arrived> {
-    let sequence = entry.sequence;
+    let (sequence, is_private) = (entry.sequence, !decoder.vocabulary().privacy().is_empty());
     let name = |index: Option<usize>| -> EcoString {
         match index {
             Some(index) => eco_format!("nats:{sequence}:{index}"),
@@ -33,11 +34,16 @@ pub fn take_apart(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp
         Door { decoder, secret, stamp, fresh_id: &name }.message(&body)
     });
     taken.unwrap_or_else(|unreadable| {
-        let rejection = match unreadable {
+        let mut rejection = match unreadable {
             Unreadable::TooLarge(detail) => Rejection::new(Reason::TooLarge, detail),
             Unreadable::Malformed(detail) => Rejection::new(Reason::Invalid, detail),
         };
-        vec![Arrived::Bad { rejection, message_id: None, body: entry.body.to_vec().into() }]
+        let mut body = entry.body.to_vec();
+        if is_private {
+            rejection.detail += NOT_KEPT;
+            body.clear();
+        }
+        vec![Arrived::Bad { rejection, message_id: None, body: body.into() }]
     })
 }
 

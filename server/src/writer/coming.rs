@@ -15,6 +15,7 @@ use crate::book::Book;
 use crate::cluster::{LEADER, Letter};
 use crate::door::Incoming;
 use crate::log::Reader;
+use crate::pseudonyms;
 use crate::record::{self, Defined};
 
 /// Definitions that are to hold.
@@ -125,6 +126,8 @@ impl Writer {
         }
         let Incoming { kind, prepared, undated, body, .. } = incoming;
         let event = &prepared.event;
+        let private = pseudonyms::call(&body, self.decoder.vocabulary().privacy(), &self.secret);
+        let body = private.map_or(body.clone(), |private| (&*private).into());
         let payload = record::encode_event(kind, event.timestamp, &event.message_id, &body);
         let again = record::prepare(&payload, &mut self.decoder, &self.secret);
         let prepared: Prepared = again.unwrap_or(prepared);

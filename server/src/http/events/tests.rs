@@ -100,6 +100,7 @@ fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Re
             hub,
             outbox,
             log,
+            audit: None,
             desk: None,
             clock,
             now,
