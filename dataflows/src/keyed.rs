@@ -72,6 +72,8 @@ pub struct Keyed<F: Fold> {
     next: Option<Folding<F>>,
     /// Slots up to this one are prepared.
     prepared: usize,
+    /// What does not hold any more. To give all of it back at once would keep a step waiting.
+    outdated: Vec<Folded<F>>,
     slots: Vec<Slot<F>>,
     index: HashTable<u32>,
     hasher: FixedState,
@@ -86,6 +88,7 @@ impl<F: Fold> Keyed<F> {
         Keyed {
             now,
             next: None,
+            outdated: Vec::new(),
             prepared: 0,
             slots: Vec::new(),
             index: HashTable::new(),
@@ -172,6 +175,11 @@ impl<F: Fold> Keyed<F> {
         (self.next, self.prepared) = (Some(next), 0);
     }
 
+    /// Gives back what so many histories folded to under a fold that does not hold any more.
+    pub fn give_back(&mut self, histories: usize) {
+        self.outdated.truncate(self.outdated.len().saturating_sub(histories));
+    }
+
     /// Prepares histories of so many entries up to the clock, which those that hold have reached; whether all are.
     /// Histories that begin later have nothing to prepare before they do.
     pub fn prepare(&mut self, clock: Millis, entries: usize) -> bool {
@@ -205,6 +213,7 @@ impl<F: Fold> Keyed<F> {
         for slot in &mut self.slots {
             if let Some(folded) = slot.history.switch() {
                 switched(&before.fold, &self.now.fold, slot, &folded);
+                self.outdated.push(folded);
             }
         }
         self.prepared = 0;

@@ -154,8 +154,9 @@ pub(super) enum Assignment {
     Leave(Move),
     /// To the worker of a person: these ids are one.
     Share(Component),
-    /// To a worker: what it keeps of somebody goes, and what it keeps of others that names them.
-    Strike(usize, Erasure),
+    /// To a worker: what it keeps of somebody goes, and what it keeps of others that names them. The keys of those who
+    /// have the ids at the end of the step are told, too.
+    Strike(usize, Erasure, Vec<Id>),
 }
 
 /// What goes on from the worker of an id to that of its person, by its key.
@@ -442,7 +443,10 @@ fn identity<'s>(
                 assigned.give_iterator(outcome.components.into_iter().map(Assignment::Share));
                 let mut told = told.session(&on_told);
                 for erasure in erased {
-                    assigned.give_iterator((0..peers).map(|peer| Assignment::Strike(peer, erasure.clone())));
+                    let keys = erasure.ids.iter().map(|id| identity.key(id).unwrap_or(id).clone());
+                    let keys: Vec<Id> = keys.collect();
+                    let strike = |peer| Assignment::Strike(peer, erasure.clone(), keys.clone());
+                    assigned.give_iterator((0..peers).map(strike));
                     told.give_iterator((0..peers).step_by(workers).map(|to| (to, Saying::Erased(erasure.clone()))));
                 }
                 for position in outcome.refused {
@@ -587,7 +591,7 @@ fn profiles<'s>(
     let by_concern = Exchange::new(|assignment: &Assignment| match assignment {
         Assignment::Home(id, _) => route(id),
         Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => route(key),
-        Assignment::Strike(peer, _) => *peer as u64,
+        Assignment::Strike(peer, ..) => *peer as u64,
     });
     let by_key = Batches::new(|(key, _): &(Id, Forward)| route(key));
     let mut builder = OperatorBuilder::new("Profiles".to_owned(), scope);

@@ -1,10 +1,11 @@
 //! The profiles of one worker: what arrives for them in the first beat of a step, and what is true of them after it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use differential_dataflow::hashable::Hashable;
 use ecow::EcoString;
 use hashbrown::{HashMap, HashSet};
 
@@ -36,7 +37,9 @@ pub(super) struct Profiles {
     intents: Vec<(IntentRow, i8)>,
     retracts: Vec<(Id, Id, EcoString)>,
     reread: Vec<(Id, Event)>,
-    erasures: Vec<Erasure>,
+    erasures: Vec<(Erasure, Vec<Id>)>,
+    /// Hashes of all texts that events here carry, since somebody was erased: whose id is none of them, nobody names.
+    texts: Option<HashSet<u64>>,
     /// How many plans came for which to prepare.
     plans: u64,
     /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
@@ -78,6 +81,7 @@ impl Profiles {
             retracts: Vec::new(),
             reread: Vec::new(),
             erasures: Vec::new(),
+            texts: None,
             plans: 0,
             ready,
             asked: Vec::new(),
@@ -93,7 +97,7 @@ impl Profiles {
             Assignment::Home(id, key) => drop(self.away.insert(id, key)),
             Assignment::Share(component) => self.keyed.share(&component.key, component.ids),
             // What comes in the same step has to be there first.
-            Assignment::Strike(_, erasure) => self.erasures.push(erasure),
+            Assignment::Strike(_, erasure, keys) => self.erasures.push((erasure, keys)),
             Assignment::Leave(Move { id, from, to }) => {
                 for event in self.extract(&from, |event| event.own == id) {
                     send(to.clone(), Forward::Event(event));
@@ -155,12 +159,13 @@ impl Profiles {
         for (key, event) in std::mem::take(&mut self.reread) {
             let known = self.keyed.find_mut(&key, &event).filter(|known| known.position == event.position);
             if let Some(known) = known {
+                note(&mut self.texts, &event);
                 (known.name, known.details) = (event.name, event.details);
             }
         }
         let mut settled = Settled::default();
-        for erasure in std::mem::take(&mut self.erasures) {
-            settled.gone.push((erasure.position, self.strike(&erasure)));
+        for (erasure, keys) in std::mem::take(&mut self.erasures) {
+            settled.gone.push((erasure.position, self.strike(&erasure, keys)));
         }
         let (watch, intents, rows) = (&mut self.watch, &mut self.intents, &mut settled.rows);
         self.keyed.advance(clock, |plan, slot, effects| {
@@ -193,6 +198,7 @@ impl Profiles {
             let (done, all) = self.keyed.progress();
             settled.prepared = Some((done as u64, all as u64));
         }
+        self.keyed.give_back(GIVEN_BACK);
         let credit = self.watch.credit(&settled.totals);
         settled.credit = credit.map(|(to, total, change)| (to, total.clone(), change)).collect();
         settled.intents = consolidated(std::mem::take(&mut self.intents));
@@ -251,6 +257,7 @@ impl Profiles {
     }
 
     fn insert(&mut self, slot: u32, event: Event) {
+        note(&mut self.texts, &event);
         let intents = &mut self.intents;
         self.keyed.insert(slot, event, |plan, slot, effects| took_back(plan, slot, effects, intents));
     }
@@ -261,13 +268,25 @@ impl Profiles {
     }
 
     /// Takes out what is kept here of somebody, and of others what names them; gives how many events were theirs.
-    fn strike(&mut self, Erasure { position, ids, .. }: &Erasure) -> u64 {
+    fn strike(&mut self, Erasure { position, ids, .. }: &Erasure, keys: Vec<Id>) -> u64 {
         let ids: HashSet<&str> = ids.iter().map(EcoString::as_str).collect();
         let gone = |id: &str| ids.contains(id);
         let is_meant = |event: &Event| event.position < *position && (gone(&event.own) || names(event, &gone));
-        // Anybody's events may name them, so all are looked at.
         let has_any = |slot: &&Slot<Plan>| slot.history.entries().iter().any(is_meant);
-        let keys: Vec<Id> = self.keyed.slots().iter().filter(has_any).map(|slot| slot.key.clone()).collect();
+        let everyone = self.keyed.slots();
+        let texts = self.texts.get_or_insert_with(|| {
+            let (mut texts, mut seen) = (Some(HashSet::new()), HashSet::new());
+            let all = everyone.iter().flat_map(|slot| slot.history.entries());
+            // What many carry alike they share.
+            let different = all.filter(|event| event.details.as_ref().is_some_and(|of| seen.insert(Arc::as_ptr(of))));
+            different.for_each(|event| note(&mut texts, event));
+            texts.unwrap_or_default()
+        });
+        let keys: Vec<Id> = if ids.iter().any(|id| texts.contains(&id.hashed())) {
+            everyone.iter().filter(has_any).map(|slot| slot.key.clone()).collect()
+        } else {
+            keys.into_iter().filter(|key| self.keyed.get(key).is_some()).collect()
+        };
         let mut count = 0;
         for key in keys {
             for mut event in self.extract(&key, is_meant) {
@@ -477,6 +496,17 @@ impl Profiles {
     }
 }
 
+/// Notes the texts that an event carries, if any are noted.
+fn note(texts: &mut Option<HashSet<u64>>, event: &Event) {
+    if let Some(texts) = texts {
+        let texts = RefCell::new(texts);
+        names(event, &|text| {
+            texts.borrow_mut().insert(text.hashed());
+            false
+        });
+    }
+}
+
 /// Somebody as they are asked, if they are there.
 pub(super) fn person<'a>(plan: &'a Plan, slot: &'a Slot<Plan>, credit: &'a Credit, clock: Millis) -> Option<Asked<'a>> {
     let state = slot.history.state();
@@ -540,6 +570,9 @@ fn retell(old: &Plan, new: &Plan, slot: &mut Slot<Plan>, before: &State, intents
 /// Entries of histories that are prepared for definitions to come in one step: as many as delay nobody who waits for
 /// it. Builds that check take fewer, so that short histories too are prepared in several.
 pub(super) const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 2_000 };
+
+/// What so many histories were under definitions that do not hold any more is given back in one step.
+const GIVEN_BACK: usize = PREPARED_ENTRIES / 4;
 
 fn folding(plan: Arc<Plan>) -> Folding<Plan> {
     let effects = Effects::new(&plan);
