@@ -175,9 +175,10 @@ impl<F: Fold> Keyed<F> {
         (self.next, self.prepared) = (Some(next), 0);
     }
 
-    /// Gives back what so many histories folded to under a fold that does not hold any more.
-    pub fn give_back(&mut self, histories: usize) {
+    /// Gives back what so many histories folded to under a fold that does not hold any more. Whether there are more.
+    pub fn give_back(&mut self, histories: usize) -> bool {
         self.outdated.truncate(self.outdated.len().saturating_sub(histories));
+        !self.outdated.is_empty()
     }
 
     /// Prepares histories of so many entries up to the clock, which those that hold have reached; whether all are.

@@ -609,6 +609,7 @@ fn profiles<'s>(
     let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Batch<(Id, Forward)>>>::from(forward);
     let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Counted, Time, i128)>>>::from(changes);
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
+    let again = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
@@ -694,6 +695,9 @@ fn profiles<'s>(
                 );
                 told.give_iterator(credit.into_iter().map(|(to, total, change)| (to, Saying::Credit(total, change))));
                 told.give_iterator(answers.into_iter().map(|(to, number, part)| (to, Saying::Answer(number, part))));
+            }
+            if stash.is_empty() && profiles.idle() {
+                again.activate();
             }
         }
     });

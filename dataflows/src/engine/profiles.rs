@@ -44,6 +44,8 @@ pub(super) struct Profiles {
     plans: u64,
     /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
     ready: Rc<Cell<u64>>,
+    /// That of the last step.
+    clock: Millis,
     asked: Vec<(Ask, Option<Id>)>,
     watch: Watch,
     /// Definitions that are tried, by who asks.
@@ -84,6 +86,7 @@ impl Profiles {
             texts: None,
             plans: 0,
             ready,
+            clock: 0,
             asked: Vec::new(),
             watch: Watch::default(),
             tried: BTreeMap::new(),
@@ -189,16 +192,12 @@ impl Profiles {
             self.plans += 1;
             self.ready.set(0);
         }
-        if let Some(next) = self.keyed.coming() {
-            // Nobody is told of them before they hold.
-            next.effects.intents.clear();
-            if self.keyed.prepare(clock, PREPARED_ENTRIES) {
-                self.ready.set(self.plans);
-            }
+        self.clock = clock;
+        if self.keyed.coming().is_some() {
+            self.prepare(PREPARED_ENTRIES);
             let (done, all) = self.keyed.progress();
             settled.prepared = Some((done as u64, all as u64));
         }
-        self.keyed.give_back(GIVEN_BACK);
         let credit = self.watch.credit(&settled.totals);
         settled.credit = credit.map(|(to, total, change)| (to, total.clone(), change)).collect();
         settled.intents = consolidated(std::mem::take(&mut self.intents));
@@ -222,6 +221,25 @@ impl Profiles {
             settled.answers.extend(self.answer(question, of, clock).map(|part| (to, number, part)));
         }
         settled
+    }
+
+    /// No step is under way: does a little of what can wait. Whether there is more of it.
+    pub(super) fn idle(&mut self) -> bool {
+        // Builds that check leave every other change to the steps, so that many of those see it under way.
+        let prepares = !cfg!(debug_assertions) || self.plans.is_multiple_of(2);
+        self.keyed.give_back(GIVEN_BACK) | (prepares && self.prepare(IDLE_ENTRIES))
+    }
+
+    /// Prepares histories of so many entries for definitions to come. Whether there are more.
+    fn prepare(&mut self, entries: usize) -> bool {
+        let Some(next) = self.keyed.coming().filter(|_| self.ready.get() != self.plans) else { return false };
+        // Nobody is told of them before they hold.
+        next.effects.intents.clear();
+        let is_ready = self.keyed.prepare(self.clock, entries);
+        if is_ready {
+            self.ready.set(self.plans);
+        }
+        !is_ready
     }
 
     /// What was prepared on every worker holds from now on: tells the difference.
@@ -569,10 +587,13 @@ fn retell(old: &Plan, new: &Plan, slot: &mut Slot<Plan>, before: &State, intents
 
 /// Entries of histories that are prepared for definitions to come in one step: as many as delay nobody who waits for
 /// it. Builds that check take fewer, so that short histories too are prepared in several.
-pub(super) const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 2_000 };
+pub(super) const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 1_000 };
 
-/// What so many histories were under definitions that do not hold any more is given back in one step.
-const GIVEN_BACK: usize = PREPARED_ENTRIES / 4;
+/// The same between steps, again and again.
+const IDLE_ENTRIES: usize = 250;
+
+/// What so many histories were under definitions that do not hold any more is given back at once.
+const GIVEN_BACK: usize = 50;
 
 fn folding(plan: Arc<Plan>) -> Folding<Plan> {
     let effects = Effects::new(&plan);

@@ -30,7 +30,7 @@ pub(super) struct Coming {
 }
 
 /// Events that are read again with one step.
-const CHUNK: usize = 500;
+const CHUNK: usize = 2_000;
 
 impl Writer {
     /// What another process or the stream says comes next.
