@@ -120,7 +120,7 @@ impl<F: Fold> History<F> {
     pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects, next: Other<'_, F>) -> bool {
         if self.entries.len() == self.entries.capacity() {
             // All entries are kept: doubling would leave a third of the memory empty.
-            self.entries.reserve_exact(self.entries.len() / 2 + 4);
+            self.entries.reserve_exact(self.entries.len() / 2 + 2);
         }
         let place = match self.entries.last() {
             Some(last) if F::order(last, &entry).is_ge() => {

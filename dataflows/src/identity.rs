@@ -108,21 +108,31 @@ pub struct Outcome {
 /// What an event says of an anonymous id: ordered as events are, so that the least one counts.
 type Claim = (Millis, EcoString, Id);
 
+/// What calls with a link state of the id that they bear as `userId`.
+#[derive(Debug, Default)]
+struct User {
+    /// How many do.
+    calls: u32,
+    /// The anonymous ids that they claim, in order.
+    claims: Vec<Id>,
+}
+
 /// Who is whom.
 #[derive(Debug, Default)]
 pub struct Identity {
-    /// By anonymous id, all that claim it.
-    claims: HashMap<Id, BTreeSet<Claim>>,
+    /// By anonymous id, all that claim it, in order. Most calls of somebody who is logged in claim theirs.
+    claims: HashMap<Id, Vec<Claim>>,
     /// By ordered pair of ids, the aliases that join them, by event.
     aliases: HashMap<(Id, Id), BTreeSet<(Id, EcoString)>>,
-    /// The links of an event, by its own id and message id, to take them back.
+    /// By own id and message id the calls that state an alias, to take back what they state.
     links: HashMap<(Id, EcoString), Link>,
     struck: HashSet<(Id, Id)>,
     /// Events whose links were refused, by own id and message id.
     refused: BTreeMap<(Id, EcoString), Link>,
-    neighbours: HashMap<Id, BTreeMap<Id, u32>>,
-    /// Ids that calls with a link bear as `userId`, and how many do.
-    users: HashMap<Id, u32>,
+    /// By id those that an edge joins it to, in order, and how many edges do.
+    neighbours: HashMap<Id, Vec<(Id, u32)>>,
+    /// Ids that calls with a link bear as `userId`.
+    users: HashMap<Id, User>,
     keys: HashMap<Id, Id>,
     /// Accepted, but dated after the clock: they take part in nothing yet.
     future: BTreeMap<(Millis, u64), Link>,
@@ -172,20 +182,23 @@ impl Identity {
     /// Takes a link in, unless that would make too large a component.
     fn accept(&mut self, link: &Link, ids_max: usize) -> bool {
         let others = || link.anonymous.iter().chain(&link.previous);
-        let known = self.component_of(&link.user);
-        self.state(link, true);
         // An edge that joins nothing new makes nothing larger; nor does a call that makes none, since another claims
         // the id or the pair was struck.
-        let person = self.component_of(&link.user);
-        let joins = |other: &Id| {
-            !known.contains(other) && self.neighbours.get(other).is_some_and(|near| near.contains_key(&link.user))
+        let is_new = !others().all(|other| self.is_linked(other, &link.user));
+        let known = is_new.then(|| self.component_of(&link.user));
+        self.state(link, true);
+        let grows = |known: BTreeSet<Id>| {
+            let joins = |other: &Id| !known.contains(other) && self.is_linked(other, &link.user);
+            others().any(joins) && self.component_of(&link.user).len() > ids_max
         };
-        if person.len() > ids_max && others().any(joins) {
+        if known.is_some_and(grows) {
             self.state(link, false);
             self.refused.insert((link.user.clone(), link.message_id.clone()), link.clone());
             return false;
         }
-        self.links.insert((link.user.clone(), link.message_id.clone()), link.clone());
+        if link.previous.is_some() {
+            self.links.insert((link.user.clone(), link.message_id.clone()), link.clone());
+        }
         true
     }
 
@@ -195,12 +208,23 @@ impl Identity {
         self.refused.remove(&event);
         if let Some(link) = self.links.remove(&event) {
             self.state(&link, false);
+            return;
+        }
+        let (own, message_id) = event;
+        let claims = self.users.get(&own).into_iter().flat_map(|user| &user.claims);
+        let found = claims.filter_map(|anonymous| {
+            let mut claims = self.claims.get(anonymous)?.iter();
+            Some((anonymous.clone(), claims.find(|(_, of, user)| (of, user) == (&message_id, &own))?.clone()))
+        });
+        for (anonymous, claim) in found.collect::<Vec<_>>() {
+            self.claim(&anonymous, claim, false);
+            self.count(&own, false);
         }
     }
 
     /// Whether an edge joins two ids.
     pub fn is_linked(&self, a: &str, b: &str) -> bool {
-        self.neighbours.get(a).is_some_and(|near| near.contains_key(b))
+        self.neighbours.get(a).is_some_and(|near| find(near, b).is_ok())
     }
 
     /// The edges between the ids of somebody, each with the first event that states it, in order.
@@ -294,15 +318,27 @@ impl Identity {
                 self.links.insert(event, rest);
             }
         }
+        let mut claims: BTreeSet<(Id, Claim)> = BTreeSet::new();
+        for id in ids {
+            let of = |anonymous: &Id| self.claims.get(anonymous).cloned().unwrap_or_default();
+            claims.extend(of(id).into_iter().map(|claim| (id.clone(), claim)));
+            for anonymous in self.users.get(id).into_iter().flat_map(|user| &user.claims) {
+                let own = of(anonymous).into_iter().filter(|(.., user)| user == id);
+                claims.extend(own.map(|claim| (anonymous.clone(), claim)));
+            }
+        }
+        for (anonymous, claim) in claims {
+            let user = claim.2.clone();
+            self.claim(&anonymous, claim, false);
+            self.count(&user, false);
+        }
         self.struck.retain(|(a, b)| !gone(a) && !gone(b));
     }
 
     /// States or takes back what one call says.
     fn state(&mut self, link: &Link, stated: bool) {
-        let calls = self.users.entry(link.user.clone()).or_insert(0);
-        *calls = if stated { *calls + 1 } else { *calls - 1 };
-        if *calls == 0 {
-            self.users.remove(&link.user);
+        if stated {
+            self.count(&link.user, true);
         }
         if let Some(previous) = &link.previous {
             let pair = ordered(&link.user, previous);
@@ -320,16 +356,47 @@ impl Identity {
             }
         }
         if let Some(anonymous) = &link.anonymous {
-            let before = self.user_of(anonymous);
-            let claims = self.claims.entry(anonymous.clone()).or_default();
-            let claim = (link.timestamp, link.message_id.clone(), link.user.clone());
-            if stated {
-                claims.insert(claim)
-            } else {
-                claims.remove(&claim)
-            };
-            self.reclaim(anonymous, before);
+            self.claim(anonymous, (link.timestamp, link.message_id.clone(), link.user.clone()), stated);
         }
+        if !stated {
+            self.count(&link.user, false);
+        }
+    }
+
+    /// There is one more call with a link of a user, or one less.
+    fn count(&mut self, user: &Id, stated: bool) {
+        let calls = &mut self.users.entry_ref(user).or_default().calls;
+        *calls = if stated { *calls + 1 } else { *calls - 1 };
+        if *calls == 0 {
+            self.users.remove(user);
+        }
+    }
+
+    /// A call claims an anonymous id, or no longer does.
+    fn claim(&mut self, anonymous: &Id, claim: Claim, stated: bool) {
+        let before = self.user_of(anonymous);
+        let claims = self.claims.entry_ref(anonymous).or_default();
+        let by_user = &mut self.users.entry_ref(&claim.2).or_default().claims;
+        let place = claims.binary_search(&claim);
+        match (stated, place) {
+            (true, Err(place)) => {
+                put(claims, place, claim.clone());
+                if let Err(place) = by_user.binary_search(anonymous) {
+                    put(by_user, place, anonymous.clone());
+                }
+            }
+            (false, Ok(place)) => {
+                claims.remove(place);
+                if !claims.iter().any(|(.., user)| *user == claim.2) {
+                    by_user.retain(|id| id != anonymous);
+                }
+            }
+            _ => {}
+        }
+        if claims.is_empty() {
+            self.claims.remove(anonymous);
+        }
+        self.reclaim(anonymous, before);
     }
 
     fn unlink(&mut self, a: &Id, b: &Id) {
@@ -367,15 +434,15 @@ impl Identity {
 
     fn edge(&mut self, a: &Id, b: &Id, there: bool) {
         for (from, to) in [(a, b), (b, a)] {
-            let neighbours = self.neighbours.entry(from.clone()).or_default();
-            let times = neighbours.entry(to.clone()).or_insert(0);
-            if there {
-                *times += 1;
-            } else {
-                *times -= 1;
-                if *times == 0 {
-                    neighbours.remove(to);
-                }
+            let neighbours = self.neighbours.entry_ref(from).or_default();
+            let place = find(neighbours, to).unwrap_or_else(|place| {
+                put(neighbours, place, (to.clone(), 0));
+                place
+            });
+            let times = &mut neighbours[place].1;
+            *times = if there { *times + 1 } else { *times - 1 };
+            if *times == 0 {
+                neighbours.remove(place);
             }
             if neighbours.is_empty() {
                 self.neighbours.remove(from);
@@ -420,6 +487,18 @@ impl Identity {
             outcome.components.push(Component { key, ids: ids.into_iter().collect() });
         }
     }
+}
+
+fn find(neighbours: &[(Id, u32)], id: &str) -> Result<usize, usize> {
+    neighbours.binary_search_by(|(other, _)| other.as_str().cmp(id))
+}
+
+/// Puts something in its place; most have one, and there are many.
+fn put<T>(all: &mut Vec<T>, place: usize, new: T) {
+    if all.is_empty() {
+        all.reserve_exact(1);
+    }
+    all.insert(place, new);
 }
 
 fn ordered(a: &Id, b: &Id) -> (Id, Id) {

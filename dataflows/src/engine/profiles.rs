@@ -303,7 +303,7 @@ impl Profiles {
         let keys: Vec<Id> = if ids.iter().any(|id| texts.contains(&id.hashed())) {
             everyone.iter().filter(has_any).map(|slot| slot.key.clone()).collect()
         } else {
-            keys.into_iter().filter(|key| self.keyed.get(key).is_some()).collect()
+            keys
         };
         let mut count = 0;
         for key in keys {
