@@ -212,13 +212,13 @@ impl Engine {
 
     /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
     pub fn step(&self, step: Step) {
-        let Step { number, position, clock, terms, records, plan, mut questions } = step;
+        let Step { number, position, clock, terms, sends, records, plan, mut questions } = step;
         let (mut chunks, workers) = (records.into_iter(), self.doors.len());
         for (index, door) in self.doors.iter().enumerate() {
             // What follows each other stays together, so that whoever gathers it finds it in order.
             let share = chunks.len().div_ceil(workers - index);
             let (records, questions) = (chunks.by_ref().take(share).collect(), std::mem::take(&mut questions));
-            let step = Step { number, position, clock, terms, records, plan: plan.clone(), questions };
+            let step = Step { number, position, clock, terms, sends, records, plan: plan.clone(), questions };
             door.give(Command::Step(step));
         }
     }
@@ -289,6 +289,7 @@ fn told(number: u64, said: Vec<Saying>) -> Closed {
             }
             Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
             Saying::Intent(intent, change) => closed.intents.push((intent, change)),
+            Saying::Person(person) => closed.people.push(*person),
             Saying::Erased(erasure) => closed.erased.push((erasure, 0)),
             Saying::Gone(position, events) => *gone.entry(position).or_default() += events,
             Saying::Row(view, row, change) => closed.rows.push((view, row, change)),

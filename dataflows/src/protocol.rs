@@ -52,6 +52,8 @@ pub struct Step {
     pub clock: Millis,
     /// What acceptance asks of its records.
     pub terms: Terms,
+    /// Whether intents that come with it may go out: if they may at once, those whom they are for come with them.
+    pub sends: bool,
     /// What is recorded, in chunks that travel as they are. Positions grow from chunk to chunk, and in each.
     pub records: Vec<Vec<Record>>,
     /// Definitions that are to hold as soon as every history is prepared for them. What they name stands on all events
@@ -94,6 +96,7 @@ impl Step {
             position: 0,
             clock: 0,
             terms: Terms::default(),
+            sends: false,
             records: Vec::new(),
             plan: None,
             questions: Vec::new(),
@@ -124,8 +127,8 @@ impl Step {
 
     /// Ends this step: gives it, and is the next.
     pub fn close(&mut self) -> Step {
-        let Step { number, position, clock, terms, .. } = *self;
-        let next = Step { number: number + 1, position, clock, terms, ..Step::first() };
+        let Step { number, position, clock, terms, sends, .. } = *self;
+        let next = Step { number: number + 1, position, clock, terms, sends, ..Step::first() };
         std::mem::replace(self, next)
     }
 }
@@ -343,6 +346,8 @@ pub struct Closed {
     pub clock: Millis,
     /// Intents that came (1) and went (-1) with it.
     pub intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once, as they are then; told to the first process, by which they leave.
+    pub people: Vec<ProfileRow>,
     /// How many events were accepted in it.
     pub accepted: u64,
     /// Which definitions hold from it on, if others do: those of the first plan that a step bore are 1, and so on.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::identity::Erasure;
-use dataflows::profile::answers::IntentRow;
+use dataflows::profile::answers::{IntentRow, ProfileRow};
 use dataflows::protocol::{self, Answer, Question};
 use dataflows::time::Millis;
 use ecow::EcoString;
@@ -102,6 +102,8 @@ pub struct Closed {
     pub as_of: AsOf,
     /// Intents that came (1) and went (-1).
     pub intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once.
+    pub people: Vec<ProfileRow>,
     /// The definitions, if others hold from now on.
     pub book: Option<Arc<Book>>,
     /// Who was erased.
@@ -438,6 +440,7 @@ impl Shared {
             let _ = reply.send(as_of);
         }
         let erased = closed.erased.into_iter().map(|(erasure, _)| erasure).collect();
-        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents, erased, book: switched }));
+        let protocol::Closed { intents, people, .. } = closed;
+        let _ = told.send(Told::Closed(Closed { as_of, intents, people, erased, book: switched }));
     }
 }

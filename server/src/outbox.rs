@@ -266,7 +266,7 @@ impl Outbox {
         // If the process ends before this is durable, the law says it again at the next start.
         self.revoke(revoked, closed.as_of).await;
         changed.extend(forgotten);
-        changed.extend(self.send(due, closed.as_of).await);
+        changed.extend(self.send(due, closed.people, closed.as_of).await);
         changed
     }
 

@@ -196,6 +196,8 @@ pub fn start(start: Start) -> Result<Started, String> {
         Backing::Own(_) => writer.read_again(book, last_time),
         Backing::Stream(_) => writer.read_stream(book, end),
     }?;
+    // What the log held is no news.
+    writer.step.sends = true;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
     Ok(Started { hub, found, thread: thread.expect("the system gives a thread"), secret, desk })
 }

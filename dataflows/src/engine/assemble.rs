@@ -33,7 +33,7 @@ use crate::admission::Verdict;
 use crate::event::Event;
 use crate::identity::{Change, Component, Erasure, Id, Identity, Move};
 use crate::plan::Plan;
-use crate::profile::answers::IntentRow;
+use crate::profile::answers::{IntentRow, ProfileRow};
 use crate::protocol::{Answer, Question, Record, Step, Terms, Watched};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
@@ -74,6 +74,8 @@ pub(super) enum Saying {
     Verdict(u64, Verdict),
     /// An intent came or went.
     Intent(IntentRow, i8),
+    /// Whom intents came for that may go out at once.
+    Person(#[serde(with = "as_json")] Box<ProfileRow>),
     /// Somebody is erased.
     Erased(Erasure),
     /// By the erasure of a place so many events are gone from a worker.
@@ -90,17 +92,16 @@ pub(super) enum Saying {
     Answer(u64, #[serde(with = "as_json")] Answer),
 }
 
-/// Answers hold JSON as it is, which goes through JSON alone.
+/// Rows hold JSON as it is, which goes through JSON alone.
 mod as_json {
-    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+    use serde::de::DeserializeOwned;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-    use crate::protocol::Answer;
-
-    pub(super) fn serialize<S: Serializer>(answer: &Answer, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&serde_json::to_string(answer).map_err(ser::Error::custom)?)
+    pub(super) fn serialize<T: Serialize, S: Serializer>(rows: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&serde_json::to_string(rows).map_err(ser::Error::custom)?)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Answer, D::Error> {
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         serde_json::from_str(&String::deserialize(from)?).map_err(de::Error::custom)
     }
 }
@@ -186,13 +187,13 @@ impl Now {
 impl Inputs {
     /// Puts a step in, and promises that nothing more of it will come from this worker.
     pub(super) fn give(&mut self, time: Time, step: Step) {
-        let Step { position, clock, terms, records, plan, questions, .. } = step;
+        let Step { position, clock, terms, sends, records, plan, questions, .. } = step;
         self.records.advance_to(time);
         self.turns.advance_to(time);
         for chunk in records {
             self.records.send_batch(&mut chunk.into());
         }
-        self.turns.send(Turn { position, clock, terms, plan, questions });
+        self.turns.send(Turn { position, clock, terms, sends, plan, questions });
         self.records.advance_to(time + 2);
         self.turns.advance_to(time + 2);
     }
@@ -551,6 +552,7 @@ struct Under {
     admitted: Vec<Vec<Admitted>>,
     assigned: Vec<Assignment>,
     forwarded: Vec<(Id, Forward)>,
+    sends: bool,
     plan: Option<Arc<Plan>>,
 }
 
@@ -566,6 +568,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
         admitted: Vec::new(),
         assigned: Vec::new(),
         forwarded: Vec::new(),
+        sends: false,
         plan: None,
     }))
 }
@@ -625,7 +628,7 @@ fn profiles<'s>(
             });
             turns.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
-                under.plan = data.pop().and_then(|turn| turn.plan);
+                (under.sends, under.plan) = data.pop().map_or((false, None), |turn| (turn.sends, turn.plan));
             });
             admitted.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
@@ -660,10 +663,10 @@ fn profiles<'s>(
                 if frontiers[4].less_equal(&(time + 1)) {
                     break;
                 }
-                let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
+                let Under { second: [on_changes, on_told], now, forwarded, sends, plan, .. } = step.remove();
                 let now = now.unwrap_or_default();
-                let settled = profiles.settle(now, forwarded, plan);
-                let Settled { totals, intents, rows, credit, answers, switched, prepared, gone } = settled;
+                let settled = profiles.settle(now, forwarded, sends, plan);
+                let Settled { totals, intents, people, rows, credit, answers, switched, prepared, gone } = settled;
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
@@ -685,6 +688,8 @@ fn profiles<'s>(
                         told.give((first, Saying::Intent(intent.clone(), change)));
                     }
                 }
+                // Messages leave by the first process.
+                told.give_iterator(people.into_iter().map(|person| (0, Saying::Person(person))));
                 told.give_iterator(
                     rows.into_iter().map(|(to, view, row, change)| (to, Saying::Row(view, row, change))),
                 );

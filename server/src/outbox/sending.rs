@@ -1,11 +1,13 @@
 //! Sending: what becomes of an intent that stands, and what is done when its time has come.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use dataflows::definitions::{Deliver, Recommend};
 use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
 use dataflows::protocol::{Answer, Question};
 use dataflows::time::{HOUR, MINUTE, Millis};
+use ecow::EcoString;
 use tokio::task::JoinSet;
 
 use super::ledger::State;
@@ -22,7 +24,7 @@ const EXPIRES_REALTIME: Millis = MINUTE;
 /// The latest events of a person that a recommendation looks at: a message cannot wait for all of a long life.
 const EVENTS_READ_MAX: usize = 1_000;
 /// Intents that are prepared and written down together, at most: those after them wait so long and no longer.
-const SENT_TOGETHER_MAX: usize = 64;
+const SENT_TOGETHER_MAX: usize = 1_000;
 
 impl Outbox {
     /// What becomes of an intent that stands.
@@ -58,18 +60,14 @@ impl Outbox {
         campaign.expires.unwrap_or(if pops_up { EXPIRES_REALTIME } else { EXPIRES })
     }
 
-    /// Sends intents that are due: what is prepared together is written down together, and then told, or carried.
-    pub(super) async fn send(&self, due: Vec<String>, as_of: AsOf) -> Vec<(i8, Entry)> {
+    /// Sends intents that are due, to people that are known or asked about: what is prepared together is written down
+    /// together, and then told, or carried.
+    pub(super) async fn send(&self, due: Vec<String>, people: Vec<ProfileRow>, as_of: AsOf) -> Vec<(i8, Entry)> {
         let mut changed = Vec::new();
+        let people: HashMap<EcoString, ProfileRow> =
+            people.into_iter().map(|person| (person.id.clone(), person)).collect();
         for ids in due.chunks(SENT_TOGETHER_MAX) {
-            let mut preparing = JoinSet::new();
-            for (place, id) in ids.iter().cloned().enumerate() {
-                let outbox = self.clone();
-                preparing.spawn(async move { (place, outbox.prepare(&id).await) });
-            }
-            let mut prepared = preparing.join_all().await;
-            prepared.sort_by_key(|(place, _)| *place);
-            let prepared: Vec<(Entry, Entry)> = prepared.into_iter().filter_map(|(_, entries)| entries).collect();
+            let prepared = self.prepare_all(ids, &people).await;
             let dispatch = |(_, new): &(Entry, Entry)| {
                 let trigger = self.is_carried(new).then(|| Trigger::Pending(message(self, new).to_string()));
                 Dispatch { trigger, ..Dispatch::new(new.clone(), as_of) }
@@ -91,33 +89,63 @@ impl Outbox {
         changed
     }
 
+    /// Intents that wait, in their order, and what becomes of each now that it is due.
+    async fn prepare_all(&self, ids: &[String], people: &HashMap<EcoString, ProfileRow>) -> Vec<(Entry, Entry)> {
+        let (mut prepared, mut asking) = (Vec::new(), JoinSet::new());
+        for (place, id) in ids.iter().enumerate() {
+            let Some(old) = self.entry(id).filter(|entry| entry.fate == Fate::Waiting) else { continue };
+            match people.get(&old.row.profile).filter(|_| !self.recommends(&old.row)) {
+                Some(person) => prepared.push((place, self.prepare(old, person, &[]).await)),
+                None => {
+                    let outbox = self.clone();
+                    asking.spawn(async move { (place, outbox.ask_and_prepare(old).await) });
+                }
+            }
+        }
+        prepared.append(&mut asking.join_all().await);
+        prepared.sort_by_key(|(place, _)| *place);
+        prepared.into_iter().filter_map(|(_, entries)| entries).collect()
+    }
+
     /// Whether somebody has to carry what was sent.
     fn is_carried(&self, entry: &Entry) -> bool {
         let carries = |(outlet, _): (Arc<Outlet>, bool)| outlet.carries();
         entry.fate == Fate::Sent && self.channel(&entry.row).is_some_and(carries)
     }
 
-    /// An intent that waits, and what becomes of it now that it is due: asks for consent again, and fixes the message.
-    async fn prepare(&self, id: &str) -> Option<(Entry, Entry)> {
-        let old = self.entry(id).filter(|entry| entry.fate == Fate::Waiting)?;
-        let book = self.hub.book();
-        let campaign = book.plan.definitions.campaigns.get(old.row.campaign.as_str())?;
-        let Some((profile, events)) = self.person(&old.row, campaign.recommend.is_some()).await else {
-            self.lock().waiting.insert((old.row.not_before, id.to_owned()));
+    /// Whether what is sent with an intent has to be looked for among its profile's events.
+    fn recommends(&self, row: &IntentRow) -> bool {
+        let definitions = &self.hub.book().plan.definitions;
+        definitions.campaigns.get(row.campaign.as_str()).is_some_and(|campaign| campaign.recommend.is_some())
+    }
+
+    /// Prepares an intent whose profile is not at hand; if the engine cannot be asked now, its turn comes again.
+    async fn ask_and_prepare(&self, old: Entry) -> Option<(Entry, Entry)> {
+        let Some((profile, events)) = self.person(&old.row, self.recommends(&old.row)).await else {
+            self.lock().waiting.insert((old.row.not_before, old.row.id));
             return None;
         };
+        self.prepare(old, &profile, &events).await
+    }
+
+    /// An intent that waits, and what becomes of it now that it is due: looks for consent again, and fixes the message.
+    async fn prepare(&self, old: Entry, profile: &ProfileRow, events: &[OwnedRecord]) -> Option<(Entry, Entry)> {
+        let book = self.hub.book();
+        let campaign = book.plan.definitions.campaigns.get(old.row.campaign.as_str())?;
         let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
         let mut new = Entry { row: old.row.clone(), fate: Fate::ConsentWithdrawn, body: None, data: None };
         if consents {
-            let recommend = |of: &Recommend| book.templates.recommend(&old.row, &events, of.items as usize);
+            let recommend = |of: &Recommend| book.templates.recommend(&old.row, events, of.items as usize);
             let recommended = campaign.recommend.as_ref().map(recommend);
             let recommended = recommended.as_deref();
             let event = match (&self.records, old.row.event) {
-                (Some(records), Some(place)) => records.one(place).await,
+                (Some(records), Some(place)) if book.templates.reads_event(&old.row.campaign) => {
+                    records.one(place).await
+                }
                 _ => None,
             };
             new.fate = Fate::Sent;
-            new.body = book.templates.render(&old.row, event.as_ref(), &profile, recommended);
+            new.body = book.templates.render(&old.row, event.as_ref(), profile, recommended);
             new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
         }
         Some((old, new))
