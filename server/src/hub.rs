@@ -1,7 +1,7 @@
 //! The hub: how everyone else reaches the writer, and what is told when a step is closed.
 //!
-//! Work goes in by one queue. Who waits for a step to close waits here, and is answered from the engine's thread that
-//! says that it did.
+//! Work goes in by one queue, and by a lane beside it what should not stand behind bodies of calls. Who waits for a step
+//! to close waits here, and is answered from the engine's thread that says that it did.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,6 +52,8 @@ pub enum Work {
     Define(Box<Book>, oneshot::Sender<AsOf>),
     /// What became of intents, to be kept before it is told.
     Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    /// Something has come by the lane.
+    Lane,
     /// Another process writes.
     Letter(usize, Letter),
     /// The stream that is the log has these next.
@@ -150,6 +152,8 @@ pub enum NotTaken {
 #[derive(Clone)]
 pub struct Hub {
     pub(crate) work: Sender<Work>,
+    /// For what is no call, and waited for.
+    pub(crate) lane: Sender<Work>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -256,13 +260,13 @@ impl Hub {
         as_of: AsOf,
         mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static,
     ) -> Hub {
-        let (work, queue) = channel();
-        let hub = Hub { work, shared: Arc::new(Shared::new(Arc::clone(&book))) };
+        let ((work, queue), (lane, asked)) = (channel(), channel());
+        let hub = Hub { work, lane, shared: Arc::new(Shared::new(Arc::clone(&book))) };
         let shared = Arc::clone(&hub.shared);
         let answers = move || {
-            for work in queue {
+            for _ in queue {
                 shared.queued.fetch_sub(1, Ordering::Relaxed);
-                if let Work::Ask(question, reply) = work {
+                if let Ok(Work::Ask(question, reply)) = asked.try_recv() {
                     // Whoever asked may have gone.
                     let _ = reply.send(Answered { as_of, number: 0, book: Arc::clone(&book), parts: answer(question) });
                 }
@@ -278,7 +282,11 @@ impl Hub {
             self.shared.queued.fetch_sub(1, Ordering::Relaxed);
             return Err(NotTaken::Busy);
         }
-        self.work.send(work).map_err(|_| NotTaken::Stopping)
+        let taken = match work {
+            Work::Ask(..) | Work::Dispatch(..) => self.lane.send(work).and_then(|()| self.work.send(Work::Lane)),
+            work => self.work.send(work),
+        };
+        taken.map_err(|_| NotTaken::Stopping)
     }
 
     /// Asks, and waits for the answer of every worker.
