@@ -26,6 +26,8 @@ use crate::total::Total;
 pub enum Command {
     /// A step. In every process it has the same number, and that process's records.
     Step(Step),
+    /// All that this process has of steps up to this number is durable.
+    Durable(u64),
     /// Something that one process has to tell another: to which, and what. It belongs to no step.
     Letter(usize, Vec<u8>),
     /// No more steps will come.
@@ -52,6 +54,9 @@ pub struct Step {
     pub clock: Millis,
     /// What acceptance asks of its records.
     pub terms: Terms,
+    /// Whether all that this process has of it, and of steps before it, is durable. Until it is in every process,
+    /// nothing of the step is told in any.
+    pub is_durable: bool,
     /// Whether intents that come with it may go out: if they may at once, those whom they are for come with them.
     pub sends: bool,
     /// What is recorded, in chunks that travel as they are. Positions grow from chunk to chunk, and in each.
@@ -96,6 +101,7 @@ impl Step {
             position: 0,
             clock: 0,
             terms: Terms::default(),
+            is_durable: true,
             sends: false,
             records: Vec::new(),
             plan: None,
@@ -335,7 +341,7 @@ impl Question {
     }
 }
 
-/// A step is closed, on every worker: everything of it is true.
+/// A step is closed, on every worker: everything of it is true, and durable.
 #[derive(Clone, Debug, Default)]
 pub struct Closed {
     /// The step's number.

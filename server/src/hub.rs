@@ -1,7 +1,7 @@
 //! The hub: how everyone else reaches the writer, and what is told when a step is closed.
 //!
-//! Work goes in by one queue, and by a lane beside it what should not stand behind bodies of calls. Who waits for a step
-//! to close waits here, and is answered from the engine's thread that says that it did.
+//! Work goes in by one queue, and by a lane beside it what should not stand behind bodies of calls. Who waits for a
+//! step to close waits here, and is answered from the engine's thread that says that it did.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,10 +1,11 @@
 //! The writer: the one thread that puts everything in order.
 //!
-//! Calls, clocks and corrections come in by one queue; questions and the ledger's entries by a lane beside it, which each
-//! step empties, so that they wait behind no calls. The writer gives each its place, stamps it, writes the group to the
-//! log with one sync, answers those who wait, and hands the group to the engine as a step: so an event is acknowledged
-//! only when it is durable, and a question asked after an answer sees what was answered. What a place means, that an
-//! event was seen before or comes too late, is the engine's to find.
+//! Calls, clocks and corrections come in by one queue; questions and the ledger's entries by a lane beside it,
+//! which each step empties, so that they wait behind no calls. The writer gives each its place, stamps it, hands
+//! the group to the engine as a step, writes it to the log with one sync meanwhile, and answers those who wait for
+//! that; what the engine makes of the step is told when the group is durable. So an event is acknowledged, and
+//! anything told of it, only when it is durable, and a question asked after an answer sees what was answered. What
+//! a place means, that an event was seen before or comes too late, is the engine's to find.
 
 mod coming;
 mod erasing;
@@ -313,6 +314,16 @@ struct Writer {
 impl Writer {
     /// The writer's life: a step at a time, until it is told to stop. An error is a sentence on why it cannot go on.
     fn run(mut self) -> Result<(), String> {
+        let lived = self.live();
+        if lived.is_err() {
+            // Whoever waits for a step hears that none closes any more.
+            self.shared.lock().steps.clear();
+            self.engine.abandon();
+        }
+        lived
+    }
+
+    fn live(&mut self) -> Result<(), String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
         loop {
             let goes_on = match leads {
@@ -320,8 +331,7 @@ impl Writer {
                 false if self.follow()? => true,
                 false => return Ok(()),
             };
-            self.commit()?;
-            self.close();
+            self.close()?;
             if !goes_on {
                 return Ok(());
             }
@@ -567,14 +577,13 @@ impl Writer {
         place(self.step.number, self.process(), self.group.len())
     }
 
-    /// Makes the group durable, then answers those who wait for that alone.
-    fn commit(&mut self) -> Result<(), String> {
-        let next = self.next_position();
+    /// Makes the group of a step durable, so that the step may be told; then answers those who wait for that alone.
+    fn commit(&mut self, number: u64) -> Result<(), String> {
         if let Backing::Own(log) = &mut self.log
             && !self.group.is_empty()
         {
-            self.step.position = next - 1;
-            log.append(self.step.number, &self.group).map_err(|error| error.to_string())?;
+            log.append(number, &self.group).map_err(|error| error.to_string())?;
+            self.engine.durable(number);
             self.group.clear();
         }
         let as_of = AsOf { position: self.step.position, clock: self.clock };
@@ -598,15 +607,21 @@ impl Writer {
         noted.into_iter().try_for_each(|position| self.destroy(position))
     }
 
-    /// Hands the step to the engine; waits while the engine is too far behind.
-    fn close(&mut self) {
+    /// Hands the step to the engine, and makes it durable meanwhile; waits while the engine is too far behind.
+    fn close(&mut self) -> Result<(), String> {
         if self.mode == ClockMode::Wall {
             self.step.clock = self.clock;
         }
+        if !self.group.is_empty() {
+            self.step.position = self.next_position() - 1;
+            self.step.is_durable = false;
+        }
         let step = self.step.close();
+        let number = step.number;
         let waiting = std::mem::take(&mut self.waiting);
-        self.shared.lock().steps.insert(step.number, (Instant::now(), waiting));
+        self.shared.lock().steps.insert(number, (Instant::now(), waiting));
         self.engine.step(step);
+        self.commit(number)?;
         // What is prepared must not make those wait who are to be answered now.
         let open_max = if self.is_preparing() { 1 } else { STEPS_OPEN_MAX };
         match self.mode {
@@ -616,6 +631,7 @@ impl Writer {
                 self.clock = clock;
             }
         }
+        Ok(())
     }
 
     /// Waits until so many steps are open at most.

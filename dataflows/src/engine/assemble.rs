@@ -52,6 +52,10 @@ pub(super) struct Inputs {
     letters: InputHandle<Time, CapacityContainerBuilder<Vec<Letter>>>,
     records: InputHandle<Time, CapacityContainerBuilder<Batch<Record>>>,
     turns: InputHandle<Time, CapacityContainerBuilder<Vec<Turn>>>,
+    /// Nothing comes in here: it passes a step when that is durable.
+    durable: InputHandle<Time, CapacityContainerBuilder<Vec<Told>>>,
+    /// Whether this worker is the one of its process that is told when.
+    hears: bool,
 }
 
 /// What a worker takes out.
@@ -187,7 +191,7 @@ impl Now {
 impl Inputs {
     /// Puts a step in, and promises that nothing more of it will come from this worker.
     pub(super) fn give(&mut self, time: Time, step: Step) {
-        let Step { position, clock, terms, sends, records, plan, questions, .. } = step;
+        let Step { number, position, clock, terms, is_durable, sends, records, plan, questions } = step;
         self.records.advance_to(time);
         self.turns.advance_to(time);
         for chunk in records {
@@ -196,6 +200,17 @@ impl Inputs {
         self.turns.send(Turn { position, clock, terms, sends, plan, questions });
         self.records.advance_to(time + 2);
         self.turns.advance_to(time + 2);
+        if is_durable || !self.hears {
+            self.durable(number);
+        }
+    }
+
+    /// All that this process has of steps up to a number is durable.
+    pub(super) fn durable(&mut self, number: u64) {
+        let next = (number + 1) << 1;
+        if *self.durable.time() < next {
+            self.durable.advance_to(next);
+        }
     }
 
     /// Sends a letter from one process to another.
@@ -231,7 +246,13 @@ pub(super) fn assemble(
     (acceptance, secret): (Acceptance, [u8; 16]),
     workers: usize,
 ) -> (Inputs, Outputs) {
-    let mut inputs = Inputs { letters: InputHandle::new(), records: InputHandle::new(), turns: InputHandle::new() };
+    let mut inputs = Inputs {
+        letters: InputHandle::new(),
+        records: InputHandle::new(),
+        turns: InputHandle::new(),
+        durable: InputHandle::new(),
+        hears: worker.index() % workers == 0,
+    };
     let outputs = Outputs { letters: Rc::default(), said: Rc::default(), through: Rc::default() };
     let arrived = Rc::clone(&outputs.letters);
     // Letters wait for nothing: they are handed over as they come.
@@ -245,6 +266,7 @@ pub(super) fn assemble(
     worker.dataflow_named("Thalweg", |scope| {
         let records = scope.input_from(&mut inputs.records);
         let turns = scope.input_from(&mut inputs.turns);
+        let durable = scope.input_from(&mut inputs.durable);
         let ready = Rc::new(Cell::new(0));
         let accepted = accept(records, turns.clone(), Accepting::new(acceptance, secret), workers, Rc::clone(&ready));
         let (assigned, refused) = identity(accepted.links, accepted.signals.clone(), turns.clone(), workers);
@@ -262,7 +284,7 @@ pub(super) fn assemble(
             profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
         forward.connect_loop(loops);
         let counted = totals(changes.arrange_by_self_named("Totals"), signals);
-        let told = scope.concatenate([accepted.told, refused, told, counted]);
+        let told = scope.concatenate([accepted.told, refused, told, counted, durable]);
         collect(told, Rc::clone(&outputs.said), Rc::clone(&outputs.through));
     });
     (inputs, outputs)
