@@ -21,9 +21,10 @@ impl Writer {
         // Where events move the clock, the engine alone knows it.
         let mut may_be_late = self.mode == ClockMode::Events;
         for incoming in events {
-            let Incoming { kind, mut prepared, undated, body, .. } = self.current(incoming);
+            let Incoming { kind, mut prepared, undated, mut payload, .. } = self.current(incoming);
             if undated {
                 prepared.date(self.clock);
+                record::date(&mut payload, self.clock);
             }
             let timestamp = prepared.event.timestamp;
             if self.mode == ClockMode::Events {
@@ -32,7 +33,7 @@ impl Writer {
             prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
             may_be_late |= prepared.is_late;
             prepared.place(self.next_position());
-            let (kind, payload) = self.kept(kind, &prepared, &body);
+            let (kind, payload) = self.kept(kind, &prepared, payload);
             may_be_late |= kind == record::DESTROYED;
             self.group.push((kind, self.clock, payload));
             self.step.record(Record::Event(prepared));
