@@ -26,6 +26,8 @@ use crate::total::Total;
 pub enum Command {
     /// A step. In every process it has the same number, and that process's records.
     Step(Step),
+    /// All that this process has of steps up to this number is durable.
+    Durable(u64),
     /// Something that one process has to tell another: to which, and what. It belongs to no step.
     Letter(usize, Vec<u8>),
     /// No more steps will come.
@@ -52,6 +54,11 @@ pub struct Step {
     pub clock: Millis,
     /// What acceptance asks of its records.
     pub terms: Terms,
+    /// Whether all that this process has of it, and of steps before it, is durable. Until it is in every process,
+    /// nothing of the step is told in any.
+    pub is_durable: bool,
+    /// Whether intents that come with it may go out: if they may at once, those whom they are for come with them.
+    pub sends: bool,
     /// What is recorded, in chunks that travel as they are. Positions grow from chunk to chunk, and in each.
     pub records: Vec<Vec<Record>>,
     /// Definitions that are to hold as soon as every history is prepared for them. What they name stands on all events
@@ -94,6 +101,8 @@ impl Step {
             position: 0,
             clock: 0,
             terms: Terms::default(),
+            is_durable: true,
+            sends: false,
             records: Vec::new(),
             plan: None,
             questions: Vec::new(),
@@ -124,8 +133,8 @@ impl Step {
 
     /// Ends this step: gives it, and is the next.
     pub fn close(&mut self) -> Step {
-        let Step { number, position, clock, terms, .. } = *self;
-        let next = Step { number: number + 1, position, clock, terms, ..Step::first() };
+        let Step { number, position, clock, terms, sends, .. } = *self;
+        let next = Step { number: number + 1, position, clock, terms, sends, ..Step::first() };
         std::mem::replace(self, next)
     }
 }
@@ -332,7 +341,7 @@ impl Question {
     }
 }
 
-/// A step is closed, on every worker: everything of it is true.
+/// A step is closed, on every worker: everything of it is true, and durable.
 #[derive(Clone, Debug, Default)]
 pub struct Closed {
     /// The step's number.
@@ -343,6 +352,8 @@ pub struct Closed {
     pub clock: Millis,
     /// Intents that came (1) and went (-1) with it.
     pub intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once, as they are then; told to the first process, by which they leave.
+    pub people: Vec<ProfileRow>,
     /// How many events were accepted in it.
     pub accepted: u64,
     /// Which definitions hold from it on, if others do: those of the first plan that a step bore are 1, and so on.

@@ -279,7 +279,7 @@ impl Records {
                     for (index, incoming) in feed::events(&entry, &mut decoder, *clock, secret) {
                         let event = &incoming.prepared.event;
                         let position = place::place(entry.sequence, LEADER, index);
-                        let found = filter.select(incoming.kind, &incoming.body, event.timestamp, &event.message_id);
+                        let found = filter.select(incoming.kind, incoming.body(), event.timestamp, &event.message_id);
                         all.extend(found.map(|found| Selected::new(found, position)));
                     }
                 }

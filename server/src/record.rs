@@ -234,6 +234,11 @@ pub fn encode_event(kind: Kind, timestamp: Millis, message_id: &str, body: &str)
     payload
 }
 
+/// Gives an event's payload another time.
+pub fn date(payload: &mut [u8], timestamp: Millis) {
+    payload[1..9].copy_from_slice(&timestamp.to_le_bytes());
+}
+
 /// An event whose body was struck after it was decided on: what it was decided on by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinned {

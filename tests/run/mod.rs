@@ -446,7 +446,7 @@ impl Drop for Run {
 }
 
 /// The connections that each of several processes has to the others.
-fn connections(processes: usize) -> Vec<Vec<Option<UnixStream>>> {
+pub fn connections(processes: usize) -> Vec<Vec<Option<UnixStream>>> {
     let mut all: Vec<Vec<_>> = (0..processes).map(|_| (0..processes).map(|_| None).collect()).collect();
     for (low, high) in (0..processes).flat_map(|high| (0..high).map(move |low| (low, high))) {
         let (a, b) = UnixStream::pair().expect("the system gives sockets");

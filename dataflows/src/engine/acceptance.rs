@@ -23,6 +23,8 @@ pub(super) struct Turn {
     pub(super) clock: Millis,
     /// What is asked of its records.
     pub(super) terms: Terms,
+    /// Whether intents may go out.
+    pub(super) sends: bool,
     /// Definitions to come, to be prepared for from now on.
     pub(super) plan: Option<Arc<Plan>>,
     /// What is asked here.

@@ -33,7 +33,7 @@ use crate::admission::Verdict;
 use crate::event::Event;
 use crate::identity::{Change, Component, Erasure, Id, Identity, Move};
 use crate::plan::Plan;
-use crate::profile::answers::IntentRow;
+use crate::profile::answers::{IntentRow, ProfileRow};
 use crate::protocol::{Answer, Question, Record, Step, Terms, Watched};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
@@ -52,6 +52,10 @@ pub(super) struct Inputs {
     letters: InputHandle<Time, CapacityContainerBuilder<Vec<Letter>>>,
     records: InputHandle<Time, CapacityContainerBuilder<Batch<Record>>>,
     turns: InputHandle<Time, CapacityContainerBuilder<Vec<Turn>>>,
+    /// Nothing comes in here: it passes a step when that is durable.
+    durable: InputHandle<Time, CapacityContainerBuilder<Vec<Told>>>,
+    /// Whether this worker is the one of its process that is told when.
+    hears: bool,
 }
 
 /// What a worker takes out.
@@ -74,6 +78,8 @@ pub(super) enum Saying {
     Verdict(u64, Verdict),
     /// An intent came or went.
     Intent(IntentRow, i8),
+    /// Whom intents came for that may go out at once.
+    Person(#[serde(with = "as_json")] Box<ProfileRow>),
     /// Somebody is erased.
     Erased(Erasure),
     /// By the erasure of a place so many events are gone from a worker.
@@ -90,17 +96,16 @@ pub(super) enum Saying {
     Answer(u64, #[serde(with = "as_json")] Answer),
 }
 
-/// Answers hold JSON as it is, which goes through JSON alone.
+/// Rows hold JSON as it is, which goes through JSON alone.
 mod as_json {
-    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+    use serde::de::DeserializeOwned;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-    use crate::protocol::Answer;
-
-    pub(super) fn serialize<S: Serializer>(answer: &Answer, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&serde_json::to_string(answer).map_err(ser::Error::custom)?)
+    pub(super) fn serialize<T: Serialize, S: Serializer>(rows: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&serde_json::to_string(rows).map_err(ser::Error::custom)?)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Answer, D::Error> {
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         serde_json::from_str(&String::deserialize(from)?).map_err(de::Error::custom)
     }
 }
@@ -187,15 +192,26 @@ impl Now {
 impl Inputs {
     /// Puts a step in, and promises that nothing more of it will come from this worker.
     pub(super) fn give(&mut self, time: Time, step: Step) {
-        let Step { position, clock, terms, records, plan, questions, .. } = step;
+        let Step { number, position, clock, terms, is_durable, sends, records, plan, questions } = step;
         self.records.advance_to(time);
         self.turns.advance_to(time);
         for chunk in records {
             self.records.send_batch(&mut chunk.into());
         }
-        self.turns.send(Turn { position, clock, terms, plan, questions });
+        self.turns.send(Turn { position, clock, terms, sends, plan, questions });
         self.records.advance_to(time + 2);
         self.turns.advance_to(time + 2);
+        if is_durable || !self.hears {
+            self.durable(number);
+        }
+    }
+
+    /// All that this process has of steps up to a number is durable.
+    pub(super) fn durable(&mut self, number: u64) {
+        let next = (number + 1) << 1;
+        if *self.durable.time() < next {
+            self.durable.advance_to(next);
+        }
     }
 
     /// Sends a letter from one process to another.
@@ -231,7 +247,13 @@ pub(super) fn assemble(
     (acceptance, secret): (Acceptance, [u8; 16]),
     workers: usize,
 ) -> (Inputs, Outputs) {
-    let mut inputs = Inputs { letters: InputHandle::new(), records: InputHandle::new(), turns: InputHandle::new() };
+    let mut inputs = Inputs {
+        letters: InputHandle::new(),
+        records: InputHandle::new(),
+        turns: InputHandle::new(),
+        durable: InputHandle::new(),
+        hears: worker.index() % workers == 0,
+    };
     let outputs = Outputs { letters: Rc::default(), said: Rc::default(), through: Rc::default() };
     let arrived = Rc::clone(&outputs.letters);
     // Letters wait for nothing: they are handed over as they come.
@@ -245,6 +267,7 @@ pub(super) fn assemble(
     worker.dataflow_named("Thalweg", |scope| {
         let records = scope.input_from(&mut inputs.records);
         let turns = scope.input_from(&mut inputs.turns);
+        let durable = scope.input_from(&mut inputs.durable);
         let ready = Rc::new(Cell::new(0));
         let accepted = accept(records, turns.clone(), Accepting::new(acceptance, secret), workers, Rc::clone(&ready));
         let (assigned, refused) = identity(accepted.links, accepted.signals.clone(), turns.clone(), workers);
@@ -262,7 +285,7 @@ pub(super) fn assemble(
             profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
         forward.connect_loop(loops);
         let counted = totals(changes.arrange_by_self_named("Totals"), signals);
-        let told = scope.concatenate([accepted.told, refused, told, counted]);
+        let told = scope.concatenate([accepted.told, refused, told, counted, durable]);
         collect(told, Rc::clone(&outputs.said), Rc::clone(&outputs.through));
     });
     (inputs, outputs)
@@ -555,6 +578,7 @@ struct Under {
     admitted: Vec<Vec<Admitted>>,
     assigned: Vec<Assignment>,
     forwarded: Vec<(Id, Forward)>,
+    sends: bool,
     plan: Option<Arc<Plan>>,
 }
 
@@ -570,6 +594,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
         admitted: Vec::new(),
         assigned: Vec::new(),
         forwarded: Vec::new(),
+        sends: false,
         plan: None,
     }))
 }
@@ -630,7 +655,7 @@ fn profiles<'s>(
             });
             turns.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
-                under.plan = data.pop().and_then(|turn| turn.plan);
+                (under.sends, under.plan) = data.pop().map_or((false, None), |turn| (turn.sends, turn.plan));
             });
             admitted.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
@@ -665,10 +690,10 @@ fn profiles<'s>(
                 if frontiers[4].less_equal(&(time + 1)) {
                     break;
                 }
-                let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
+                let Under { second: [on_changes, on_told], now, forwarded, sends, plan, .. } = step.remove();
                 let now = now.unwrap_or_default();
-                let settled = profiles.settle(now, forwarded, plan);
-                let Settled { totals, intents, rows, credit, answers, switched, prepared, gone } = settled;
+                let settled = profiles.settle(now, forwarded, sends, plan);
+                let Settled { totals, intents, people, rows, credit, answers, switched, prepared, gone } = settled;
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
@@ -690,6 +715,8 @@ fn profiles<'s>(
                         told.give((first, Saying::Intent(intent.clone(), change)));
                     }
                 }
+                // Messages leave by the first process.
+                told.give_iterator(people.into_iter().map(|person| (0, Saying::Person(person))));
                 told.give_iterator(
                     rows.into_iter().map(|(to, view, row, change)| (to, Saying::Row(view, row, change))),
                 );

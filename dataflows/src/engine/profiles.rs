@@ -17,9 +17,9 @@ use crate::event::Event;
 use crate::identity::{Erasure, Id, Move};
 use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
-use crate::profile::answers::{Asked, IntentRow, Page, Rows, SessionRow, View, intent_row, public_id};
+use crate::profile::answers::{Asked, IntentRow, Page, ProfileRow, Rows, SessionRow, View, intent_row, public_id};
 use crate::profile::attribution::Credit;
-use crate::profile::campaigns::{Intent, Meant};
+use crate::profile::campaigns::{Intent, Meant, Status};
 use crate::profile::explain::{INSTANTS_MAX, explain};
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::profile::trial::Trial;
@@ -59,6 +59,8 @@ pub(super) struct Settled {
     pub(super) totals: Vec<(Counted, i128)>,
     /// Intents that came and went.
     pub(super) intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once.
+    pub(super) people: Vec<Box<ProfileRow>>,
     /// Rows that are watched, and changed.
     pub(super) rows: Vec<Change>,
     /// Credit that is watched, and changed: to which worker, what, by how much.
@@ -141,8 +143,14 @@ impl Profiles {
         if self.away.is_empty() { None } else { self.away.get(id).cloned() }
     }
 
-    /// The second beat: all has arrived.
-    pub(super) fn settle(&mut self, now: Now, forwarded: Vec<(Id, Forward)>, plan: Option<Arc<Plan>>) -> Settled {
+    /// The second beat: all has arrived. Where intents may go out, whom they are for is told.
+    pub(super) fn settle(
+        &mut self,
+        now: Now,
+        forwarded: Vec<(Id, Forward)>,
+        sends: bool,
+        plan: Option<Arc<Plan>>,
+    ) -> Settled {
         let clock = now.clock;
         for (key, forward) in forwarded {
             match forward {
@@ -172,7 +180,15 @@ impl Profiles {
         }
         let (watch, intents, rows) = (&mut self.watch, &mut self.intents, &mut settled.rows);
         self.keyed.advance(clock, |plan, slot, effects| {
+            let goes_out = |(Meant { intent, .. }, change): &(Meant, i8)| {
+                *change > 0 && intent.status == Status::Due && intent.not_before <= clock
+            };
+            let is_told = sends && effects.intents.iter().any(goes_out);
             tell(plan, slot, effects, intents);
+            if is_told {
+                let one = person(plan, slot, &effects.credit, clock);
+                settled.people.extend(one.map(|one| Box::new(one.profile())));
+            }
             if !watch.is_idle() {
                 watch.touched(&slot.key, person(plan, slot, &effects.credit, clock), rows);
             }
@@ -256,6 +272,8 @@ impl Profiles {
         }
         settled.totals.extend(changes.into_iter().filter(|(_, change)| *change != 0));
         settled.switched = Some(self.plans);
+        // They are as the definitions before say.
+        settled.people.clear();
         self.ready.set(0);
         if !self.watch.is_idle() {
             let Folding { fold, effects } = &self.keyed.now;

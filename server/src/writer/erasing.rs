@@ -161,21 +161,18 @@ impl Writer {
     }
 
     /// A call is to be written down: what is kept of it, now that some were erased.
-    pub(super) fn kept(&self, kind: Kind, prepared: &Prepared, body: &str) -> (u8, Vec<u8>) {
+    pub(super) fn kept(&self, kind: Kind, prepared: &Prepared, payload: Vec<u8>) -> (u8, Vec<u8>) {
         let Event { timestamp, own, message_id, .. } = &prepared.event;
         if self.erased.covers(&self.secret, own, *timestamp) {
             // The engine says so too.
             return (record::DESTROYED, Left::Erased.encode());
         }
         let gone = |id: &str| self.erased.covers(&self.secret, id, *timestamp);
-        let struck = Some(body).filter(|_| self.erased.reaches(*timestamp));
-        let struck = struck.and_then(|body| strike::call(body, &gone).ok().flatten());
+        let sent = Some(&payload).filter(|_| self.erased.reaches(*timestamp));
+        let struck = sent.and_then(|sent| strike::call(record::decode_event(sent)?.3, &gone).ok().flatten());
         let pinned = Pinned { entry: prepared.entry, is_refused: false };
-        let payload = match struck {
-            Some(struck) => record::encode_struck(kind, pinned, *timestamp, message_id, &struck),
-            None => record::encode_event(kind, *timestamp, message_id, body),
-        };
-        (record::EVENT, payload)
+        let struck = struck.map(|body| record::encode_struck(kind, pinned, *timestamp, message_id, &body));
+        (record::EVENT, struck.unwrap_or(payload))
     }
 
     /// Nothing of these ids is written down any more that is dated before they were erased.

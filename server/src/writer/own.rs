@@ -21,9 +21,10 @@ impl Writer {
         // Where events move the clock, the engine alone knows it.
         let mut may_be_late = self.mode == ClockMode::Events;
         for incoming in events {
-            let Incoming { kind, mut prepared, undated, body, .. } = self.current(incoming);
+            let Incoming { kind, mut prepared, undated, mut payload, .. } = self.current(incoming);
             if undated {
                 prepared.date(self.clock);
+                record::date(&mut payload, self.clock);
             }
             let timestamp = prepared.event.timestamp;
             if self.mode == ClockMode::Events {
@@ -32,7 +33,7 @@ impl Writer {
             prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
             may_be_late |= prepared.is_late;
             prepared.place(self.next_position());
-            let (kind, payload) = self.kept(kind, &prepared, &body);
+            let (kind, payload) = self.kept(kind, &prepared, payload);
             may_be_late |= kind == record::DESTROYED;
             self.group.push((kind, self.clock, payload));
             self.step.record(Record::Event(prepared));
@@ -58,10 +59,10 @@ impl Writer {
         while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
             // Steps end where groups do.
             if leads && time > at && self.step.len() >= STEP_EVENTS {
-                self.slice(at);
+                self.slice(at)?;
             }
             while !leads && time > until {
-                self.close();
+                self.close()?;
                 until = self.next_slice(&mut found);
             }
             at = time;
@@ -108,7 +109,7 @@ impl Writer {
                     if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
                         // What came before was accepted by what held then. It is the first of its group.
                         if leads {
-                            self.slice(time - 1);
+                            self.slice(time - 1)?;
                         }
                         self.step.terms = defined.terms();
                         last = Some(defined);
@@ -129,13 +130,13 @@ impl Writer {
             if let Some(others) = &self.others {
                 others.tell_all(&Letter::Ledger(found.dispatched.clone()));
             }
-            self.slice(u64::MAX);
+            self.slice(u64::MAX)?;
         } else {
             while until < u64::MAX {
-                self.close();
+                self.close()?;
                 until = self.next_slice(&mut found);
             }
-            self.close();
+            self.close()?;
         }
         // What is recorded from now on comes after all that is in any log.
         self.step.number = self.step.number.max(last_time + 1);
@@ -154,17 +155,16 @@ impl Writer {
             self.next_slice(&mut found);
         }
         self.found_all();
-        self.commit()?;
-        self.close();
+        self.close()?;
         found.position = self.step.position;
         self.wait(0).log_is_read = true;
         Ok(found)
     }
 
     /// The leader closes a step of what stands in the logs up to a time.
-    fn slice(&mut self, until: u64) {
+    fn slice(&mut self, until: u64) -> Result<(), String> {
         self.announce(Some(until));
-        self.close();
+        self.close()
     }
 
     /// Another process waits until the leader says how far the next step goes.

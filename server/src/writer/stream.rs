@@ -248,8 +248,7 @@ impl Writer {
                 false if self.follow()? => {}
                 false => return Err("the leading process ends".into()),
             }
-            self.commit()?;
-            self.close();
+            self.close()?;
         }
         self.wait(0).log_is_read = true;
         self.is_ready = true;
