@@ -351,11 +351,12 @@ impl Writer {
         let is_due = !patience.is_zero() && self.mode == ClockMode::Events && !is_preparing;
         let mut next = loop {
             match self.carried.take().map_or_else(|| self.queue.recv_timeout(patience), Ok) {
-                Ok(Work::Lane) => match self.lane.try_recv() {
-                    Ok(work) => break Some(work),
-                    // A step before has it.
-                    Err(_) => {}
-                },
+                Ok(Work::Lane) => {
+                    // Else a step before has it.
+                    if let Ok(work) = self.lane.try_recv() {
+                        break Some(work);
+                    }
+                }
                 Ok(work) => break Some(work),
                 Err(RecvTimeoutError::Timeout) if !is_due => break None,
                 Err(RecvTimeoutError::Timeout) if self.has_news() => break None,

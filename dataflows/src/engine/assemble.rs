@@ -252,7 +252,7 @@ pub(super) fn assemble(
         records: InputHandle::new(),
         turns: InputHandle::new(),
         durable: InputHandle::new(),
-        hears: worker.index() % workers == 0,
+        hears: worker.index().is_multiple_of(workers),
     };
     let outputs = Outputs { letters: Rc::default(), said: Rc::default(), through: Rc::default() };
     let arrived = Rc::clone(&outputs.letters);
@@ -716,7 +716,7 @@ fn profiles<'s>(
                     }
                 }
                 // Messages leave by the first process.
-                told.give_iterator(people.into_iter().map(|person| (0, Saying::Person(person))));
+                told.give_iterator(people.into_iter().map(|person| (0, Saying::Person(Box::new(person)))));
                 told.give_iterator(
                     rows.into_iter().map(|(to, view, row, change)| (to, Saying::Row(view, row, change))),
                 );

@@ -60,7 +60,7 @@ pub(super) struct Settled {
     /// Intents that came and went.
     pub(super) intents: Vec<(IntentRow, i8)>,
     /// Whom intents came for that may go out at once.
-    pub(super) people: Vec<Box<ProfileRow>>,
+    pub(super) people: Vec<ProfileRow>,
     /// Rows that are watched, and changed.
     pub(super) rows: Vec<Change>,
     /// Credit that is watched, and changed: to which worker, what, by how much.
@@ -187,7 +187,7 @@ impl Profiles {
             tell(plan, slot, effects, intents);
             if is_told {
                 let one = person(plan, slot, &effects.credit, clock);
-                settled.people.extend(one.map(|one| Box::new(one.profile())));
+                settled.people.extend(one.map(|one| one.profile()));
             }
             if !watch.is_idle() {
                 watch.touched(&slot.key, person(plan, slot, &effects.credit, clock), rows);
