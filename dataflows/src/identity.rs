@@ -29,6 +29,17 @@ pub struct Erasure {
     pub ids: Vec<Id>,
 }
 
+/// Links of before an erasure, as they were decided on: whoever reads the log again does not find all by which.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// The place of the erasure: what comes after it is not meant.
+    pub before: u64,
+    /// Its clock: what is dated after it was not decided on.
+    pub clock: Millis,
+    /// Places of calls whose links were refused, in order, later ones too; all others' were not.
+    pub refused: Vec<u64>,
+}
+
 /// Something that changes who is whom.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Change {
@@ -40,6 +51,8 @@ pub enum Change {
     Retract(Id, EcoString),
     /// Somebody is erased: all that they stated goes, and what others stated of them.
     Erase(Erasure),
+    /// Links of before an erasure are not decided on again.
+    Settled(Settled),
 }
 
 /// A person's ids, where they changed.
@@ -136,6 +149,8 @@ pub struct Identity {
     keys: HashMap<Id, Id>,
     /// Accepted, but dated after the clock: they take part in nothing yet.
     future: BTreeMap<(Millis, u64), Link>,
+    /// Links that come were decided on before.
+    settled: Option<Settled>,
     touched: BTreeSet<Id>,
 }
 
@@ -145,12 +160,20 @@ impl Identity {
         Identity::default()
     }
 
-    /// Applies changes in log order, up to `clock`. No component grows beyond `ids_max` by an edge that is accepted.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>, clock: Millis, ids_max: usize) -> Outcome {
+    /// Applies changes in log order, each by the clock with which the log stamped it, up to `clock`. No component grows
+    /// beyond `ids_max` by an edge that is accepted.
+    pub fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = (Millis, Change)>,
+        clock: Millis,
+        ids_max: usize,
+    ) -> Outcome {
         let mut refused = Vec::new();
-        for change in changes {
+        for (stamp, change) in changes {
+            // However the log is cut into steps.
+            self.reach(stamp, ids_max, &mut refused);
             match change {
-                Change::Link(link) if link.timestamp > clock => {
+                Change::Link(link) if link.timestamp > stamp => {
                     self.future.insert((link.timestamp, link.position), link);
                 }
                 Change::Link(link) => {
@@ -161,17 +184,28 @@ impl Identity {
                 Change::Unlink(a, b) => self.unlink(&a, &b),
                 Change::Retract(own, message_id) => self.retract(own, message_id),
                 Change::Erase(erasure) => self.erase(&erasure.ids.into_iter().collect()),
+                Change::Settled(settled) => {
+                    let known = self.settled.get_or_insert_with(|| settled.clone());
+                    if known.before < settled.before {
+                        *known = settled;
+                    }
+                }
             }
         }
+        self.reach(clock, ids_max, &mut refused);
+        let mut outcome = Outcome { refused, ..Outcome::default() };
+        self.components(&mut outcome);
+        outcome
+    }
+
+    /// The clock goes on: what was of the future takes part from now on.
+    fn reach(&mut self, clock: Millis, ids_max: usize, refused: &mut Vec<u64>) {
         while let Some(next) = self.future.first_entry().filter(|next| next.key().0 <= clock) {
             let link = next.remove();
             if !self.accept(&link, ids_max) {
                 refused.push(link.position);
             }
         }
-        let mut outcome = Outcome { refused, ..Outcome::default() };
-        self.components(&mut outcome);
-        outcome
     }
 
     /// The key of the person an id belongs to, if it is linked to any other.
@@ -191,7 +225,12 @@ impl Identity {
             let joins = |other: &Id| !known.contains(other) && self.is_linked(other, &link.user);
             others().any(joins) && self.component_of(&link.user).len() > ids_max
         };
-        if known.is_some_and(grows) {
+        let is_settled = |of: &&Settled| link.position < of.before && link.timestamp <= of.clock;
+        let is_refused = match self.settled.as_ref().filter(is_settled) {
+            Some(settled) => settled.refused.binary_search(&link.position).is_ok(),
+            None => known.is_some_and(grows),
+        };
+        if is_refused {
             self.state(link, false);
             self.refused.insert((link.user.clone(), link.message_id.clone()), link.clone());
             return false;
@@ -512,7 +551,12 @@ mod tests {
     fn link(position: u64, timestamp: Millis, user: &str, other: &str, alias: bool) -> Change {
         let message_id = format!("m{position}").into();
         let (anonymous, previous) = if alias { (None, Some(other.into())) } else { (Some(other.into()), None) };
-        Change::Link(Link { position, timestamp, message_id, user: user.into(), anonymous, previous })
+        Change::Link(Link { position, stamp: timestamp, timestamp, message_id, user: user.into(), anonymous, previous })
+    }
+
+    /// All at one clock.
+    fn apply<const N: usize>(identity: &mut Identity, changes: [Change; N], clock: Millis, ids_max: usize) -> Outcome {
+        identity.apply(changes.map(|change| (clock, change)), clock, ids_max)
     }
 
     fn key<'a>(identity: &'a Identity, id: &'a str) -> &'a str {
@@ -522,21 +566,25 @@ mod tests {
     #[test]
     fn the_earliest_event_claims_whatever_comes_first() {
         let mut identity = Identity::new();
-        identity.apply([link(1, 20, "bob", "phone", false)], 100, 100);
+        apply(&mut identity, [link(1, 20, "bob", "phone", false)], 100, 100);
         assert_eq!(key(&identity, "phone"), "bob");
-        identity.apply([link(2, 10, "ada", "phone", false)], 100, 100);
+        apply(&mut identity, [link(2, 10, "ada", "phone", false)], 100, 100);
         assert_eq!((key(&identity, "phone"), key(&identity, "bob")), ("ada", "bob"));
-        identity.apply([Change::Retract("ada".into(), "m2".into())], 100, 100);
+        apply(&mut identity, [Change::Retract("ada".into(), "m2".into())], 100, 100);
         assert_eq!((key(&identity, "phone"), key(&identity, "ada")), ("bob", "ada"));
-        identity.apply([Change::Unlink("phone".into(), "bob".into())], 100, 100);
+        apply(&mut identity, [Change::Unlink("phone".into(), "bob".into())], 100, 100);
         assert_eq!(key(&identity, "phone"), "phone");
     }
 
     #[test]
     fn too_large_a_component_is_refused_in_log_order() {
         let mut identity = Identity::new();
-        let outcome =
-            identity.apply([link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)], 9, 2);
+        let outcome = apply(
+            &mut identity,
+            [link(1, 1, "a", "b", true), link(2, 2, "b", "c", true), link(3, 3, "c", "d", true)],
+            9,
+            2,
+        );
         assert_eq!(outcome.refused, [2]);
         assert_eq!((key(&identity, "b"), key(&identity, "d")), ("a", "c"));
     }
@@ -550,6 +598,7 @@ mod tests {
         let mut identity = Identity::new();
         let both = Change::Link(Link {
             position: 3,
+            stamp: 30,
             timestamp: 30,
             message_id: "m3".into(),
             user: "bob".into(),
@@ -557,27 +606,80 @@ mod tests {
             previous: Some("bobby".into()),
         });
         let future = link(4, 200, "bob", "ada", true);
-        identity.apply([link(1, 10, "ada", "phone", false), link(2, 20, "ada", "old", true), both, future], 100, 9);
-        identity.apply([Change::Unlink("old".into(), "bob".into()), erase(&["ada", "phone", "old"])], 100, 9);
+        apply(
+            &mut identity,
+            [link(1, 10, "ada", "phone", false), link(2, 20, "ada", "old", true), both, future],
+            100,
+            9,
+        );
+        apply(&mut identity, [Change::Unlink("old".into(), "bob".into()), erase(&["ada", "phone", "old"])], 100, 9);
         for id in ["ada", "phone", "old"] {
             assert_eq!(key(&identity, id), id);
             assert_eq!(identity.component_of(&id.into()).len(), 1, "{id}");
         }
         // What others stated of others stays: of who was erased neither then nor later.
         assert_eq!(key(&identity, "bobby"), "bob");
-        identity.apply([], 300, 9);
+        apply(&mut identity, [], 300, 9);
         assert_eq!((key(&identity, "ada"), identity.struck.len()), ("ada", 0));
         // Who comes back starts anew.
-        identity.apply([link(5, 310, "ada", "phone", false), link(6, 310, "old", "bob", true)], 310, 9);
+        apply(&mut identity, [link(5, 310, "ada", "phone", false), link(6, 310, "old", "bob", true)], 310, 9);
         assert_eq!((key(&identity, "phone"), identity.component_of(&"bob".into()).len()), ("ada", 3));
+    }
+
+    /// However the log is cut into steps, and whether or not a step closes just when the future comes.
+    #[test]
+    fn what_is_dated_after_its_stamp_is_decided_on_when_its_time_comes() {
+        let ahead = |identity: &mut Identity| identity.apply([(5, link(1, 8, "a", "b", true))], 5, 2);
+        let now = |position, stamp| (stamp, link(position, stamp, "b", "c", true));
+        let keys = |identity: &Identity| (key(identity, "b").to_owned(), key(identity, "c").to_owned());
+        for cut in [false, true] {
+            // What was stamped before that instant comes first, what was after it comes after.
+            for (stamp, refused, expected) in [(6, 1, ("b", "b")), (9, 2, ("a", "c"))] {
+                let mut identity = Identity::new();
+                let mut told = Vec::new();
+                if cut {
+                    told.extend(ahead(&mut identity).refused);
+                    told.extend(identity.apply([now(2, stamp)], stamp, 2).refused);
+                    told.extend(identity.apply([], 10, 2).refused);
+                } else {
+                    told = identity.apply([(5, link(1, 8, "a", "b", true)), now(2, stamp)], 10, 2).refused;
+                }
+                assert_eq!(told, [refused], "{cut} {stamp}");
+                assert_eq!(keys(&identity), (expected.0.to_owned(), expected.1.to_owned()));
+            }
+            let mut identity = Identity::new();
+            ahead(&mut identity);
+            let gone = Change::Retract("a".into(), "m1".into());
+            assert_eq!(identity.apply([(6, gone), now(2, 9)], 10, 2).refused, [0; 0]);
+            assert_eq!(keys(&identity), ("b".to_owned(), "b".to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_was_decided_before_an_erasure_is_not_decided_again() {
+        let mut identity = Identity::new();
+        let settled = Change::Settled(Settled { before: 4, clock: 6, refused: vec![2] });
+        let outcome = identity.apply(
+            [
+                (0, settled),
+                (1, link(1, 1, "a", "b", true)),
+                (2, link(2, 2, "x", "y", true)),
+                (3, link(3, 3, "b", "c", true)),
+                (3, link(5, 3, "c", "d", true)),
+            ],
+            9,
+            2,
+        );
+        assert_eq!(outcome.refused, [2, 5]);
+        assert_eq!((key(&identity, "c"), key(&identity, "y"), key(&identity, "d")), ("a", "y", "d"));
     }
 
     #[test]
     fn the_future_waits() {
         let mut identity = Identity::new();
-        assert!(identity.apply([link(1, 50, "a", "b", true)], 49, 9).components.is_empty());
+        assert!(apply(&mut identity, [link(1, 50, "a", "b", true)], 49, 9).components.is_empty());
         assert_eq!(
-            identity.apply([], 50, 9).components,
+            apply(&mut identity, [], 50, 9).components,
             [Component { key: "a".into(), ids: vec!["a".into(), "b".into()] }]
         );
     }

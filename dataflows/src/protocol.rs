@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Verdict;
 use crate::definitions::Definitions;
 use crate::event::Event;
-use crate::identity::{Erasure, Linked, Unlinked};
+use crate::identity::{Erasure, Linked, Settled, Unlinked};
 use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
@@ -147,10 +147,10 @@ pub enum Record {
     Event(Prepared),
     /// The clock goes on to this instant.
     Clock(u64, Millis),
-    /// An event is taken back: own id, message id, by what admission knows it.
-    Retract(u64, EcoString, EcoString, u128),
-    /// The edge between two ids is struck.
-    Unlink(u64, EcoString, EcoString),
+    /// An event is taken back: by which clock, own id, message id, by what admission knows it.
+    Retract(u64, Millis, EcoString, EcoString, u128),
+    /// The edge between two ids is struck: by which clock.
+    Unlink(u64, Millis, EcoString, EcoString),
     /// What came is no event: a dead letter.
     Unreadable(u64),
     /// An event that came before, as definitions to come read it: with what they name of it, too.
@@ -163,6 +163,8 @@ pub enum Record {
     Destroyed(Destroyed),
     /// A call that was decided on by what is not known any more.
     Decided(u64, Verdict),
+    /// All links that were.
+    Settled(Box<Settled>),
 }
 
 /// Ids that were erased, told to a worker.
@@ -202,6 +204,8 @@ impl Record {
             Record::Erase(erasure) => erasure.position,
             Record::Bar(bar) => bar.position,
             Record::Destroyed(destroyed) => destroyed.position,
+            // Before all others.
+            Record::Settled(_) => 0,
             Record::Clock(position, _)
             | Record::Retract(position, ..)
             | Record::Unlink(position, ..)

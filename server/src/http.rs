@@ -85,6 +85,11 @@ impl App {
         }
     }
 
+    /// Whether what is to be done can be noted there: else it is not done.
+    fn can_note(&self) -> Result<(), Problem> {
+        self.audit.as_ref().map_or(Ok(()), Audit::check).map_err(Problem::busy)
+    }
+
     /// All that was noted there, in order.
     async fn noted(&self) -> Result<Vec<Entry>, Problem> {
         let Some(audit) = self.audit.clone() else { return Ok(Vec::new()) };
@@ -132,16 +137,18 @@ pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
 /// All doors. Each is served and described by one line.
 pub fn router(app: App) -> Router {
     let doors = OpenApiRouter::with_openapi(described::nothing_yet())
+        .routes(routes!(corrections::retract))
+        .routes(routes!(corrections::unlink))
+        .routes(routes!(answers::profile, erasures::erase))
+        .merge(channels(&app))
+        .route_layer(axum::middleware::from_fn(carried_out))
         .routes(routes!(front_page))
         .routes(routes!(docs))
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::clock))
-        .routes(routes!(corrections::retract))
-        .routes(routes!(corrections::unlink))
         .routes(routes!(corrections::refused))
-        .routes(routes!(answers::profile, erasures::erase))
         .routes(routes!(erasures::erasure))
         .routes(routes!(erasures::export))
         .routes(routes!(why::explain))
@@ -170,7 +177,6 @@ pub fn router(app: App) -> Router {
         .routes(routes!(audit::audit))
         .routes(routes!(subscribe::subscribe))
         .routes(routes!(openapi))
-        .merge(channels(&app))
         .merge(tracking(&app));
     let (router, described) = doors.split_for_parts();
     let description = Description(described::settled(&described).into());
@@ -209,6 +215,15 @@ fn channels(app: &App) -> OpenApiRouter<App> {
         .routes(routes!(opendsr::status, opendsr::cancel))
         .routes(routes!(definitions::get, definitions::put, definitions::delete))
         .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
+}
+
+/// What changes something is carried out and noted, also if whoever asked for it goes away meanwhile.
+async fn carried_out(request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let done = tokio::spawn(next.run(request)).await;
+    done.unwrap_or_else(|_| Problem::busy("the process is stopping").into_response())
 }
 
 /// The doors that tracking SDKs use, those in browsers too.

@@ -117,8 +117,8 @@ pub struct Closed {
 pub(crate) enum News {
     /// Somebody is erased, and so many events of theirs had been accepted.
     Erased(Erasure, u64),
-    /// The bodies that the erasure of a place asks for are destroyed in this log.
-    Destroyed(u64),
+    /// The bodies that the erasure of a place asks for are destroyed in this log; calls that read otherwise since.
+    Destroyed(u64, Vec<(u64, Vec<u8>)>),
 }
 
 /// How far an erasure is.

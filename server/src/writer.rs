@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use dataflows::admission::{Erased, Verdict};
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
+use dataflows::identity::Settled;
 use dataflows::place::place;
 use dataflows::protocol::{Record, Response, Step};
 use dataflows::time::Millis;
@@ -31,7 +32,7 @@ use crate::cluster::{LEADER, Letter, Others, Round, Team, lost};
 use crate::desk::Desk;
 use crate::hub::{AsOf, ClockMode, Hub, Open, Receipt, Shared, Told, Waiting, Work};
 use crate::log::{Log, LogReader};
-use crate::record::{self, Clock, Defined, Dispatch};
+use crate::record::{self, Clock, Defined, Dispatch, Erase};
 use crate::stream::feed::{self, Feed, Feeding};
 use crate::stream::{Kept, Stream};
 
@@ -59,6 +60,8 @@ pub struct Start {
     pub clock: ClockMode,
     /// The definitions.
     pub book: Book,
+    /// Links that were decided on before somebody was erased.
+    pub settled: Option<Settled>,
     /// The other processes, if there are any.
     pub team: Option<Team>,
     /// Told of every step that closes.
@@ -103,7 +106,7 @@ pub struct Started {
 
 /// Reads the log again, then starts the writer's thread.
 pub fn start(start: Start) -> Result<Started, String> {
-    let Start { log, workers, clock, book, team, told, now } = start;
+    let Start { log, workers, clock, book, settled, team, told, now } = start;
     let plan = Arc::clone(&book.plan);
     let ((work, queue), (to_lane, lane)) = (channel(), channel());
     let shared = Arc::new(Shared::new(Arc::new(book.clone())));
@@ -197,7 +200,7 @@ pub fn start(start: Start) -> Result<Started, String> {
         erasing: BTreeMap::new(),
     };
     let found = match writer.log {
-        Backing::Own(_) => writer.read_again(book, last_time),
+        Backing::Own(_) => writer.read_again(book, last_time, settled.as_ref()),
         Backing::Stream(_) => writer.read_stream(book, end),
     }?;
     // What the log held is no news.
@@ -232,11 +235,12 @@ impl Store {
         }
     }
 
-    /// The definitions that it holds last.
-    pub async fn defined(&self) -> Result<Option<Defined>, String> {
+    /// What has to be known before it is read: the definitions that it holds last, and links that were decided on
+    /// before somebody was erased last.
+    pub async fn last(&self) -> Result<(Option<Defined>, Option<Settled>), String> {
         match self {
             Store::Own(log) => {
-                let (mut reader, mut last) = (log.reader(), None);
+                let (mut reader, mut last, mut settled) = (log.reader(), None, None);
                 while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
                     if record.kind == record::DEFINITIONS {
                         let defined = serde_json::from_slice::<Defined>(record.payload);
@@ -246,10 +250,20 @@ impl Store {
                         book::stamp(&mut defined.versions, place(time, LEADER, index), record.received_at);
                         last = Some(defined);
                     }
+                    if record.kind == record::ERASE
+                        && let Ok(Erase { of: Some(before), until, refused, .. }) =
+                            serde_json::from_slice(record.payload)
+                        && settled.as_ref().is_none_or(|known: &Settled| known.before < before)
+                    {
+                        settled = Some(Settled { before, clock: until.min(record.received_at), refused });
+                    }
                 }
-                Ok(last)
+                Ok((last, settled))
             }
-            Store::Stream(stream, ..) => feed::last_defined(stream).await.map_err(|error| error.to_string()),
+            Store::Stream(stream, ..) => {
+                let last = feed::last_defined(stream).await.map_err(|error| error.to_string())?;
+                Ok((last, None))
+            }
         }
     }
 
@@ -514,6 +528,7 @@ impl Writer {
             }
             Work::DeadLetters(letters) => {
                 for letter in letters {
+                    let letter = self.without_erased(letter);
                     let position = self.write_json(record::DEAD_LETTER, &letter);
                     self.step.record(Record::Unreadable(position));
                     self.shared.lock().refused(letter.reason.name(), position);
@@ -536,7 +551,7 @@ impl Writer {
                 let (first, count) = (self.next_position(), corrections.len());
                 for correction in corrections {
                     let position = self.write_json(record::CORRECTION, &correction);
-                    self.step.record(correction.at(position, &self.secret));
+                    self.step.record(correction.at(position, self.clock, &self.secret));
                 }
                 self.waiting.receipts.push((reply, first, count));
             }

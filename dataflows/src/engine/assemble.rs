@@ -144,8 +144,8 @@ pub(super) struct Ask {
 /// What the identity of ids is made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Linked {
-    /// A change, with its place in the log.
-    Change(u64, Change),
+    /// A change, with its place in the log, and the clock by which it is made.
+    Change(u64, Millis, Change),
     /// The clock goes on.
     Clock(Millis),
 }
@@ -319,10 +319,15 @@ fn accept<'s>(
         _ if is_one => 0,
         Record::Event(prepared) => route(&prepared.event.own),
         Record::Reread(event) => route(&event.own),
-        Record::Retract(_, own, ..) => route(own),
+        Record::Retract(_, _, own, ..) => route(own),
         Record::Bar(bar) => bar.worker,
         Record::Destroyed(destroyed) => destroyed.route,
-        Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) | Record::Erase(_) | Record::Decided(..) => 0,
+        Record::Unlink(..)
+        | Record::Clock(..)
+        | Record::Unreadable(_)
+        | Record::Erase(_)
+        | Record::Decided(..)
+        | Record::Settled(_) => 0,
     });
     let mut builder = OperatorBuilder::new("Acceptance".to_owned(), scope);
     let mut records = builder.new_input(records, by_id);
@@ -365,7 +370,7 @@ fn accept<'s>(
                 let mut told = told.session(&on_told);
                 accepting.tick(turn.clock);
                 let mut admit = |admitting| admitted.give(admitting);
-                let mut link = |position, change| links.give(Linked::Change(position, change));
+                let mut link = |position, stamp, change| links.give(Linked::Change(position, stamp, change));
                 for record in in_order(arrived.remove(&time).unwrap_or_default()).into_iter().flatten() {
                     let verdict = accepting.decide(record, turn.terms.lateness, &mut admit, &mut link);
                     if let Some((position, verdict)) = verdict {
@@ -447,17 +452,18 @@ fn identity<'s>(
                 let (mut changes, mut clock) = (Vec::new(), 0);
                 for linked in linked {
                     match linked {
-                        Linked::Change(position, change) => changes.push((position, change)),
+                        Linked::Change(position, stamp, change) => changes.push((position, stamp, change)),
                         Linked::Clock(to) => clock = clock.max(to),
                     }
                 }
-                changes.sort_by_key(|(position, _)| *position);
-                let erased = changes.iter().filter_map(|(_, change)| match change {
+                changes.sort_by_key(|(position, ..)| *position);
+                let erased = changes.iter().filter_map(|(.., change)| match change {
                     Change::Erase(erasure) => Some(erasure.clone()),
                     _ => None,
                 });
                 let erased: Vec<Erasure> = erased.collect();
-                let outcome = identity.apply(changes.into_iter().map(|(_, change)| change), clock, ids_max);
+                let outcome =
+                    identity.apply(changes.into_iter().map(|(_, stamp, change)| (stamp, change)), clock, ids_max);
                 let mut assigned = assigned.session(&on_assigned);
                 for moved in outcome.moves {
                     assigned.give(Assignment::Home(moved.id.clone(), moved.to.clone()));

@@ -13,7 +13,7 @@ use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
 use super::what_if::WhatIf;
-use crate::event::Event;
+use crate::event::{Context, Event};
 use crate::identity::{Erasure, Id, Move};
 use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
@@ -40,6 +40,8 @@ pub(super) struct Profiles {
     erasures: Vec<(Erasure, Vec<Id>)>,
     /// Hashes of all texts that events here carry, since somebody was erased: whose id is none of them, nobody names.
     texts: Option<HashSet<u64>>,
+    /// By own id, how many events were taken back.
+    retracted: HashMap<Id, u64>,
     /// How many plans came for which to prepare.
     plans: u64,
     /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
@@ -86,6 +88,7 @@ impl Profiles {
             reread: Vec::new(),
             erasures: Vec::new(),
             texts: None,
+            retracted: HashMap::new(),
             plans: 0,
             ready,
             clock: 0,
@@ -165,14 +168,24 @@ impl Profiles {
             }
         }
         for (key, own, message_id) in std::mem::take(&mut self.retracts) {
-            self.extract(&key, |event| event.own == own && event.message_id == message_id);
+            let gone = self.extract(&key, |event| event.own == own && event.message_id == message_id);
+            if !gone.is_empty() {
+                *self.retracted.entry(own).or_default() += 1;
+            }
         }
+        let nothing = Context::default();
         for (key, event) in std::mem::take(&mut self.reread) {
             let known = self.keyed.find_mut(&key, &event).filter(|known| known.position == event.position);
-            if let Some(known) = known {
-                note(&mut self.texts, &event);
+            let Some(known) = known else { continue };
+            note(&mut self.texts, &event);
+            if event.context().unwrap_or(&nothing) == known.context().unwrap_or(&nothing) {
                 (known.name, known.details) = (event.name, event.details);
+                continue;
             }
+            // What names somebody who was erased was struck from it, and something else stands there instead.
+            self.extract(&key, |known| known.position == event.position);
+            let slot = self.keyed.touch(&key);
+            self.insert(slot, event);
         }
         let mut settled = Settled::default();
         for (erasure, keys) in std::mem::take(&mut self.erasures) {
@@ -323,7 +336,8 @@ impl Profiles {
         } else {
             keys
         };
-        let mut count = 0;
+        // Those too that had been taken back.
+        let mut count = ids.iter().filter_map(|id| self.retracted.remove(*id)).sum();
         for key in keys {
             for mut event in self.extract(&key, is_meant) {
                 if gone(&event.own) {

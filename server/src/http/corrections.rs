@@ -138,17 +138,25 @@ async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Prob
         let profiles = profiles.len();
         return Ok(json(&Retracted::Foreseen(Foreseen { as_of: as_of.into(), events, profiles, sample })));
     }
-    let mut position = as_of.position;
+    let (mut position, mut events, mut outcome) = (as_of.position, 0, Ok(()));
     for some in selected.chunks(TOGETHER) {
         let retract = |of: &Selected| Correction::Retract(of.own.clone(), of.message_id.clone());
-        position = correct(app, some.iter().map(retract).collect()).await?.as_of.position;
+        match correct(app, some.iter().map(retract).collect()).await {
+            Ok(receipt) => (position, events) = (receipt.as_of.position, events + some.len() as u64),
+            Err(why) => {
+                outcome = Err(why);
+                break;
+            }
+        }
     }
-    let details = [("where", Detail::Hashed(condition)), ("events", Detail::Number(selected.len() as u64))];
-    app.note("retract", &details).await?;
+    // What is cut short is noted as far as it came.
+    app.note("retract", &[("where", Detail::Hashed(condition)), ("events", Detail::Number(events))]).await?;
+    outcome?;
     Ok(json(&Retracted::Done(Done { events: selected.len(), position: position.to_string() })))
 }
 
 async fn correct(app: &App, corrections: Vec<Correction>) -> Result<Receipt, Problem> {
+    app.can_note()?;
     let (reply, corrected) = oneshot::channel();
     app.hub.give(Work::Correct(corrections, reply))?;
     Ok(corrected.await.map_err(|_| NotTaken::Stopping)?)

@@ -181,6 +181,7 @@ async fn change(
     if let Some(stream) = app.outbox.stream().filter(|_| delivers) {
         stream.open_triggers().await.map_err(|error| Problem::busy(error.to_string()))?;
     }
+    app.can_note()?;
     let (reply, durable) = oneshot::channel();
     app.hub.give(Work::Define(Box::new(next), reply))?;
     let durable = durable.await.map_err(|_| NotTaken::Stopping)?;

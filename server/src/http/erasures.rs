@@ -69,6 +69,7 @@ pub(super) fn can_erase(app: &App) -> Result<(), Problem> {
 
 /// Begins the erasure of a person; gives it, and when it holds.
 pub(super) async fn begin(app: &App, profile: &ProfileRow, for_good: bool) -> Result<(u64, AsOf), Problem> {
+    app.can_note()?;
     let (reply, begun) = oneshot::channel();
     app.hub.give(Work::Erase(profile.ids().cloned().collect(), for_good, reply))?;
     let (erasure, as_of) = begun.await.map_err(|_| NotTaken::Stopping)?;

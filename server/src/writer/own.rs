@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dataflows::admission::Verdict;
 use dataflows::event::Reason;
+use dataflows::identity::Settled;
 use dataflows::place::place;
 use dataflows::protocol::{Destroyed, Record};
 use tokio::sync::oneshot;
@@ -30,10 +31,10 @@ impl Writer {
             if self.mode == ClockMode::Events {
                 self.clock = self.clock.max(timestamp);
             }
-            prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            prepared.stamp(self.clock, self.step.terms.lateness);
             may_be_late |= prepared.is_late;
             prepared.place(self.next_position());
-            let (kind, payload) = self.kept(kind, &prepared, payload);
+            let (kind, payload) = self.kept(kind, &mut prepared, payload);
             may_be_late |= kind == record::DESTROYED;
             self.group.push((kind, self.clock, payload));
             self.step.record(Record::Event(prepared));
@@ -47,8 +48,13 @@ impl Writer {
 
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
     /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
-    /// in the order of their places.
-    pub(super) fn read_again(&mut self, mut book: Book, last_time: u64) -> Result<Found, String> {
+    /// in the order of their places. What was decided before somebody was erased is not decided again.
+    pub(super) fn read_again(
+        &mut self,
+        mut book: Book,
+        last_time: u64,
+        settled: Option<&Settled>,
+    ) -> Result<Found, String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
         let mut found = Found { process: self.process(), ..Found::default() };
         let mut last = None;
@@ -56,6 +62,8 @@ impl Writer {
         let Backing::Own(log) = &self.log else { return Ok(found) };
         let mut reader = log.reader();
         let mut at = 0;
+        let was_refused = |position| settled.is_some_and(|settled| settled.refused.binary_search(&position).is_ok());
+        self.step.records.extend(settled.map(|settled| vec![Record::Settled(Box::new(settled.clone()))]));
         while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
             // Steps end where groups do.
             if leads && time > at && self.step.len() >= STEP_EVENTS {
@@ -70,13 +78,13 @@ impl Writer {
             self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
-                    if record::pinned(record.payload).is_some_and(|pinned| pinned.is_refused) {
-                        self.step.record(Record::Decided(position, Verdict::RefusedEdge));
-                    }
                     if let Ok(mut prepared) = record::prepare(record.payload, &mut self.decoder, &self.secret) {
-                        let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
-                        let earliest = earliest.map(|lateness| record.received_at - lateness);
-                        prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
+                        // What links nobody any more does not say that its link was refused.
+                        if prepared.link.is_none() && was_refused(position) {
+                            self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                        }
+                        let lateness = last.as_ref().and_then(|defined: &Defined| defined.lateness);
+                        prepared.stamp(record.received_at, lateness);
                         prepared.place(position);
                         self.step.record(Record::Event(prepared));
                     }
@@ -87,6 +95,9 @@ impl Writer {
                         let earliest = earliest.map(|lateness| record.received_at - lateness);
                         let is_late = earliest.is_some_and(|earliest| left.timestamp < earliest);
                         self.step.record(Record::Destroyed(Destroyed { position, is_late, ..left }));
+                        if was_refused(position) {
+                            self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                        }
                     }
                     Some(Left::Erased) => self.step.record(Record::Decided(position, Verdict::Erased)),
                     None => {}
@@ -102,7 +113,8 @@ impl Writer {
                 }
                 record::CORRECTION => {
                     let correction = serde_json::from_slice::<Correction>(record.payload).ok();
-                    let corrections = correction.into_iter().map(|correction| correction.at(position, &self.secret));
+                    let taken = |correction: Correction| correction.at(position, self.clock, &self.secret);
+                    let corrections = correction.into_iter().map(taken);
                     corrections.for_each(|correction| self.step.record(correction));
                 }
                 record::DEFINITIONS => {

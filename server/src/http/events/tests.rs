@@ -107,7 +107,7 @@ fn doors(dir: &Path, still: &Still) -> (axum::Router, Writer, mpsc::UnboundedRec
     let (told, closed) = mpsc::unbounded_channel();
     let book = Book::open("version: 1", None).expect("it is right");
     let (clock, now) = (ClockMode::Wall, crate::clock::now as fn() -> i64);
-    let start = Start { log: Store::Own(log), workers: 1, clock, book, team: None, told, now };
+    let start = Start { log: Store::Own(log), workers: 1, clock, book, settled: None, team: None, told, now };
     let Started { hub, found, thread: writer, .. } = writer::start(start).expect("the log is empty");
     let log = Some(Records::Logs(reader, 0, None));
     let (outbox, _) = Outbox::new(hub.clone(), log.clone(), found);
