@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 use utoipa::ToSchema;
 
+use super::answers::totals;
 use super::described::{ByKind, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query};
 use super::{App, json};
@@ -83,7 +84,7 @@ pub(super) async fn get(
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
     let of = named(&kind, &name)?;
-    super::answers::totals(&app, &query).await?;
+    totals(&app, &query).await?;
     let book = app.hub.latest();
     let definition = book.document(&of).0.ok_or_else(|| Problem::not_found(format!("{kind} has no {name:?}")))?;
     let definition = RawValue::from_string(definition.to_owned()).expect("it was read as JSON");

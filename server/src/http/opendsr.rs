@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::{IntoParams, ToSchema};
 
-use super::answers::find_profile;
 use super::described::{NeedsLog, UnknownOrNeedsLog, in_path};
+use super::profiles::find_profile;
 use super::query::{Query, read_body};
 use super::{App, erasures, json};
 use crate::audit::{Detail, Entry};
