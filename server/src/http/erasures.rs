@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::answers::{At, ask, raw_json};
 use super::campaigns::{intent, told_intent};
 use super::dead_letters::Letter;
-use super::described::{ById, UnknownOrNeedsLog};
+use super::described::{ByErasure, ById, UnknownOrNeedsLog};
 use super::profiles::{EventRow, event_row, one_profile};
 use super::query::{self, Asked};
 use super::{App, json};
@@ -110,17 +110,6 @@ pub(super) async fn erasure(
             Ok(desk.of(process_of(position), "GET", uri.path(), String::new()).await.into_response())
         }
         _ => Err(unknown()),
-    }
-}
-
-/// The path's erasure.
-pub(super) struct ByErasure;
-
-impl utoipa::IntoParams for ByErasure {
-    fn into_params(
-        _: impl Fn() -> Option<utoipa::openapi::path::ParameterIn>,
-    ) -> Vec<utoipa::openapi::path::Parameter> {
-        super::described::in_path("id", "The erasure, as it was told when it began.")
     }
 }
 
