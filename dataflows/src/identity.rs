@@ -198,6 +198,24 @@ impl Identity {
         }
     }
 
+    /// Who would be one person without some events, by own id and message id: all that are other than they are.
+    pub fn without(&mut self, events: &[(Id, EcoString)]) -> Vec<BTreeSet<Id>> {
+        debug_assert!(self.touched.is_empty(), "what was touched is settled");
+        let gone: Vec<Link> = events.iter().filter_map(|event| self.links.get(event)).cloned().collect();
+        gone.iter().for_each(|link| self.state(link, false));
+        let (mut open, mut people) = (std::mem::take(&mut self.touched), Vec::new());
+        while let Some(id) = open.pop_first() {
+            let ids = self.component_of(&id);
+            open.retain(|id| !ids.contains(id));
+            people.push(ids);
+        }
+        // They are stated all the same, and whatever that touches is as it was.
+        gone.iter().for_each(|link| self.state(link, true));
+        self.touched.clear();
+        people.retain(|ids| ids.first().is_some_and(|id| self.component_of(id) != *ids));
+        people
+    }
+
     /// Whether an edge joins two ids.
     pub fn is_linked(&self, a: &str, b: &str) -> bool {
         self.neighbours.get(a).is_some_and(|near| near.contains_key(b))
@@ -451,6 +469,25 @@ mod tests {
         assert_eq!((key(&identity, "phone"), key(&identity, "ada")), ("bob", "ada"));
         identity.apply([Change::Unlink("phone".into(), "bob".into())], 100, 100);
         assert_eq!(key(&identity, "phone"), "phone");
+    }
+
+    #[test]
+    fn who_would_be_whom_without_events_is_found_and_nothing_is_changed() {
+        let mut identity = Identity::new();
+        let links = [link(1, 10, "ada", "phone", false), link(2, 20, "bob", "phone", false)];
+        identity.apply(
+            links.into_iter().chain([link(3, 30, "ada", "old", true), link(4, 40, "ada", "phone", false)]),
+            100,
+            9,
+        );
+        let ids = |ids: &[&str]| ids.iter().map(|id| EcoString::from(*id)).collect::<BTreeSet<_>>();
+        let event = |own: &str, number: u64| (EcoString::from(own), EcoString::from(format!("m{number}")));
+        // Ada's first event with the phone is not her only one, but then bob's is the first.
+        assert_eq!(identity.without(&[event("ada", 1)]), [ids(&["ada", "old"]), ids(&["bob", "phone"])]);
+        assert_eq!(identity.without(&[event("ada", 4), event("bob", 2), event("eve", 9)]), [] as [BTreeSet<Id>; 0]);
+        assert_eq!(identity.without(&[event("ada", 3)]), [ids(&["ada", "phone"]), ids(&["old"])]);
+        assert_eq!(identity.component_of(&"old".into()), ids(&["ada", "old", "phone"]));
+        assert_eq!((key(&identity, "phone"), key(&identity, "bob")), ("ada", "bob"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod definitions;
 mod described;
 mod erasures;
 mod events;
+mod foreseen;
 mod journeys;
 mod metrics;
 mod opendsr;
