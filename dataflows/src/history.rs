@@ -204,7 +204,8 @@ impl<F: Fold> History<F> {
 }
 
 impl<F: Fold> Folded<F> {
-    fn new(fold: &F) -> Self {
+    /// What no entry folds to.
+    pub fn new(fold: &F) -> Self {
         Folded { folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new() }
     }
 

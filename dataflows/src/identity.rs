@@ -245,20 +245,41 @@ impl Identity {
         self.future.retain(|_, link| link.user != own || link.message_id != message_id);
         let event = (own, message_id);
         self.refused.remove(&event);
-        if let Some(link) = self.links.remove(&event) {
+        if let Some(link) = self.stated(&event) {
+            self.links.remove(&event);
             self.state(&link, false);
-            return;
         }
+    }
+
+    /// What a call states; of its place and its stamp nothing is known any more.
+    fn stated(&self, event: &(Id, EcoString)) -> Option<Link> {
         let (own, message_id) = event;
-        let claims = self.users.get(&own).into_iter().flat_map(|user| &user.claims);
-        let found = claims.filter_map(|anonymous| {
+        let claimed = |anonymous: &Id| {
             let mut claims = self.claims.get(anonymous)?.iter();
-            Some((anonymous.clone(), claims.find(|(_, of, user)| (of, user) == (&message_id, &own))?.clone()))
-        });
-        for (anonymous, claim) in found.collect::<Vec<_>>() {
-            self.claim(&anonymous, claim, false);
-            self.count(&own, false);
+            let (timestamp, ..) = claims.find(|(_, of, user)| (of, user) == (message_id, own))?;
+            let (user, message_id, anonymous) = (own.clone(), message_id.clone(), Some(anonymous.clone()));
+            Some(Link { position: 0, stamp: 0, timestamp: *timestamp, message_id, user, anonymous, previous: None })
+        };
+        let by_claim = || self.users.get(own)?.claims.iter().find_map(claimed);
+        self.links.get(event).cloned().or_else(by_claim)
+    }
+
+    /// Who would be one person without some events, by own id and message id: all that are other than they are.
+    pub fn without(&mut self, events: &[(Id, EcoString)]) -> Vec<BTreeSet<Id>> {
+        debug_assert!(self.touched.is_empty(), "what was touched is settled");
+        let gone: Vec<Link> = events.iter().filter_map(|event| self.stated(event)).collect();
+        gone.iter().for_each(|link| self.state(link, false));
+        let (mut open, mut people) = (std::mem::take(&mut self.touched), Vec::new());
+        while let Some(id) = open.pop_first() {
+            let ids = self.component_of(&id);
+            open.retain(|id| !ids.contains(id));
+            people.push(ids);
         }
+        // They are stated all the same, and whatever that touches is as it was.
+        gone.iter().for_each(|link| self.state(link, true));
+        self.touched.clear();
+        people.retain(|ids| ids.first().is_some_and(|id| self.component_of(id) != *ids));
+        people
     }
 
     /// Whether an edge joins two ids.
@@ -574,6 +595,22 @@ mod tests {
         assert_eq!((key(&identity, "phone"), key(&identity, "ada")), ("bob", "ada"));
         apply(&mut identity, [Change::Unlink("phone".into(), "bob".into())], 100, 100);
         assert_eq!(key(&identity, "phone"), "phone");
+    }
+
+    #[test]
+    fn who_would_be_whom_without_events_is_found_and_nothing_is_changed() {
+        let mut identity = Identity::new();
+        let links = [link(1, 10, "ada", "phone", false), link(2, 20, "bob", "phone", false)];
+        apply(&mut identity, links, 100, 9);
+        apply(&mut identity, [link(3, 30, "ada", "old", true), link(4, 40, "ada", "phone", false)], 100, 9);
+        let ids = |ids: &[&str]| ids.iter().map(|id| EcoString::from(*id)).collect::<BTreeSet<_>>();
+        let event = |own: &str, number: u64| (EcoString::from(own), EcoString::from(format!("m{number}")));
+        // Ada's first event with the phone is not her only one, but then bob's is the first.
+        assert_eq!(identity.without(&[event("ada", 1)]), [ids(&["ada", "old"]), ids(&["bob", "phone"])]);
+        assert_eq!(identity.without(&[event("ada", 4), event("bob", 2), event("eve", 9)]), [] as [BTreeSet<Id>; 0]);
+        assert_eq!(identity.without(&[event("ada", 3)]), [ids(&["ada", "phone"]), ids(&["old"])]);
+        assert_eq!(identity.component_of(&"old".into()), ids(&["ada", "old", "phone"]));
+        assert_eq!((key(&identity, "phone"), key(&identity, "bob")), ("ada", "bob"));
     }
 
     #[test]

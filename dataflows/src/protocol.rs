@@ -3,6 +3,7 @@
 //! Everything travels one road. A [`Step`] closes a logical time; its records, corrections, definitions and questions
 //! all belong to that time, and a question is answered exactly there, with all of the step and nothing after it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ecow::EcoString;
@@ -231,6 +232,8 @@ pub enum Question {
         /// How many at most.
         limit: usize,
     },
+    /// Who would be one person without these events: own id, message id.
+    Apart(Vec<(EcoString, EcoString)>),
     /// Which of these events stand: own id, log position.
     Standing(Vec<(EcoString, u64)>),
     /// All that is kept of one profile, by any of its ids.
@@ -332,7 +335,8 @@ impl Question {
 
     /// Whether who is linked to whom is the answer, or a part of it.
     pub fn links(&self) -> bool {
-        matches!(self, Question::Person(_) | Question::ProfileAt(..) | Question::Linked(..) | Question::Unlinked { .. })
+        let of_one = matches!(self, Question::Person(_) | Question::ProfileAt(..));
+        of_one || matches!(self, Question::Linked(..) | Question::Unlinked { .. } | Question::Apart(_))
     }
 
     /// Whether what is counted over people is the answer, or a part of it.
@@ -387,6 +391,8 @@ pub enum Answer {
     Linked(bool),
     /// Links that were refused or not made, in order.
     Unlinked(Vec<Unlinked>),
+    /// The ids of each person who would be another one.
+    Apart(Vec<BTreeSet<EcoString>>),
     /// Those of the events asked for that stand: log position, public id.
     Standing(Vec<(u64, EcoString)>),
     /// A profile, and its rows of each view that has any, newest first.

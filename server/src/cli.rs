@@ -457,7 +457,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         stopping,
     };
     let router = router(app);
-    desk.iter().for_each(|desk| desk.open(router.clone()));
+    desk.iter().for_each(|desk| desk.open(router.clone(), hub.clone()));
     let _ = opened.set(router);
     match kept_in {
         "a stream" => println!("thalweg is at http://{listen}/ with {name}, its log in NATS"),

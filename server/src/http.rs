@@ -5,16 +5,23 @@
 mod answers;
 mod audit;
 mod browsers;
+mod campaigns;
 mod channels;
 mod corrections;
+mod dead_letters;
 mod definitions;
 mod described;
 mod erasures;
 mod events;
+mod foreseen;
+mod journeys;
 mod metrics;
 mod opendsr;
+mod profiles;
 mod query;
+mod segments;
 mod subscribe;
+mod sums;
 mod what_if;
 mod why;
 
@@ -139,7 +146,7 @@ pub fn router(app: App) -> Router {
     let doors = OpenApiRouter::with_openapi(described::nothing_yet())
         .routes(routes!(corrections::retract))
         .routes(routes!(corrections::unlink))
-        .routes(routes!(answers::profile, erasures::erase))
+        .routes(routes!(profiles::profile, erasures::erase))
         .merge(channels(&app))
         .route_layer(axum::middleware::from_fn(carried_out))
         .routes(routes!(front_page))
@@ -152,28 +159,28 @@ pub fn router(app: App) -> Router {
         .routes(routes!(erasures::erasure))
         .routes(routes!(erasures::export))
         .routes(routes!(why::explain))
-        .routes(routes!(answers::events))
-        .routes(routes!(answers::sessions))
-        .routes(routes!(answers::touchpoints))
-        .routes(routes!(answers::conversions))
-        .routes(routes!(answers::intents))
-        .routes(routes!(answers::changes))
-        .routes(routes!(answers::all_sessions))
-        .routes(routes!(answers::visits))
-        .routes(routes!(answers::segments))
-        .routes(routes!(answers::segment))
-        .routes(routes!(answers::members))
+        .routes(routes!(profiles::events))
+        .routes(routes!(profiles::sessions))
+        .routes(routes!(profiles::touchpoints))
+        .routes(routes!(profiles::conversions))
+        .routes(routes!(profiles::intents))
+        .routes(routes!(profiles::changes))
+        .routes(routes!(sums::all_sessions))
+        .routes(routes!(sums::visits))
+        .routes(routes!(segments::segments))
+        .routes(routes!(segments::segment))
+        .routes(routes!(segments::members))
         .routes(routes!(what_if::preview))
         .routes(routes!(what_if::diff))
         .routes(routes!(what_if::dry_run))
-        .routes(routes!(answers::journeys))
-        .routes(routes!(answers::journey))
-        .routes(routes!(answers::due))
-        .routes(routes!(answers::campaigns))
-        .routes(routes!(answers::campaign))
-        .routes(routes!(answers::campaign_intents))
-        .routes(routes!(answers::attribution))
-        .routes(routes!(answers::dead_letters))
+        .routes(routes!(journeys::journeys))
+        .routes(routes!(journeys::journey))
+        .routes(routes!(journeys::due))
+        .routes(routes!(campaigns::campaigns))
+        .routes(routes!(campaigns::campaign))
+        .routes(routes!(campaigns::campaign_intents))
+        .routes(routes!(sums::attribution))
+        .routes(routes!(dead_letters::dead_letters))
         .routes(routes!(audit::audit))
         .routes(routes!(subscribe::subscribe))
         .routes(routes!(openapi))

@@ -18,6 +18,7 @@ use dataflows::intake::prepare;
 use dataflows::plan::Plan;
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
+use dataflows::profile::trial::{Outcome, Reread, Trial};
 use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step, Terms, Watched};
 use dataflows::strike;
 use dataflows::time::Millis;
@@ -92,7 +93,7 @@ const SECRET: [u8; 16] = [9; 16];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Definitions that are right.
-fn parse(definitions: &str) -> Arc<Definitions> {
+pub fn parse(definitions: &str) -> Arc<Definitions> {
     let parsed = Definitions::parse(definitions);
     Arc::new(parsed.unwrap_or_else(|problems| panic!("{problems:#?}\n{definitions}")).0)
 }
@@ -313,6 +314,54 @@ impl Run {
         }
         self.coming = Some(plan);
         Ok(())
+    }
+
+    /// The definitions that hold.
+    pub fn definitions(&self) -> Arc<Definitions> {
+        Arc::clone(&self.plan.definitions)
+    }
+
+    /// The clock of the last step.
+    pub fn clock(&self) -> Millis {
+        self.clock
+    }
+
+    /// The plan of what holds.
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.plan)
+    }
+
+    /// Tries something; before each time that the engine is asked how far it is, something may come in. What definitions
+    /// name that is not kept is read again from what has come in before.
+    pub fn what_if(&mut self, mut trial: Trial, mut meanwhile: impl FnMut(&mut Run)) -> Result<Vec<Outcome>, Stalled> {
+        if self.steps.iter().any(|step| !step.is_empty()) {
+            self.close([], |_, _| {})?;
+        }
+        let plans = trial.plans(&self.plan);
+        let named = plans.last().map(|plan| Arc::clone(&plan.vocabulary));
+        if let Some(named) = named.filter(|named| named.wants_more_than(&self.plan.vocabulary)) {
+            let mut decoder = Decoder::new(Arc::clone(&named));
+            let lines = (1..).zip(&self.lines);
+            let read = lines.filter_map(|(position, line)| match prepare(line, position, &mut decoder, &SECRET) {
+                Ok(Record::Event(prepared)) => Some(prepared.event),
+                _ => None,
+            });
+            let events = read.filter(|event| named.wants_more_of(event.name, &self.plan.vocabulary)).collect();
+            trial.reread = Some(Reread { until: (self.position, self.clock), events });
+        }
+        let trial = Arc::new(trial);
+        let mut begins = Some(Arc::clone(&trial));
+        loop {
+            meanwhile(self);
+            let mut parts = Vec::new();
+            // Two questions a step, so that the first is asked by one process alone.
+            let questions = [Question::WhatIf(1, begins.take()), Question::Totals];
+            self.close(questions, |place, part| parts.extend(Some(part).filter(|_| place == 0)))?;
+            if let Some(outcomes) = trial.whole(parts) {
+                self.close([Question::Forget(1)], |_, _| {})?;
+                return Ok(outcomes);
+            }
+        }
     }
 
     /// Whether definitions that are to hold do not yet.

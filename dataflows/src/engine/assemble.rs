@@ -489,6 +489,7 @@ fn identity<'s>(
                         Question::Unlinked { after, limit } => {
                             Answer::Unlinked(identity.unlinked(after.as_ref(), *limit))
                         }
+                        Question::Apart(events) => Answer::Apart(identity.without(events)),
                         _ => continue,
                     };
                     told.give((to, Saying::Answer(number, answer)));

@@ -432,6 +432,7 @@ impl Profiles {
             | Question::WhatIf(..)
             | Question::Forget(_)
             | Question::Linked(..)
+            | Question::Apart(_)
             | Question::Unlinked { .. } => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)

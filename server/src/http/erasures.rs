@@ -14,8 +14,11 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use super::answers::{self, At, EventRow, Letter, ask, event_row, one_profile, raw_json, told_intent};
-use super::described::{ById, UnknownOrNeedsLog};
+use super::answers::{At, ask, raw_json};
+use super::campaigns::{intent, told_intent};
+use super::dead_letters::Letter;
+use super::described::{ByErasure, ById, UnknownOrNeedsLog};
+use super::profiles::{EventRow, event_row, one_profile};
 use super::query::{self, Asked};
 use super::{App, json};
 use crate::audit::Detail;
@@ -111,17 +114,6 @@ pub(super) async fn erasure(
     }
 }
 
-/// The path's erasure.
-pub(super) struct ByErasure;
-
-impl utoipa::IntoParams for ByErasure {
-    fn into_params(
-        _: impl Fn() -> Option<utoipa::openapi::path::ParameterIn>,
-    ) -> Vec<utoipa::openapi::path::Parameter> {
-        super::described::in_path("id", "The erasure, as it was told when it began.")
-    }
-}
-
 #[derive(Serialize, ToSchema)]
 struct Export {
     profile: Box<ProfileRow>,
@@ -184,7 +176,7 @@ pub(super) async fn export(
             Rows::Conversions(_) => export.conversions = lines(&rows),
             Rows::Changes(_) => export.segment_changes = lines(&rows),
             Rows::Intents(intents) => {
-                export.intents = intents.iter().map(|row| answers::intent(&app, row)).collect();
+                export.intents = intents.iter().map(|row| intent(&app, row)).collect();
                 // What was told them and does not stand any more is held too.
                 let mut told = app.outbox.of_person(&export.profile.ids().collect());
                 told.retain(|entry| intents.iter().all(|row| row.id != entry.row.id));
