@@ -146,7 +146,8 @@ fn foreseen(preview: &Value, which: &str, is: &Value) -> Value {
     credit
         .sort_by_key(|row| std::cmp::Reverse(row["value"].as_str().map(|value| value.parse::<i64>().expect("whole"))));
     json!({"sessions": figures["sessions"][which], "conversions": figures["conversions"][which],
-        "value": figures["value"][which], "buyers": listed("segments", "segment", "buyers"), "thanks": listed("intents", "campaign", "thanks"),
+        "value": figures["value"][which], "buyers": listed("segments", "segment", "buyers"),
+        "thanks": listed("intents", "campaign", "thanks"),
         "credit": credit})
 }
 

@@ -809,7 +809,7 @@ fn what_is_tried_may_name_what_is_not_kept_and_take_away_what_is_there() {
     // So much is not read again beside everything else.
     for part in 0..4 {
         let call = |number: i64| {
-            json!({"type": "track", "event": "product_view", "userId": "robot", "messageId": format!("r{part}-{number}"),
+            json!({"type": "track", "event": "product_view", "userId": "robot", "messageId": format!("{part}-{number}"),
                 "timestamp": START + 100 * DAY, "properties": {"shade": "red"}})
         };
         server.write("/v1/batch", &json!({"batch": (0..300).map(call).collect::<Vec<_>>()}));

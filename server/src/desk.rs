@@ -324,8 +324,8 @@ impl Records {
         }
     }
 
-    /// The events, by their places, of which definitions that are tried name more than is kept under those that hold; no
-    /// more of them than [`REREAD_MAX`] and one. An error says why there is no knowing.
+    /// The events, by their places, of which definitions that are tried name more than is kept under those that hold;
+    /// no more of them than [`REREAD_MAX`] and one. An error says why there is no knowing.
     pub async fn reread(&self, again: &Again, holds: &Arc<Plan>) -> Result<Vec<Event>, String> {
         let mut all = match self {
             Records::Logs(own, process, desk) => {

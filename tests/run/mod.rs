@@ -331,8 +331,8 @@ impl Run {
         Arc::clone(&self.plan)
     }
 
-    /// Tries something; before each time that the engine is asked how far it is, something may come in. What definitions
-    /// name that is not kept is read again from what has come in before.
+    /// Tries something; before each time that the engine is asked how far it is, something may come in. What
+    /// definitions name that is not kept is read again from what has come in before.
     pub fn what_if(&mut self, mut trial: Trial, mut meanwhile: impl FnMut(&mut Run)) -> Result<Vec<Outcome>, Stalled> {
         if self.steps.iter().any(|step| !step.is_empty()) {
             self.close([], |_, _| {})?;
