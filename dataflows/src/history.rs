@@ -71,6 +71,8 @@ pub struct Folded<F: Fold> {
     at: Millis,
     state: F::State,
     places: Vec<Place<F::Mark>>,
+    /// As `folded` was at the last of the places: each step asks, and need not look there.
+    marked: usize,
 }
 
 /// Another fold of the same entries, if there is one, and where its consequences are added up.
@@ -184,7 +186,7 @@ impl<F: Fold> History<F> {
         F::State: Clone,
     {
         let Folded { folded, at, state, .. } = &self.now;
-        Folded { folded: *folded, at: *at, state: state.clone(), places: Vec::new() }
+        Folded { folded: *folded, at: *at, state: state.clone(), places: Vec::new(), marked: 0 }
     }
 
     /// Folds all up to `clock` anew, as it will be under another fold.
@@ -206,7 +208,7 @@ impl<F: Fold> History<F> {
 impl<F: Fold> Folded<F> {
     /// What no entry folds to.
     pub fn new(fold: &F) -> Self {
-        Folded { folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new() }
+        Folded { folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new(), marked: 0 }
     }
 
     /// What is true after the last instant folded.
@@ -240,7 +242,10 @@ impl<F: Fold> Folded<F> {
             }
             fold.step(&mut self.state, at, entries, start..self.folded, effects);
             self.at = at;
-            if self.folded >= self.places.last().map_or(0, |place| place.folded) + MARK_EVERY {
+            if self.folded >= self.marked + MARK_EVERY {
+                // They stay few.
+                self.places.reserve_exact(1);
+                self.marked = self.folded;
                 self.places.push(Place { folded: self.folded, at, mark: fold.mark(&self.state) });
                 self.thin();
             }
@@ -266,6 +271,7 @@ impl<F: Fold> Folded<F> {
             let last = self.places.last();
             fold.back(&mut self.state, last.map(|last| &last.mark), entries, effects);
             (self.folded, self.at) = last.map_or((0, Millis::MIN), |last| (last.folded, last.at));
+            self.marked = self.folded;
         }
         late
     }

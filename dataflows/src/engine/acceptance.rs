@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use ecow::EcoString;
-use serde::{Deserialize, Serialize};
 
 use super::Acceptance;
 use crate::admission::{Admission, Erased, Verdict};
 use crate::event::{Event, Link};
-use crate::identity::{Change, Id};
+use crate::identity::{Change, Erasure, Settled};
 use crate::plan::Plan;
 use crate::protocol::{Destroyed, Question, Record, Terms};
 use crate::strike::without;
@@ -29,17 +28,6 @@ pub(super) struct Turn {
     pub(super) plan: Option<Arc<Plan>>,
     /// What is asked here.
     pub(super) questions: Vec<(u64, Question)>,
-}
-
-/// What counts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Admitted {
-    /// An event.
-    Event(Event),
-    /// An event that was accepted before is taken back: own id, message id.
-    Retract(Id, EcoString),
-    /// An event that was accepted before, as definitions to come read it.
-    Reread(Event),
 }
 
 /// Decides on records in their order.
@@ -71,19 +59,19 @@ impl Accepting {
         std::mem::take(&mut self.accepted)
     }
 
-    /// Decides on one: what counts, whom it links, how it was decided if it was not simply taken.
+    /// Decides on one: whom it links, how it was decided if it was not simply taken. It stays where it is, since most
+    /// are taken.
     pub(super) fn decide(
         &mut self,
-        record: Record,
+        record: &mut Record,
         lateness: Option<Millis>,
-        admit: &mut impl FnMut(Admitted),
         link: &mut impl FnMut(u64, Millis, Change),
     ) -> Option<(u64, Verdict)> {
         // Where events move the clock none is ever ahead of it.
         let is_stamped = self.acceptance == Acceptance::Stamped;
         let mut link = |position, stamp, change| link(position, if is_stamped { stamp } else { Millis::MAX }, change);
         match record {
-            Record::Event(mut prepared) => {
+            Record::Event(prepared) => {
                 let (position, timestamp) = (prepared.event.position, prepared.event.timestamp);
                 if self.erased.covers(&self.secret, &prepared.event.own, timestamp) {
                     return Some((position, Verdict::Erased));
@@ -94,37 +82,32 @@ impl Accepting {
                 }
                 self.accepted += 1;
                 self.strike(&mut prepared.event);
-                if let Some(stated) = prepared.link.and_then(|link| self.struck(*link)) {
+                if let Some(stated) = prepared.link.take().and_then(|link| self.struck(*link)) {
                     link(position, stated.stamp, Change::Link(stated));
                 }
-                admit(Admitted::Event(prepared.event));
             }
             Record::Retract(position, stamp, own, message_id, entry) => {
                 // What was not accepted before cannot be taken back: what comes after stands.
-                if !self.admission.has(entry) {
-                    return Some((position, Verdict::Unknown));
+                if !self.admission.has(*entry) {
+                    return Some((*position, Verdict::Unknown));
                 }
-                link(position, stamp, Change::Retract(own.clone(), message_id.clone()));
-                admit(Admitted::Retract(own, message_id));
+                link(*position, *stamp, Change::Retract(own.clone(), message_id.clone()));
             }
-            Record::Reread(mut event) => {
-                self.strike(&mut event);
-                admit(Admitted::Reread(event));
-            }
-            Record::Unlink(position, stamp, a, b) => link(position, stamp, Change::Unlink(a, b)),
-            Record::Clock(_, to) => drop(self.tick(to)),
-            Record::Unreadable(position) => return Some((position, Verdict::Invalid)),
+            Record::Reread(event) => self.strike(event),
+            Record::Unlink(position, stamp, a, b) => link(*position, *stamp, Change::Unlink(a.clone(), b.clone())),
+            Record::Clock(_, to) => drop(self.tick(*to)),
+            Record::Unreadable(position) => return Some((*position, Verdict::Invalid)),
             Record::Bar(bar) => bar.marks.iter().for_each(|mark| self.erased.add(*mark, bar.until)),
             Record::Erase(erasure) => {
                 // Of whom nothing is taken any more, the clock is that of the step.
-                link(erasure.position, erasure.until.min(self.clock), Change::Erase(*erasure));
+                link(erasure.position, erasure.until.min(self.clock), Change::Erase(Erasure::clone(erasure)));
             }
-            Record::Settled(settled) => link(0, Millis::MIN, Change::Settled(*settled)),
-            Record::Destroyed(Destroyed { position, timestamp, is_late, entry, .. }) => {
+            Record::Settled(settled) => link(0, Millis::MIN, Change::Settled(Settled::clone(settled))),
+            &mut Record::Destroyed(Destroyed { position, timestamp, is_late, entry, .. }) => {
                 let verdict = self.admit(entry, timestamp, is_late, lateness);
                 return Some((position, verdict)).filter(|_| verdict != Verdict::Accepted);
             }
-            Record::Decided(position, verdict) => return Some((position, verdict)),
+            Record::Decided(position, verdict) => return Some((*position, *verdict)),
         }
         None
     }

@@ -25,7 +25,7 @@ use timely::progress::frontier::{AntichainRef, MutableAntichain};
 use timely::progress::{Antichain, Timestamp};
 use timely::worker::Worker;
 
-use super::acceptance::{Accepting, Admitted, Turn, in_order};
+use super::acceptance::{Accepting, Turn, in_order};
 use super::profiles::{Profiles, Settled};
 use super::wire::Batch;
 use super::{Acceptance, Time, route};
@@ -273,16 +273,13 @@ pub(super) fn assemble(
         let (assigned, refused) = identity(accepted.links, accepted.signals.clone(), turns.clone(), workers);
         let (loops, forwarded) = scope.feedback::<Batch<(Id, Forward)>>(1);
         // Where one worker decides on all records, they have yet to be brought home.
-        let admitted = match acceptance {
-            Acceptance::InOrder => accepted.admitted.exchange(|admitted| match admitted {
-                Admitted::Event(event) | Admitted::Reread(event) => route(&event.own),
-                Admitted::Retract(own, _) => route(own),
-            }),
-            Acceptance::Stamped | Acceptance::AnyTime => accepted.admitted,
+        let decided = match acceptance {
+            Acceptance::InOrder => accepted.decided.exchange(home),
+            Acceptance::Stamped | Acceptance::AnyTime => accepted.decided,
         };
         let signals = accepted.signals;
         let (forward, changes, told) =
-            profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
+            profiles(decided, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
         forward.connect_loop(loops);
         let counted = totals(changes.arrange_by_self_named("Totals"), signals);
         let told = scope.concatenate([accepted.told, refused, told, counted, durable]);
@@ -293,10 +290,28 @@ pub(super) fn assemble(
 
 /// What comes out of acceptance.
 struct Accepted<'s> {
-    admitted: StreamVec<'s, Time, Admitted>,
+    /// The records as they came, all of which are decided on.
+    decided: Stream<'s, Time, Batch<Record>>,
     links: StreamVec<'s, Time, Linked>,
     signals: StreamVec<'s, Time, (u64, Signal)>,
     told: StreamVec<'s, Time, Told>,
+}
+
+/// The worker of a record's own id, or whose it is otherwise.
+fn home(record: &Record) -> u64 {
+    match record {
+        Record::Event(prepared) => route(&prepared.event.own),
+        Record::Reread(event) => route(&event.own),
+        Record::Retract(_, _, own, ..) => route(own),
+        Record::Bar(bar) => bar.worker,
+        Record::Destroyed(destroyed) => destroyed.route,
+        Record::Unlink(..)
+        | Record::Clock(..)
+        | Record::Unreadable(_)
+        | Record::Erase(_)
+        | Record::Decided(..)
+        | Record::Settled(_) => 0,
+    }
 }
 
 /// Records, decided on in their order by the worker of their own id, or all by one.
@@ -315,28 +330,15 @@ fn accept<'s>(
     let scope = records.scope();
     let (peers, index) = (scope.peers(), scope.index());
     let is_one = accepting.acceptance == Acceptance::InOrder;
-    let by_id = Batches::new(move |record: &Record| match record {
-        _ if is_one => 0,
-        Record::Event(prepared) => route(&prepared.event.own),
-        Record::Reread(event) => route(&event.own),
-        Record::Retract(_, _, own, ..) => route(own),
-        Record::Bar(bar) => bar.worker,
-        Record::Destroyed(destroyed) => destroyed.route,
-        Record::Unlink(..)
-        | Record::Clock(..)
-        | Record::Unreadable(_)
-        | Record::Erase(_)
-        | Record::Decided(..)
-        | Record::Settled(_) => 0,
-    });
+    let by_id = Batches::new(move |record: &Record| if is_one { 0 } else { home(record) });
     let mut builder = OperatorBuilder::new("Acceptance".to_owned(), scope);
     let mut records = builder.new_input(records, by_id);
     let mut turns = builder.new_input(turns, Pipeline);
-    let (admitted, admitted_stream) = builder.new_output::<Vec<Admitted>>();
+    let (decided, decided_stream) = builder.new_output::<Batch<Record>>();
     let (links, links_stream) = builder.new_output::<Vec<Linked>>();
     let (signals, signals_stream) = builder.new_output::<Vec<(u64, Signal)>>();
     let (told, told_stream) = builder.new_output::<Vec<Told>>();
-    let mut admitted = OutputBuilder::<_, CapacityContainerBuilder<Vec<Admitted>>>::from(admitted);
+    let mut decided = OutputBuilder::<_, CapacityContainerBuilder<Batch<Record>>>::from(decided);
     let mut links = OutputBuilder::<_, CapacityContainerBuilder<Vec<Linked>>>::from(links);
     let mut signals = OutputBuilder::<_, CapacityContainerBuilder<Vec<(u64, Signal)>>>::from(signals);
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
@@ -357,27 +359,30 @@ fn accept<'s>(
                 stash.extend(turn.map(|turn| (time, Under { capabilities: [a, b, c, d], turn })));
             });
             let passed = |time: &Time| !frontiers[0].less_equal(time) && !frontiers[1].less_equal(time);
-            let mut admitted = admitted.activate();
+            let mut decided = decided.activate();
             let mut links = links.activate();
             let mut signals = signals.activate();
             let mut told = told.activate();
             while let Some(first) = stash.first_entry().filter(|first| passed(first.key())) {
-                let (time, Under { capabilities: [on_admitted, on_links, on_signals, on_told], turn }) =
+                let (time, Under { capabilities: [on_decided, on_links, on_signals, on_told], turn }) =
                     first.remove_entry();
-                let mut admitted = admitted.session(&on_admitted);
+                let mut decided = decided.session(&on_decided);
                 let mut links = links.session(&on_links);
                 let mut signals = signals.session(&on_signals);
                 let mut told = told.session(&on_told);
                 accepting.tick(turn.clock);
-                let mut admit = |admitting| admitted.give(admitting);
                 let mut link = |position, stamp, change| links.give(Linked::Change(position, stamp, change));
-                for record in in_order(arrived.remove(&time).unwrap_or_default()).into_iter().flatten() {
-                    let verdict = accepting.decide(record, turn.terms.lateness, &mut admit, &mut link);
-                    if let Some((position, verdict)) = verdict {
-                        // Each process keeps an account of what is wrong anywhere.
-                        let to = (0..peers).step_by(workers);
-                        told.give_iterator(to.map(|to| (to, Saying::Verdict(position, verdict))));
+                for mut chunk in in_order(arrived.remove(&time).unwrap_or_default()) {
+                    for record in &mut chunk {
+                        let verdict = accepting.decide(record, turn.terms.lateness, &mut link);
+                        if let Some((position, verdict)) = verdict {
+                            *record = Record::Decided(position, verdict);
+                            // Each process keeps an account of what is wrong anywhere.
+                            let to = (0..peers).step_by(workers);
+                            told.give_iterator(to.map(|to| (to, Saying::Verdict(position, verdict))));
+                        }
                     }
+                    decided.give_container(&mut chunk.into());
                 }
                 let (clock, accepted) = (accepting.tick(turn.clock), accepting.accepted());
                 links.give(Linked::Clock(clock));
@@ -398,7 +403,7 @@ fn accept<'s>(
             }
         }
     });
-    Accepted { admitted: admitted_stream, links: links_stream, signals: signals_stream, told: told_stream }
+    Accepted { decided: decided_stream, links: links_stream, signals: signals_stream, told: told_stream }
 }
 
 /// Links to persons: on one worker, since a refusal depends on all links before it in the log.
@@ -582,7 +587,7 @@ struct Under {
     second: [Capability<Time>; 2],
     now: Option<Now>,
     asks: Vec<Ask>,
-    admitted: Vec<Vec<Admitted>>,
+    decided: Vec<Vec<Record>>,
     assigned: Vec<Assignment>,
     forwarded: Vec<(Id, Forward)>,
     sends: bool,
@@ -598,7 +603,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
         first: Some(first),
         now: None,
         asks: Vec::new(),
-        admitted: Vec::new(),
+        decided: Vec::new(),
         assigned: Vec::new(),
         forwarded: Vec::new(),
         sends: false,
@@ -609,7 +614,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
 /// The keyed histories of persons, in two beats: an id's worker knows whose it is, and keeps the person's history if it
 /// bears the person's key; what belongs elsewhere goes on to the second beat.
 fn profiles<'s>(
-    admitted: StreamVec<'s, Time, Admitted>,
+    decided: Stream<'s, Time, Batch<Record>>,
     signals: StreamVec<'s, Time, (u64, Signal)>,
     assigned: StreamVec<'s, Time, Assignment>,
     forwarded: Stream<'s, Time, Batch<(Id, Forward)>>,
@@ -627,8 +632,8 @@ fn profiles<'s>(
     });
     let by_key = Batches::new(|(key, _): &(Id, Forward)| route(key));
     let mut builder = OperatorBuilder::new("Profiles".to_owned(), scope);
-    // What is admitted is where it belongs already.
-    let mut admitted = builder.new_input(admitted, Pipeline);
+    // What is decided on is where it belongs already.
+    let mut decided = builder.new_input(decided, Pipeline);
     let mut signals = builder.new_input(signals, to_one);
     let mut assigned = builder.new_input(assigned, by_concern);
     let mut turns = builder.new_input(turns, Pipeline);
@@ -664,9 +669,9 @@ fn profiles<'s>(
                 let Some(under) = under(&mut stash, &capability) else { return };
                 (under.sends, under.plan) = data.pop().map_or((false, None), |turn| (turn.sends, turn.plan));
             });
-            admitted.for_each(|capability, data| {
+            decided.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
-                under.admitted.push(std::mem::take(data));
+                under.decided.push(std::mem::take(&mut data.items));
             });
             assigned.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
@@ -691,7 +696,7 @@ fn profiles<'s>(
                     let mut session = forward.session(&first);
                     let mut send = |key, forward| session.give((key, forward));
                     under.assigned.drain(..).for_each(|assignment| profiles.assign(assignment, &mut send));
-                    under.admitted.drain(..).flatten().for_each(|admitted| profiles.record(admitted, &mut send));
+                    under.decided.drain(..).flatten().for_each(|record| profiles.record(record, &mut send));
                     under.asks.drain(..).for_each(|ask| profiles.ask(ask, &mut send));
                 }
                 if frontiers[4].less_equal(&(time + 1)) {

@@ -9,12 +9,12 @@ use differential_dataflow::hashable::Hashable;
 use ecow::EcoString;
 use hashbrown::{HashMap, HashSet};
 
-use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
 use super::what_if::WhatIf;
 use crate::event::{Context, Event};
 use crate::identity::{Erasure, Id, Move};
+use crate::intake::Prepared;
 use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
 use crate::profile::answers::{Asked, IntentRow, Page, ProfileRow, Rows, SessionRow, View, intent_row, public_id};
@@ -24,7 +24,7 @@ use crate::profile::explain::{INSTANTS_MAX, explain};
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::profile::trial::Trial;
 use crate::profile::{Effects, State};
-use crate::protocol::{Answer, Deadline, Question};
+use crate::protocol::{Answer, Deadline, Question, Record};
 use crate::strike::{names, without};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
@@ -114,22 +114,24 @@ impl Profiles {
         }
     }
 
-    /// The first beat: something was admitted.
-    pub(super) fn record(&mut self, admitted: Admitted, send: &mut impl FnMut(Id, Forward)) {
-        match admitted {
-            Admitted::Event(event) => match self.home(&event.own) {
+    /// The first beat: something was decided on.
+    pub(super) fn record(&mut self, record: Record, send: &mut impl FnMut(Id, Forward)) {
+        match record {
+            Record::Event(Prepared { event, .. }) => match self.home(&event.own) {
                 Some(key) => send(key, Forward::Event(event)),
                 None => {
                     let slot = self.keyed.touch(&event.own);
                     self.insert(slot, event);
                 }
             },
-            Admitted::Reread(event) => {
+            Record::Reread(event) => {
                 send(self.home(&event.own).unwrap_or_else(|| event.own.clone()), Forward::Reread(event));
             }
-            Admitted::Retract(own, message_id) => {
+            Record::Retract(_, _, own, message_id, _) => {
                 send(self.home(&own).unwrap_or_else(|| own.clone()), Forward::Retract(own, message_id));
             }
+            // What was not accepted, and what is not about events.
+            _ => {}
         }
     }
 

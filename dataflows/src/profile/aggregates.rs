@@ -87,7 +87,7 @@ impl Instant<'_> {
     /// Shows an event to the aggregates that look at its name.
     pub(super) fn feed(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
-        for feed in &plan.rules(seen.name).feeds {
+        for feed in &seen.rules.feeds {
             let looks = &plan.feeds[*feed];
             if (seen.kind.is_none() && !looks.emitted) || !self.holds(looks.rule.as_ref(), seen) {
                 continue;

@@ -173,7 +173,7 @@ impl Instant<'_> {
     /// The first touch rule that matches makes a touch; else UTM fields do.
     pub(super) fn touch(&mut self, event: &Event, seen: Seen<'_>) {
         let plan = self.plan;
-        let rules = &plan.rules(seen.name).touches;
+        let rules = &seen.rules.touches;
         let utm = event.context().and_then(|context| context.utm.as_ref());
         let rule = rules.iter().map(|rule| &plan.touches[*rule]).find(|rule| self.holds(rule.rule.as_ref(), seen));
         let (channel, campaign) = match (rule, utm) {
@@ -190,7 +190,7 @@ impl Instant<'_> {
     /// Conversions and refunds that an event makes.
     pub(super) fn convert(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
-        let rules = &plan.rules(seen.name);
+        let rules = seen.rules;
         for number in &rules.conversions {
             let rule = &plan.conversions[*number];
             if !self.holds(rule.rule.as_ref(), seen) {

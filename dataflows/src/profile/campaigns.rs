@@ -115,7 +115,7 @@ impl Instant<'_> {
     /// Campaigns that begin at an event.
     pub(super) fn event_campaigns(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
-        for campaign in &plan.rules(seen.name).campaigns {
+        for campaign in &seen.rules.campaigns {
             if self.holds(plan.campaigns[*campaign].rule.as_ref(), seen) {
                 self.candidate(*campaign, Cause::Event, seen.root, seen.kind.map(|_| seen.root));
             }
@@ -124,9 +124,6 @@ impl Instant<'_> {
 
     /// The gates of audience and consent, as of the item that began these intents.
     pub(super) fn judge_audience(&mut self) {
-        if self.judged == self.candidates.len() {
-            return;
-        }
         let state = &*self.state;
         for candidate in &mut self.candidates[self.judged..] {
             let campaign = &self.plan.campaigns[candidate.campaign];

@@ -49,6 +49,7 @@ impl Latest {
 
 impl State {
     /// Where the person stands in a journey.
+    #[inline]
     pub fn standing(&self, plan: &Plan, journey: usize) -> Standing {
         let words = &self.words[plan.layout.journeys[journey]..];
         Standing { state: words[0] as usize, since: words[1], root: Root(words[2] as u32) }
@@ -91,8 +92,9 @@ impl Instant<'_> {
     }
 
     /// Notes an event that timers count from.
+    #[inline]
     pub(super) fn anchor(&mut self, seen: Seen<'_>) {
-        if let Some(anchor) = self.plan.rules(seen.name).anchor {
+        if let Some(anchor) = seen.rules.anchor {
             let words = &mut self.state.words[self.plan.layout.anchors + 2 * anchor..];
             (words[0], words[1]) = (self.at, i64::from(seen.root.0));
         }
@@ -111,7 +113,7 @@ impl Instant<'_> {
         if let Some(way) = taken {
             return self.go(journey, way.to, way.total, seen.root);
         }
-        let anchor = plan.rules(seen.name).anchor;
+        let anchor = seen.rules.anchor;
         for (number, timer) in state.timers.iter().enumerate() {
             let moved = match timer.since {
                 Anchor::Entry => false,

@@ -25,7 +25,7 @@ use ecow::EcoString;
 
 use crate::event::{Event, Kind};
 use crate::history::Fold;
-use crate::plan::{Field, Plan, Rule, View, Window, counts, find};
+use crate::plan::{Field, Plan, Rule, Rules, View, Window, counts, find};
 use crate::time::Millis;
 use crate::total::Counted;
 use crate::value::Value;
@@ -313,7 +313,8 @@ impl Fold for Plan {
         present: Range<usize>,
         effects: &mut Effects,
     ) {
-        Instant { plan: self, state, at, entries, effects, emitted: Vec::new(), candidates: Vec::new(), judged: 0 }
+        let (emitted, candidates) = Default::default();
+        Instant { plan: self, state, at, entries, effects, emitted, candidates, judged: 0, converted: None }
             .run(present);
     }
 
@@ -402,6 +403,8 @@ impl Plan {
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
     name: NameId,
+    /// What happens at an event of that name.
+    rules: &'a Rules,
     kind: Option<Kind>,
     values: &'a [(Slot, Value)],
     root: Root,
@@ -439,6 +442,8 @@ struct Instant<'a> {
     candidates: Vec<Candidate>,
     /// Candidates of earlier items: their first gates are judged.
     judged: usize,
+    /// How many conversions and refunds there were before those of this instant, if it may have any.
+    converted: Option<(usize, usize)>,
 }
 
 impl Instant<'_> {
@@ -451,7 +456,6 @@ impl Instant<'_> {
                 self.emission(&emitted);
             }
         }
-        let (conversions, refunds) = (self.state.tapes.conversions.len(), self.state.tapes.refunds.len());
         for index in present {
             self.accepted(index);
         }
@@ -460,8 +464,12 @@ impl Instant<'_> {
         if due {
             self.schedules();
         }
-        self.credit(conversions, refunds);
-        self.gates();
+        if let Some((conversions, refunds)) = self.converted {
+            self.credit(conversions, refunds);
+        }
+        if !self.candidates.is_empty() {
+            self.gates();
+        }
         if due {
             self.state.core.due = self.next_due();
         }
@@ -480,11 +488,9 @@ impl Instant<'_> {
 
     /// (3) An event that a timer emitted.
     fn emission(&mut self, emitted: &Emitted) {
-        let seen = Seen { name: emitted.name, kind: None, values: &emitted.values, root: emitted.root };
-        self.feed(seen);
-        self.follow(seen);
-        self.anchor(seen);
-        self.judge(Item::Event(seen));
+        let rules = self.plan.rules(emitted.name);
+        let seen = Seen { name: emitted.name, rules, kind: None, values: &emitted.values, root: emitted.root };
+        self.seen(seen);
     }
 
     /// (4) An accepted event.
@@ -500,11 +506,21 @@ impl Instant<'_> {
             self.classify();
             return self.judge(Item::Call(root));
         }
-        let seen = Seen { name: event.name, kind: Some(event.kind), values: event.values(), root };
-        self.visit(event, root);
+        let rules = self.plan.rules(event.name);
+        let seen = Seen { name: event.name, rules, kind: Some(event.kind), values: event.values(), root };
+        self.visit(event, seen);
         self.touch(event, seen);
-        self.convert(seen);
+        if !rules.conversions.is_empty() || !rules.refunds.is_empty() {
+            let tapes = &self.state.tapes;
+            self.converted.get_or_insert((tapes.conversions.len(), tapes.refunds.len()));
+            self.convert(seen);
+        }
         self.classify();
+        self.seen(seen);
+    }
+
+    /// What an event is to the views, accepted or emitted.
+    fn seen(&mut self, seen: Seen<'_>) {
         self.feed(seen);
         self.follow(seen);
         self.anchor(seen);
@@ -527,7 +543,7 @@ impl Instant<'_> {
     /// Judges segments and journeys that may have changed, each after what it reads; then campaigns.
     fn judge(&mut self, item: Item<'_>) {
         if let Item::Event(seen) = item {
-            for view in &self.plan.rules(seen.name).views {
+            for view in &seen.rules.views {
                 self.wake(*view);
             }
             if seen.kind.is_some() {
@@ -545,7 +561,9 @@ impl Instant<'_> {
         if let Item::Event(seen) = item {
             self.event_campaigns(seen);
         }
-        self.judge_audience();
+        if self.judged < self.candidates.len() {
+            self.judge_audience();
+        }
     }
 
     /// A view is to be judged again at this item.

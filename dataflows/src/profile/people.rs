@@ -183,6 +183,9 @@ impl Instant<'_> {
 
     /// Has segments judged again that read the class of visitor, if it changed.
     pub(super) fn classify(&mut self) {
+        if self.plan.visitor_readers.is_empty() {
+            return;
+        }
         let sessions = self.state.session_count();
         let (known, paying) = (!self.state.tapes.known.is_empty(), self.state.core.standing > 0);
         let class = [sessions == 1, sessions >= 2, known, paying];

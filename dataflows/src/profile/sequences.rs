@@ -103,7 +103,7 @@ impl Instant<'_> {
     pub(super) fn follow(&mut self, seen: Seen<'_>) {
         let plan = self.plan;
         let left = Left { at: self.at, accepted: seen.kind.is_some(), root: seen.root };
-        for number in &plan.rules(seen.name).sequences {
+        for number in &seen.rules.sequences {
             let of = &plan.sequences[*number];
             if let Some(absence) = &of.absence
                 && absence.name == seen.name

@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::plan::{Plan, Window, counts};
 use crate::time::Millis;
 
-use super::{Core, Effects, Instant, Left, NEVER, Root, State};
+use super::{Core, Effects, Instant, Left, NEVER, Root, Seen, State};
 
 /// A run of activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl State {
 
 impl Instant<'_> {
     /// An activity joins the latest session, or begins another.
-    pub(super) fn visit(&mut self, event: &Event, root: Root) {
+    pub(super) fn visit(&mut self, event: &Event, seen: Seen<'_>) {
         let plan = self.plan;
         let counts = &mut self.effects.counts;
         let visit = &mut self.state.core.visit;
@@ -92,14 +92,14 @@ impl Instant<'_> {
             if visit.events > 0 {
                 self.state.tapes.sessions.push(*visit);
             }
-            *visit = Session { start: event.timestamp, first: root, ..Session::NONE };
+            *visit = Session { start: event.timestamp, first: seen.root, ..Session::NONE };
             counts[counts::SESSIONS] += 1;
             counts[counts::BOUNCES] += 1;
         }
         visit.end = event.timestamp;
         visit.events += 1;
-        visit.buying |= plan.rules(event.name).buying;
-        self.state.core.activity = root;
+        visit.buying |= seen.rules.buying;
+        self.state.core.activity = seen.root;
         for readers in &plan.session_readers {
             self.wake_all(readers);
         }
