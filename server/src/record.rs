@@ -134,7 +134,8 @@ impl DeadLetter {
         if record.kind == DEAD_LETTER {
             return serde_json::from_slice(&record.payload).ok();
         }
-        if record.kind == DESTROYED {
+        // Where bodies are destroyed later than they are decided on, one may still be there.
+        if record.kind == DESTROYED || verdict == Verdict::Erased {
             let reason = match verdict {
                 Verdict::TooLate => Reason::TooLate,
                 Verdict::RefusedEdge => Reason::RefusedEdge,
@@ -243,6 +244,14 @@ pub struct Pinned {
     pub is_refused: bool,
 }
 
+impl Pinned {
+    /// Has an event be what it was decided on by, and not what its struck body makes of it.
+    pub fn hold(self, prepared: &mut Prepared) {
+        prepared.entry = self.entry;
+        prepared.link.take_if(|_| self.is_refused);
+    }
+}
+
 /// Says of an event's kind that it is pinned, and how.
 const PINNED: u8 = 0x80;
 
@@ -318,10 +327,7 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let mut call = Call::parse(body, Some(kind))?;
     let mut prepared = Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)?;
-    if let Some(Pinned { entry, is_refused }) = pinned(payload) {
-        prepared.entry = entry;
-        prepared.link = prepared.link.filter(|_| !is_refused);
-    }
+    pinned(payload).into_iter().for_each(|pinned| pinned.hold(&mut prepared));
     Ok(prepared)
 }
 

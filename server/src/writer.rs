@@ -146,6 +146,7 @@ pub fn start(start: Start) -> Result<Started, String> {
         Store::Own(log) => (Backing::Own(log), 0),
         Store::Stream(stream, kept, end) => {
             let (plan, to) = (Arc::clone(&plan), work);
+            shared.in_stream.store(true, Ordering::Relaxed);
             let feed = Feed::start(Feeding { stream, kept, plan, secret, clock, share, to: to.clone() });
             if leads {
                 let _ = shared.feed.set(feed.clone());
@@ -531,6 +532,10 @@ impl Writer {
         let payload = serde_json::to_vec(payload).expect("records have string keys");
         self.group.push((kind, self.clock, payload));
         position
+    }
+
+    fn leads(&self) -> bool {
+        self.others.as_ref().is_none_or(Others::leads)
     }
 
     fn process(&self) -> usize {

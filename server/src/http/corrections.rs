@@ -21,7 +21,7 @@ use super::query::{self, Asked, cursor, read_body};
 use super::{App, AsOfRow, json};
 use crate::audit::Detail;
 use crate::desk::Selected;
-use crate::hub::{Answered, NotTaken, Receipt, Work};
+use crate::hub::{Answered, Receipt, Work};
 use crate::problem::Problem;
 use crate::record::Correction;
 
@@ -151,7 +151,7 @@ async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Prob
 async fn correct(app: &App, corrections: Vec<Correction>) -> Result<Receipt, Problem> {
     let (reply, corrected) = oneshot::channel();
     app.hub.give(Work::Correct(corrections, reply))?;
-    Ok(corrected.await.map_err(|_| NotTaken::Stopping)?)
+    Ok(corrected.await.map_err(|_| app.hub.unanswered())?)
 }
 
 /// Two ids that an edge joins.

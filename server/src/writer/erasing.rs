@@ -3,6 +3,7 @@
 //! The process that was asked writes the erasure down; the engine tells all of it. Each process then writes down that
 //! its own log has bodies to be destroyed, and destroys them; the one that was asked does so last, when all others have
 //! it written down. So wherever any of them ends, what is left to do is found in its log, or told anew by the engine.
+//! Of a stream, which all share, the process that leads destroys what is to be destroyed.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -18,10 +19,12 @@ use ecow::EcoString;
 use tokio::sync::oneshot;
 
 use super::{Backing, Durable, Writer};
-use crate::cluster::Letter;
+use crate::cluster::{LEADER, Letter};
+use crate::door::Incoming;
 use crate::erasing::Job;
-use crate::hub::{self, AsOf, News};
+use crate::hub::{self, AsOf, News, Work};
 use crate::record::{self, Dispatch, Erase, Left, Pinned};
+use crate::stream::{Came, Standing, feed, seal};
 
 /// An erasure, as far as it is known here.
 #[derive(Debug, Default)]
@@ -70,6 +73,45 @@ impl Writer {
         }
     }
 
+    /// An erasure stands in the stream, or how many events it took out.
+    pub(super) fn read_erase(&mut self, position: u64, erase: Erase) {
+        let Erase { of, until, events, ids, marks } = erase;
+        if let Some(at) = of {
+            let known = self.erasing.entry(at).or_default();
+            known.events = known.events.max(events);
+            known.noted.insert(LEADER);
+            return;
+        }
+        marks.iter().for_each(|mark| self.erased.add(*mark, until));
+        // Once is enough.
+        if self.leads() {
+            let is_complete = ids.is_empty();
+            self.shared.lock().erasures.insert(position, hub::Erasing { events, is_complete });
+            self.engine.bars(position, until, marks).into_iter().for_each(|bar| self.step.record(bar));
+            if !is_complete {
+                self.step.record(Record::Erase(Box::new(Erasure { position, until, ids })));
+            }
+        }
+    }
+
+    /// Has all destroyed in the stream that an erasure asks for: the process that leads does.
+    fn go_on_in_stream(&mut self, at: u64) {
+        let is_ours = self.is_ready && self.leads();
+        let refused = self.refused();
+        let (Some(known), Backing::Stream(streamed)) = (self.erasing.get_mut(&at), &self.log) else { return };
+        let Some(erasure) = known.erasure.clone().filter(|_| is_ours && !known.is_under_way) else { return };
+        known.is_under_way = true;
+        let events = known.events;
+        let note = Erase { ids: Vec::new(), ..Erase::new(&erasure, Some(at), events, &self.secret) };
+        let done = Erase { of: None, ..note.clone() };
+        let note = feed::own(record::ERASE, format!("thalweg:{:x}:{at}", self.life), &note);
+        let note = Some(seal(note, &self.secret)).filter(|_| !known.noted.contains(&LEADER));
+        let shared = self.shared.clone();
+        shared.lock().erasures.insert(at, hub::Erasing { events, is_complete: false });
+        let job = Job::new(erasure, LEADER, self.secret, refused);
+        streamed.feed.erase(job, note, done, move || shared.lock().news.push(News::Destroyed(at)));
+    }
+
     /// All of the log is read: the others hear what is done here.
     pub(super) fn found_all(&mut self) {
         self.erasing.keys().copied().collect::<Vec<_>>().into_iter().for_each(|at| self.go_on(at));
@@ -86,6 +128,10 @@ impl Writer {
         for news in news {
             let here = self.process();
             match news {
+                News::Destroyed(at) if matches!(self.log, Backing::Stream(_)) => {
+                    let events = self.erasing.remove(&at).map_or(0, |known| known.events);
+                    self.shared.lock().erasures.insert(at, hub::Erasing { events, is_complete: true });
+                }
                 News::Destroyed(at) => self.hear_of(here, at, 0, true),
                 News::Erased(erasure, events) => {
                     self.bar(&erasure);
@@ -112,6 +158,9 @@ impl Writer {
 
     /// Does what can be done next for an erasure.
     fn go_on(&mut self, at: u64) {
+        if matches!(self.log, Backing::Stream(_)) {
+            return self.go_on_in_stream(at);
+        }
         let (here, taker) = (self.process(), process_of(at));
         let all = self.others.as_ref().map_or(1, |others| others.processes);
         let Some(known) = self.erasing.get_mut(&at) else { return };
@@ -140,6 +189,7 @@ impl Writer {
     /// That bodies are to be destroyed is written down: destroys them.
     pub(super) fn destroy(&mut self, at: u64) -> Result<(), String> {
         let (here, taker, secret) = (self.process(), process_of(at), self.secret);
+        let refused = self.refused();
         let (Some(known), Backing::Own(log)) = (self.erasing.get_mut(&at), &mut self.log) else { return Ok(()) };
         let Some(erasure) = known.erasure.clone() else { return Ok(()) };
         known.noted.insert(here);
@@ -147,10 +197,6 @@ impl Writer {
             others.tell(taker, &Letter::Erasing(at, known.events, false));
         }
         log.roll().map_err(|error| error.to_string())?;
-        let open = self.shared.lock();
-        let refused = open.dead_letters.iter().filter(|(_, verdict)| **verdict == Verdict::RefusedEdge);
-        let refused: HashSet<u64> = refused.map(|(position, _)| *position).collect();
-        drop(open);
         let (job, log, shared) = (Job::new(erasure, here, secret, refused), log.handle(), self.shared.clone());
         let work = move || {
             job.run(&log);
@@ -160,22 +206,65 @@ impl Writer {
         Ok(())
     }
 
+    /// Places of calls whose edges were refused.
+    fn refused(&self) -> HashSet<u64> {
+        let open = self.shared.lock();
+        let refused = open.dead_letters.iter().filter(|(_, verdict)| **verdict == Verdict::RefusedEdge);
+        refused.map(|(position, _)| *position).collect()
+    }
+
     /// A call is to be written down: what is kept of it, now that some were erased.
     pub(super) fn kept(&self, kind: Kind, prepared: &Prepared, body: &str) -> (u8, Vec<u8>) {
-        let Event { timestamp, own, message_id, .. } = &prepared.event;
-        if self.erased.covers(&self.secret, own, *timestamp) {
-            // The engine says so too.
-            return (record::DESTROYED, Left::Erased.encode());
+        let Event { timestamp, message_id, .. } = &prepared.event;
+        let left = self.left(kind, prepared, *timestamp, body, None);
+        left.unwrap_or_else(|| (record::EVENT, record::encode_event(kind, *timestamp, message_id, body)))
+    }
+
+    /// What is kept of a call that somebody who was erased sent, or that names them.
+    fn left(
+        &self,
+        kind: Kind,
+        prepared: &Prepared,
+        timestamp: Millis,
+        body: &str,
+        pinned: Option<Pinned>,
+    ) -> Option<(u8, Vec<u8>)> {
+        if !self.erased.reaches(timestamp) {
+            return None;
         }
-        let gone = |id: &str| self.erased.covers(&self.secret, id, *timestamp);
-        let struck = Some(body).filter(|_| self.erased.reaches(*timestamp));
-        let struck = struck.and_then(|body| strike::call(body, &gone).ok().flatten());
-        let pinned = Pinned { entry: prepared.entry, is_refused: false };
-        let payload = match struck {
-            Some(struck) => record::encode_struck(kind, pinned, *timestamp, message_id, &struck),
-            None => record::encode_event(kind, *timestamp, message_id, body),
+        let Event { own, message_id, .. } = &prepared.event;
+        let gone = |id: &str| self.erased.covers(&self.secret, id, timestamp);
+        if gone(own) {
+            // The engine says so too.
+            return Some((record::DESTROYED, Left::Erased.encode()));
+        }
+        let struck = strike::call(body, &gone).ok().flatten()?;
+        let pinned = pinned.unwrap_or(Pinned { entry: prepared.entry, is_refused: false });
+        Some((record::EVENT, record::encode_struck(kind, pinned, timestamp, message_id, &struck)))
+    }
+
+    /// Calls of a message as they are to be kept, if any of them is not as it came.
+    pub(super) fn left_of(&self, calls: &[Came]) -> Option<Vec<Standing>> {
+        let left = |call: &Came| -> Option<Standing> {
+            let Came::Good(incoming, pinned) = call else { return None };
+            let Incoming { kind, prepared, undated, body, .. } = &**incoming;
+            let timestamp = if *undated { self.clock } else { prepared.event.timestamp };
+            let (kind, payload) = self.left(*kind, prepared, timestamp, body, *pinned)?;
+            Some(Standing { kind, undated: *undated, payload })
         };
-        (record::EVENT, payload)
+        let is_changed = calls.iter().any(|call| left(call).is_some());
+        is_changed.then(|| calls.iter().map(|call| left(call).unwrap_or_else(|| call.into())).collect())
+    }
+
+    /// The same of calls that come in over HTTP.
+    pub(super) fn left_of_work(&self, work: &Work) -> Option<Vec<Standing>> {
+        let Work::Events(events, ..) = work else { return None };
+        let at = |event: &Incoming| if event.undated { self.clock } else { event.prepared.event.timestamp };
+        let reaches = |event: &Incoming| self.erased.reaches(at(event));
+        if !events.iter().any(reaches) {
+            return None;
+        }
+        self.left_of(&events.iter().map(|event| Came::Good(Box::new(event.clone()), None)).collect::<Vec<_>>())
     }
 
     /// Nothing of these ids is written down any more that is dated before they were erased.

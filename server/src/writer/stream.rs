@@ -6,18 +6,20 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use dataflows::admission::Verdict;
+use dataflows::identity::Erasure;
 use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
-use dataflows::protocol::Record;
+use dataflows::protocol::{Destroyed, Record};
 use dataflows::time::Millis;
 use tokio::sync::oneshot;
 
-use super::{Backing, Found, STEP_EVENTS, Writer};
+use super::{Backing, Durable, Found, STEP_EVENTS, Writer};
 use crate::book::{self, Book};
-use crate::cluster::{LEADER, Letter, Others, Round};
-use crate::door::{Arrived, Incoming};
+use crate::cluster::{LEADER, Letter, Round};
+use crate::door::Incoming;
 use crate::hub::{AsOf, ClockMode, Receipt, Told, Work};
-use crate::record::{self, Clock};
+use crate::record::{self, Clock, Erase, Left};
 use crate::stream::feed::{self, Feed, Read, What};
+use crate::stream::{Came, seal};
 
 /// The writer's side of a stream.
 pub(super) struct Streamed {
@@ -37,6 +39,7 @@ pub(super) struct Streamed {
 pub(super) enum Awaited {
     Receipt(oneshot::Sender<Receipt>, usize),
     Clock(oneshot::Sender<AsOf>),
+    Erased(oneshot::Sender<(u64, AsOf)>),
 }
 
 impl Writer {
@@ -76,7 +79,8 @@ impl Writer {
 
     /// A message of the stream becomes part of the step.
     fn read(&mut self, read: Read, awaited: Option<Awaited>) {
-        let Read { sequence, received_at, what, .. } = read;
+        let Read { sequence, nanos, what, .. } = read;
+        let received_at = nanos.div_euclid(1_000_000);
         let first = place(sequence, LEADER, 0);
         self.step.position = place(sequence, PROCESSES_MAX - 1, RECORDS_MAX - 1);
         if self.mode == ClockMode::Wall {
@@ -85,17 +89,41 @@ impl Writer {
         match what {
             What::Calls(calls) => {
                 let earliest = self.step.terms.lateness.map(|lateness| received_at - lateness);
+                if let Some(left) = self.left_of(&calls)
+                    && let Backing::Stream(streamed) = &self.log
+                {
+                    streamed.feed.replace(sequence, nanos, &left);
+                }
                 for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
                     let position = place(sequence, LEADER, index);
-                    let incoming = match call {
-                        Arrived::Good(incoming) => incoming,
-                        Arrived::Bad { rejection, .. } => {
+                    let (incoming, pinned) = match call {
+                        Came::Good(incoming, pinned) => (incoming, pinned),
+                        Came::Left(Left::Event(left), undated) => {
+                            let timestamp = if undated { self.clock } else { left.timestamp };
+                            if self.mode == ClockMode::Events {
+                                self.clock = self.clock.max(timestamp);
+                            }
+                            let is_late = earliest.is_some_and(|earliest| timestamp < earliest);
+                            self.step.record(Record::Destroyed(Destroyed { position, timestamp, is_late, ..left }));
+                            continue;
+                        }
+                        Came::Left(Left::Erased, _) => {
+                            self.step.record(Record::Decided(position, Verdict::Erased));
+                            continue;
+                        }
+                        Came::Bad(letter) => {
                             self.step.record(Record::Unreadable(position));
-                            self.shared.lock().refused(rejection.reason.name(), position);
+                            self.shared.lock().refused(letter.reason.name(), position);
                             continue;
                         }
                     };
                     let Incoming { mut prepared, undated, .. } = self.current(*incoming);
+                    if let Some(pinned) = pinned {
+                        pinned.hold(&mut prepared);
+                        if pinned.is_refused {
+                            self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                        }
+                    }
                     if undated {
                         prepared.date(self.clock);
                     }
@@ -119,6 +147,7 @@ impl Writer {
             }
             What::Corrected(corrections) => {
                 for (index, correction) in corrections.into_iter().enumerate().take(RECORDS_MAX) {
+                    let Some(correction) = correction else { continue };
                     self.step.record(correction.at(place(sequence, LEADER, index), &self.secret));
                 }
             }
@@ -132,15 +161,28 @@ impl Writer {
                 }
                 self.defined = Some(defined);
             }
-            What::Dispatched(mut dispatched) => match &self.others {
-                _ if !self.is_ready => self.found.dispatched.append(&mut dispatched),
-                Some(others) if !others.leads() => drop(self.told.send(Told::Dispatched(dispatched))),
-                _ => {}
-            },
+            What::Erased(erase) => self.read_erase(first, erase),
+            What::Dispatched(mut dispatched) => {
+                if dispatched.iter().any(|entry| self.is_erased(entry)) {
+                    // It was on its way when they were erased.
+                    dispatched.retain(|entry| !self.is_erased(entry));
+                    if let Backing::Stream(streamed) = &self.log
+                        && self.leads()
+                    {
+                        streamed.feed.replace_dispatched(sequence, nanos, &dispatched);
+                    }
+                }
+                match &self.others {
+                    _ if !self.is_ready => self.found.dispatched.append(&mut dispatched),
+                    Some(others) if !others.leads() => drop(self.told.send(Told::Dispatched(dispatched))),
+                    _ => {}
+                }
+            }
         }
         match awaited {
             Some(Awaited::Receipt(reply, count)) => self.waiting.receipts.push((reply, first, count)),
             Some(Awaited::Clock(reply)) => self.waiting.clocks.push(reply),
+            Some(Awaited::Erased(reply)) => self.durable.push(Durable::Erased(first, reply)),
             None => {}
         }
     }
@@ -149,6 +191,14 @@ impl Writer {
     /// a step is closed that holds it.
     pub(super) fn publish(&mut self, work: Work) {
         let (clock, lateness, mode) = (self.clock, self.step.terms.lateness, self.mode);
+        let (secret, left) = (self.secret, self.left_of_work(&work));
+        let work = match work {
+            Work::Dispatch(mut entries, reply) => {
+                entries.retain(|entry| !self.is_erased(entry));
+                Work::Dispatch(entries, reply)
+            }
+            work => work,
+        };
         let Backing::Stream(streamed) = &mut self.log else { return };
         self.published += 1;
         let id = format!("thalweg:{:x}:{}", self.life, self.published);
@@ -168,12 +218,16 @@ impl Writer {
             }
             Work::Events(events, received, reply) => {
                 streamed.came.insert(id.clone(), received);
-                let (count, message) = (events.len(), feed::message(id.clone(), &events));
+                let count = events.len();
+                let message = match &left {
+                    Some(left) => feed::standing(id.clone(), left),
+                    None => feed::message(id.clone(), &events),
+                };
                 // A minute more than needed: the broker's clock is not ours.
                 let late = |lateness: Millis| {
                     events.iter().any(|event| event.prepared.event.timestamp < clock - lateness + 60_000)
                 };
-                if mode == ClockMode::Events || lateness.is_some_and(late) {
+                if mode == ClockMode::Events || left.is_some() || lateness.is_some_and(late) {
                     let kept = await_it(streamed, &id, Awaited::Receipt(reply, count));
                     streamed.feed.publish(message, kept);
                 } else {
@@ -200,6 +254,14 @@ impl Writer {
                 let kept = await_it(streamed, &id, Awaited::Receipt(reply, corrections.len()));
                 streamed.feed.publish(message, kept);
             }
+            Work::Erase(ids, for_good, reply) => {
+                let until = if for_good { Millis::MAX } else { clock };
+                // Its place is where the stream puts it.
+                let erase = Erase::new(&Erasure { position: 0, until, ids }, None, 0, &secret);
+                let message = seal(feed::own(record::ERASE, id.clone(), &erase), &secret);
+                let kept = await_it(streamed, &id, Awaited::Erased(reply));
+                streamed.feed.publish(message, kept);
+            }
             Work::Define(book, reply) => {
                 let message = feed::own(record::DEFINITIONS, id, &book.defined());
                 streamed.feed.publish(message, move |kept| {
@@ -221,7 +283,7 @@ impl Writer {
     /// Reads the stream from its beginning up to where it stood when it was opened; then has the definitions written
     /// down, if they are new, and reads on until they are there.
     pub(super) fn read_stream(&mut self, book: Book, end: u64) -> Result<Found, String> {
-        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let leads = self.leads();
         let defined = book.defined();
         self.found.process = self.process();
         let mut is_asked = false;
@@ -256,6 +318,7 @@ impl Writer {
         if let Backing::Stream(streamed) = &self.log {
             streamed.feed.caught_up();
         }
+        self.found_all();
         self.found.position = self.step.position;
         Ok(std::mem::take(&mut self.found))
     }
