@@ -156,7 +156,7 @@ impl Loaded {
 
 fn retract(position: u64, own: EcoString, message_id: EcoString) -> Record {
     let known = entry(&SECRET, &own, &message_id, 0);
-    Record::Retract(position, own, message_id, known)
+    Record::Retract(position, START, own, message_id, known)
 }
 
 fn tell(what: &str, mut times: Vec<Duration>) {

@@ -106,8 +106,11 @@ impl<F: Fold> Keyed<F> {
 
     /// The slot of a key.
     pub fn get(&self, key: &str) -> Option<&Slot<F>> {
-        let slot = self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key)?;
-        Some(&self.slots[*slot as usize])
+        Some(&self.slots[self.place(key)? as usize])
+    }
+
+    fn place(&self, key: &str) -> Option<u32> {
+        self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key).copied()
     }
 
     /// An entry came for a key that was touched; it is folded when the histories are next advanced. What it unsettles
@@ -133,7 +136,8 @@ impl<F: Fold> Keyed<F> {
         leaves: impl Fn(&F::Entry) -> bool,
         unsettled: impl FnOnce(&F, &mut Slot<F>, &mut F::Effects),
     ) -> Vec<F::Entry> {
-        let slot = self.touch(key);
+        let Some(slot) = self.place(key) else { return Vec::new() };
+        self.mark_touched(slot);
         let slot = &mut self.slots[slot as usize];
         let Folding { fold, effects } = &mut self.now;
         let gone = slot.history.extract(leaves, fold, effects, other(&mut self.next));
@@ -143,7 +147,7 @@ impl<F: Fold> Keyed<F> {
 
     /// The entry that stands where this one would, to be changed in what no fold has read of it.
     pub fn find_mut(&mut self, key: &str, entry: &F::Entry) -> Option<&mut F::Entry> {
-        let slot = *self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key)?;
+        let slot = self.place(key)?;
         self.slots[slot as usize].history.find_mut(entry)
     }
 

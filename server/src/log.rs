@@ -17,7 +17,7 @@
 pub mod disk;
 mod format;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -51,14 +51,14 @@ pub enum Correction {
 }
 
 impl Correction {
-    /// As the engine takes it, at a place.
-    pub fn at(self, position: u64, secret: &[u8; 16]) -> Record {
+    /// As the engine takes it, at a place and a clock.
+    pub fn at(self, position: u64, clock: Millis, secret: &[u8; 16]) -> Record {
         match self {
             Correction::Retract(own, message_id) => {
                 let entry = admission::entry(secret, &own, &message_id, 0);
-                Record::Retract(position, own, message_id, entry)
+                Record::Retract(position, clock, own, message_id, entry)
             }
-            Correction::Unlink(a, b) => Record::Unlink(position, a, b),
+            Correction::Unlink(a, b) => Record::Unlink(position, clock, a, b),
         }
     }
 }
@@ -129,6 +129,11 @@ impl DeadLetter {
         DeadLetter { reason: rejection.reason, detail: rejection.detail.clone(), body, encoding }
     }
 
+    /// It without its body.
+    pub fn destroyed(self) -> Self {
+        DeadLetter { detail: DESTROYED_BODY.into(), body: String::new(), encoding: None, ..self }
+    }
+
     /// The dead letter that a record is, or that it became by how it was decided on.
     pub fn of(record: &OwnedRecord, verdict: Verdict) -> Option<Self> {
         if record.kind == DEAD_LETTER {
@@ -178,6 +183,10 @@ pub struct Erase {
     pub ids: Vec<EcoString>,
     /// The mark of each.
     pub marks: Vec<u128>,
+    /// Places of calls whose links had been refused, in any log, where bodies are to be destroyed in this one: what is
+    /// left then does not say so any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<u64>,
 }
 
 impl Erase {
@@ -185,7 +194,7 @@ impl Erase {
     pub fn new(erasure: &Erasure, of: Option<u64>, events: u64, secret: &[u8; 16]) -> Erase {
         let Erasure { until, ids, .. } = erasure;
         let marks = ids.iter().map(|id| mark(secret, id)).collect();
-        Erase { of, until: *until, events, ids: ids.clone(), marks }
+        Erase { of, until: *until, events, ids: ids.clone(), marks, refused: Vec::new() }
     }
 }
 
@@ -235,41 +244,28 @@ pub fn encode_event(kind: Kind, timestamp: Millis, message_id: &str, body: &str)
     payload
 }
 
-/// An event whose body was struck after it was decided on: what it was decided on by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pinned {
-    /// By what admission knows it.
-    pub entry: u128,
-    /// Whether its edge was refused.
-    pub is_refused: bool,
+/// Gives an event's payload another time.
+pub fn date(payload: &mut [u8], timestamp: Millis) {
+    payload[1..9].copy_from_slice(&timestamp.to_le_bytes());
 }
 
-impl Pinned {
-    /// Has an event be what it was decided on by, and not what its struck body makes of it.
-    pub fn hold(self, prepared: &mut Prepared) {
-        prepared.entry = self.entry;
-        prepared.link.take_if(|_| self.is_refused);
-    }
-}
-
-/// Says of an event's kind that it is pinned, and how.
+/// Says of an event's kind that its body was struck after it was decided on, and that by what admission knows it
+/// follows.
 const PINNED: u8 = 0x80;
 
-/// The payload of an event whose body was struck.
-pub fn encode_struck(kind: Kind, pinned: Pinned, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
+/// The payload of an event whose body was struck: admission knows it by what it was.
+pub fn encode_struck(kind: Kind, entry: u128, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
     let mut payload = encode_event(kind, timestamp, message_id, body);
     payload[0] |= PINNED;
-    let Pinned { entry, is_refused } = pinned;
-    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_refused)]));
+    payload.splice(1..1, entry.to_le_bytes());
     payload
 }
 
-/// By what an event was decided on, if its body was struck since.
-pub fn pinned(payload: &[u8]) -> Option<Pinned> {
+/// By what admission knows an event, if its body was struck since.
+pub fn pinned(payload: &[u8]) -> Option<u128> {
     let (kind, rest) = payload.split_first()?;
-    let (entry, rest) = rest.split_first_chunk()?;
-    let is_refused = *rest.first()? != 0;
-    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_refused })
+    let entry = rest.first_chunk()?;
+    (kind & PINNED != 0).then(|| u128::from_le_bytes(*entry))
 }
 
 /// What is left of a call whose body was destroyed.
@@ -311,7 +307,7 @@ impl Left {
 pub fn decode_event(payload: &[u8]) -> Option<(Kind, Millis, &str, &str)> {
     let (kind, mut rest) = payload.split_first()?;
     if kind & PINNED != 0 {
-        rest = rest.get(size_of::<u128>() + 1..)?;
+        rest = rest.get(size_of::<u128>()..)?;
     }
     let kind = kind & !PINNED;
     let (timestamp, rest) = rest.split_first_chunk::<8>()?;
@@ -327,7 +323,7 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let mut call = Call::parse(body, Some(kind))?;
     let mut prepared = Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)?;
-    pinned(payload).into_iter().for_each(|pinned| pinned.hold(&mut prepared));
+    prepared.entry = pinned(payload).unwrap_or(prepared.entry);
     Ok(prepared)
 }
 
@@ -341,7 +337,7 @@ mod tests {
         assert_eq!(decode_event(&payload), Some((Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#)));
         assert_eq!(decode_event(&payload[..5]), None);
         assert_eq!(pinned(&payload), None);
-        let how = Pinned { entry: 1 << 127 | 5, is_refused: true };
+        let how = 1 << 127 | 5;
         let struck = encode_struck(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
         assert_eq!((decode_event(&struck), pinned(&struck)), (decode_event(&payload), Some(how)));
         assert_eq!(decode_event(&struck[..9]), None);
@@ -355,7 +351,7 @@ mod tests {
         }
         assert_eq!(Left::decode(&[]), None);
         let erasure = Erasure { position: 9, until: i64::MAX, ids: vec!["ada".into()] };
-        let erase = Erase::new(&erasure, Some(9), 3, &[1; 16]);
+        let erase = Erase { refused: vec![4, 7], ..Erase::new(&erasure, Some(9), 3, &[1; 16]) };
         let text = serde_json::to_vec(&erase).expect("it has string keys");
         assert_eq!(serde_json::from_slice::<Erase>(&text).expect("it was written so"), erase);
     }

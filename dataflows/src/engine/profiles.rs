@@ -13,13 +13,13 @@ use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
 use super::what_if::WhatIf;
-use crate::event::Event;
+use crate::event::{Context, Event};
 use crate::identity::{Erasure, Id, Move};
 use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
-use crate::profile::answers::{Asked, IntentRow, Page, Rows, SessionRow, View, intent_row, public_id};
+use crate::profile::answers::{Asked, IntentRow, Page, ProfileRow, Rows, SessionRow, View, intent_row, public_id};
 use crate::profile::attribution::Credit;
-use crate::profile::campaigns::{Intent, Meant};
+use crate::profile::campaigns::{Intent, Meant, Status};
 use crate::profile::explain::{INSTANTS_MAX, explain};
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::profile::trial::Trial;
@@ -40,6 +40,8 @@ pub(super) struct Profiles {
     erasures: Vec<(Erasure, Vec<Id>)>,
     /// Hashes of all texts that events here carry, since somebody was erased: whose id is none of them, nobody names.
     texts: Option<HashSet<u64>>,
+    /// By own id, how many events were taken back.
+    retracted: HashMap<Id, u64>,
     /// How many plans came for which to prepare.
     plans: u64,
     /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
@@ -59,6 +61,8 @@ pub(super) struct Settled {
     pub(super) totals: Vec<(Counted, i128)>,
     /// Intents that came and went.
     pub(super) intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once.
+    pub(super) people: Vec<ProfileRow>,
     /// Rows that are watched, and changed.
     pub(super) rows: Vec<Change>,
     /// Credit that is watched, and changed: to which worker, what, by how much.
@@ -84,6 +88,7 @@ impl Profiles {
             reread: Vec::new(),
             erasures: Vec::new(),
             texts: None,
+            retracted: HashMap::new(),
             plans: 0,
             ready,
             clock: 0,
@@ -141,8 +146,14 @@ impl Profiles {
         if self.away.is_empty() { None } else { self.away.get(id).cloned() }
     }
 
-    /// The second beat: all has arrived.
-    pub(super) fn settle(&mut self, now: Now, forwarded: Vec<(Id, Forward)>, plan: Option<Arc<Plan>>) -> Settled {
+    /// The second beat: all has arrived. Where intents may go out, whom they are for is told.
+    pub(super) fn settle(
+        &mut self,
+        now: Now,
+        forwarded: Vec<(Id, Forward)>,
+        sends: bool,
+        plan: Option<Arc<Plan>>,
+    ) -> Settled {
         let clock = now.clock;
         for (key, forward) in forwarded {
             match forward {
@@ -157,14 +168,24 @@ impl Profiles {
             }
         }
         for (key, own, message_id) in std::mem::take(&mut self.retracts) {
-            self.extract(&key, |event| event.own == own && event.message_id == message_id);
+            let gone = self.extract(&key, |event| event.own == own && event.message_id == message_id);
+            if !gone.is_empty() {
+                *self.retracted.entry(own).or_default() += 1;
+            }
         }
+        let nothing = Context::default();
         for (key, event) in std::mem::take(&mut self.reread) {
             let known = self.keyed.find_mut(&key, &event).filter(|known| known.position == event.position);
-            if let Some(known) = known {
-                note(&mut self.texts, &event);
+            let Some(known) = known else { continue };
+            note(&mut self.texts, &event);
+            if event.context().unwrap_or(&nothing) == known.context().unwrap_or(&nothing) {
                 (known.name, known.details) = (event.name, event.details);
+                continue;
             }
+            // What names somebody who was erased was struck from it, and something else stands there instead.
+            self.extract(&key, |known| known.position == event.position);
+            let slot = self.keyed.touch(&key);
+            self.insert(slot, event);
         }
         let mut settled = Settled::default();
         for (erasure, keys) in std::mem::take(&mut self.erasures) {
@@ -172,7 +193,15 @@ impl Profiles {
         }
         let (watch, intents, rows) = (&mut self.watch, &mut self.intents, &mut settled.rows);
         self.keyed.advance(clock, |plan, slot, effects| {
+            let goes_out = |(Meant { intent, .. }, change): &(Meant, i8)| {
+                *change > 0 && intent.status == Status::Due && intent.not_before <= clock
+            };
+            let is_told = sends && effects.intents.iter().any(goes_out);
             tell(plan, slot, effects, intents);
+            if is_told {
+                let one = person(plan, slot, &effects.credit, clock);
+                settled.people.extend(one.map(|one| one.profile()));
+            }
             if !watch.is_idle() {
                 watch.touched(&slot.key, person(plan, slot, &effects.credit, clock), rows);
             }
@@ -256,6 +285,8 @@ impl Profiles {
         }
         settled.totals.extend(changes.into_iter().filter(|(_, change)| *change != 0));
         settled.switched = Some(self.plans);
+        // They are as the definitions before say.
+        settled.people.clear();
         self.ready.set(0);
         if !self.watch.is_idle() {
             let Folding { fold, effects } = &self.keyed.now;
@@ -303,9 +334,10 @@ impl Profiles {
         let keys: Vec<Id> = if ids.iter().any(|id| texts.contains(&id.hashed())) {
             everyone.iter().filter(has_any).map(|slot| slot.key.clone()).collect()
         } else {
-            keys.into_iter().filter(|key| self.keyed.get(key).is_some()).collect()
+            keys
         };
-        let mut count = 0;
+        // Those too that had been taken back.
+        let mut count = ids.iter().filter_map(|id| self.retracted.remove(*id)).sum();
         for key in keys {
             for mut event in self.extract(&key, is_meant) {
                 if gone(&event.own) {
@@ -400,6 +432,7 @@ impl Profiles {
             | Question::WhatIf(..)
             | Question::Forget(_)
             | Question::Linked(..)
+            | Question::Apart(_)
             | Question::Unlinked { .. } => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)

@@ -69,6 +69,14 @@ pub(super) async fn replace(stream: Stream, key: [u8; 16], mut queue: mpsc::Unbo
     }
 }
 
+/// Waits until all is replaced that was to be by now.
+pub(super) async fn replaced(queue: &mpsc::UnboundedSender<Replacing>) {
+    let (reply, replaced) = oneshot::channel();
+    // The task is gone only when the process ends.
+    let _ = queue.send(Replacing::Told(reply));
+    let _ = replaced.await;
+}
+
 /// Has these rests stand in the place of their messages, however long the broker takes.
 async fn replace_all(stream: &Stream, key: &[u8; 16], rests: &[Rest], id: String) {
     if rests.is_empty() {
@@ -132,23 +140,23 @@ pub(super) struct Erasing {
 }
 
 impl Erasing {
-    /// Does it, however often the broker is away. False: the stream cannot be read any more, which ends the process
-    /// where it is followed.
-    pub(super) async fn run(mut self) -> bool {
+    /// Does it, however often the broker is away; gives which calls read otherwise since. None: the stream cannot be
+    /// read any more, which ends the process where it is followed.
+    pub(super) async fn run(mut self) -> Option<Vec<(u64, Vec<u8>)>> {
         loop {
             match self.all().await {
-                Ok(()) => return true,
+                Ok(()) => return Some(self.job.otherwise()),
                 Err(error @ StreamError::Unavailable { .. }) => {
                     tracing::error!(%error, "messages that are to be erased are not yet: tried again in {AGAIN:?}");
                     tokio::time::sleep(AGAIN).await;
                 }
-                Err(_) => return false,
+                Err(_) => return None,
             }
         }
     }
 
     async fn all(&mut self) -> Result<(), StreamError> {
-        self.replaced().await;
+        replaced(&self.queue).await;
         let mut reader = self.stream.reader(self.stream.beginning());
         // The second time for what was on its way while the first was read.
         for _ in 0..2 {
@@ -161,11 +169,11 @@ impl Erasing {
                 }
                 // What waits stands in memory.
                 if bytes >= WAITING_BYTES_MAX {
-                    self.replaced().await;
+                    replaced(&self.queue).await;
                     bytes = 0;
                 }
             }
-            self.replaced().await;
+            replaced(&self.queue).await;
             drop(self.telling.lock().await);
         }
         self.triggers().await?;
@@ -178,14 +186,6 @@ impl Erasing {
             replace_all(&self.stream, &self.secret, &[rest], format!("erased:{sequence}")).await;
         }
         Ok(())
-    }
-
-    /// Waits until all is replaced that was to be by now.
-    async fn replaced(&self) {
-        let (reply, replaced) = oneshot::channel();
-        // The task is gone only when the process ends.
-        let _ = self.queue.send(Replacing::Told(reply));
-        let _ = replaced.await;
     }
 
     /// What is left of a message, if anything of it has to go; of one that holds rests, all of them and itself.

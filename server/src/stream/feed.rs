@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use dataflows::admission::Verdict;
 use dataflows::definitions::Definitions;
 use dataflows::event::{Call, Decoder, Event, Kind, Reason, Rejection};
+use dataflows::identity::Settled as Links;
 use dataflows::intake::Prepared;
 use dataflows::place;
 use dataflows::plan::Plan;
@@ -24,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::config::{CALLS, DEAD_LETTERS, LOG, REST};
 use super::erasing::{self, Erasing, Replacing};
+use super::message::{pack, unpack};
 use super::{Came, Entry, HeaderMap, Kept, Message, Next, NotKept, Rest, Returned, Standing, Stream, StreamError};
 use super::{dead_letter_id, is_sealed, take_apart};
 use crate::book;
@@ -41,6 +43,8 @@ const WAITING_MAX: usize = 4_096;
 const TOGETHER_MAX: usize = 256;
 /// Messages that follow each other and are taken apart by one process.
 const SHARE: u64 = 64;
+/// What is told of an erasure, unpacked.
+const ERASE_BYTES_MAX: u64 = 1 << 28;
 /// How often the last record that was read is written down.
 const KEPT_EVERY: Duration = Duration::from_secs(1);
 /// A broker that has no room for a dead letter is asked again after this.
@@ -144,7 +148,15 @@ impl Feed {
         let (telling, alone) = (Arc::default(), Arc::default());
         stream.hold_key(secret);
         runtime.spawn(publish(stream.clone(), to_publish));
-        runtime.spawn(give_back(stream.clone(), records, to_return, is_known, Arc::clone(&told), Arc::clone(&telling)));
+        runtime.spawn(give_back(
+            stream.clone(),
+            records,
+            to_return,
+            is_known,
+            Arc::clone(&told),
+            Arc::clone(&telling),
+            replacing.clone(),
+        ));
         runtime.spawn(erasing::replace(stream.clone(), secret, to_replace));
         runtime.spawn(read(feeding, told, latest, write));
         Feed {
@@ -227,8 +239,14 @@ impl Feed {
     }
 
     /// Has all that names somebody destroyed, and the ids in the erasure itself in the end; first it is noted how many
-    /// events that took out, unless it is already. Tells when it is done.
-    pub fn erase(&self, job: Job, note: Option<Message>, done: Erase, tell: impl FnOnce() + Send + 'static) {
+    /// events that took out, unless it is already. Tells when it is done, and which calls read otherwise since.
+    pub fn erase(
+        &self,
+        job: Job,
+        note: Option<Message>,
+        done: Erase,
+        tell: impl FnOnce(Vec<(u64, Vec<u8>)>) + Send + 'static,
+    ) {
         let Feed { stream, secret, clock, replacing, telling, alone, written, .. } = self.clone();
         let decoder = Decoder::new(self.vocabulary.borrow().clone());
         self.runtime.spawn(async move {
@@ -240,8 +258,8 @@ impl Feed {
             }
             let (queue, _alone) = (replacing, alone.lock().await);
             let erasing = Erasing { stream, decoder, secret, clock, queue, telling, written, job, done };
-            if erasing.run().await {
-                tell();
+            if let Some(otherwise) = erasing.run().await {
+                tell(otherwise);
             }
         });
     }
@@ -265,7 +283,7 @@ pub fn message(id: String, calls: &[Incoming]) -> Message {
         if place > 0 {
             body.push(',');
         }
-        body.push_str(&call.body);
+        body.push_str(call.body());
     }
     let settled = calls.iter().map(|call| {
         let event = &call.prepared.event;
@@ -293,7 +311,9 @@ pub fn own(kind: u8, id: String, record: &impl serde::Serialize) -> Message {
         record::DEFINITIONS => format!("{LOG}.definitions"),
         _ => format!("{LOG}.dispatch"),
     };
-    let body = serde_json::to_vec(record).expect("records have string keys").into();
+    let body = serde_json::to_vec(record).expect("records have string keys");
+    // An erasure may tell of many links.
+    let body = if kind == record::ERASE { pack(body) } else { body.into() };
     Message { subject, id, headers: HeaderMap::new(), body }
 }
 
@@ -397,6 +417,21 @@ pub async fn last_defined(stream: &Stream) -> Result<Option<Defined>, StreamErro
     Ok(defined)
 }
 
+/// Links that were decided on before somebody was erased last.
+pub async fn last_settled(stream: &Stream, secret: &[u8; 16]) -> Result<Option<Links>, StreamError> {
+    let (mut after, mut last) = (0, None);
+    while let Some(entry) = stream.next_of(&format!("{LOG}.erase"), after + 1).await? {
+        after = entry.sequence;
+        if let Some(Erase { of: Some(before), until, refused, .. }) = unpack(&entry.body, ERASE_BYTES_MAX)
+            && last.as_ref().is_none_or(|known: &Links| known.before < before)
+            && is_sealed(&entry, secret)
+        {
+            last = Some(Links { before, clock: until, refused });
+        }
+    }
+    Ok(last)
+}
+
 /// What a message says to this process.
 fn what(
     entry: &Entry,
@@ -432,7 +467,7 @@ fn what(
         return serde_json::from_slice(&entry.body).map_or(What::Nothing, What::Dispatched);
     }
     if own("erase") && is_sealed(entry, secret) {
-        return serde_json::from_slice(&entry.body).map_or(What::Nothing, What::Erased);
+        return unpack(&entry.body, ERASE_BYTES_MAX).map_or(What::Nothing, What::Erased);
     }
     if !is_ours || own("erase") || subject == REST {
         return What::Nothing;
@@ -465,11 +500,12 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
             let (undated, timestamp) = (timestamp.is_none(), timestamp.unwrap_or(entry.received_at()));
             let prepared = Prepared::new(&mut call, timestamp, (&*message_id).into(), decoder, secret)?;
             let generation = decoder.vocabulary().generation();
-            Ok(Incoming { kind, prepared, undated, generation, body: body.into() })
+            let payload = record::encode_event(kind, timestamp, &message_id, body);
+            Ok(Incoming { kind, prepared, undated, generation, payload })
         };
         take().map_or_else(
             |rejection: Rejection| Came::Bad(DeadLetter::new(&rejection, body.as_bytes())),
-            |incoming| Came::Good(Box::new(incoming), None),
+            |incoming| Came::Good(Box::new(incoming)),
         )
     });
     taken.collect()
@@ -483,7 +519,7 @@ pub fn events(entry: &Entry, decoder: &mut Decoder, clock: ClockMode, secret: &[
     }
     let calls = calls(entry, decoder, secret, stamp(entry, clock)).into_iter().enumerate();
     let good = calls.filter_map(|(index, call)| match call {
-        Came::Good(incoming, _) => Some((index, *incoming)),
+        Came::Good(incoming) => Some((index, *incoming)),
         Came::Left(..) | Came::Bad(_) => None,
     });
     good.collect()
@@ -523,6 +559,7 @@ async fn give_back(
     mut is_known: watch::Receiver<bool>,
     told: Arc<Told>,
     telling: Arc<tokio::sync::Mutex<()>>,
+    replacing: mpsc::UnboundedSender<Replacing>,
 ) {
     // The sender lives as long as the process.
     let _ = is_known.wait_for(|known| *known).await;
@@ -532,6 +569,7 @@ async fn give_back(
             continue;
         }
         let _held = telling.lock().await;
+        erasing::replaced(&replacing).await;
         let Some(record) = records.one(at).await else { continue };
         let Some(letter) = DeadLetter::of(&record, verdict) else { continue };
         let returned = Returned { letter, position: Some(at.to_string()), received_at: record.received_at };

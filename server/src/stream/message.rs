@@ -13,7 +13,7 @@ use super::{Entry, HEADERS_MAX, PAYLOAD_MIN};
 use crate::desk::{from_base64, in_base64};
 use crate::door::{self, Arrived, BODY_BYTES_MAX, Door, Incoming, Stamp, Unreadable};
 use crate::pseudonyms::NOT_KEPT;
-use crate::record::{self, DeadLetter, Left, Pinned};
+use crate::record::{self, DeadLetter, Left};
 
 /// A dead letter is at most this long unpacked: a body's every byte may be six in JSON.
 const LETTER_BYTES_MAX: u64 = 6 * BODY_BYTES_MAX as u64 + 65_536;
@@ -100,8 +100,8 @@ pub(super) fn unpack<T: DeserializeOwned>(body: &[u8], max: u64) -> Option<T> {
 
 /// A call as it is read from the stream, or what is left of one.
 pub enum Came {
-    /// It was taken; and by what it was decided on, if its body was struck since.
-    Good(Box<Incoming>, Option<Pinned>),
+    /// It was taken.
+    Good(Box<Incoming>),
     /// Its body was destroyed; and whether it had no time of its own.
     Left(Left, bool),
     /// It is none that can be taken.
@@ -123,7 +123,7 @@ pub struct Standing {
 impl From<Arrived> for Came {
     fn from(arrived: Arrived) -> Self {
         match arrived {
-            Arrived::Good(incoming) => Came::Good(incoming, None),
+            Arrived::Good(incoming) => Came::Good(incoming),
             Arrived::Bad { rejection, body, .. } => Came::Bad(DeadLetter::new(&rejection, &body)),
         }
     }
@@ -132,14 +132,9 @@ impl From<Arrived> for Came {
 impl From<&Came> for Standing {
     fn from(came: &Came) -> Self {
         match came {
-            Came::Good(incoming, pinned) => {
-                let Incoming { kind, prepared, undated, body, .. } = &**incoming;
-                let (timestamp, id) = (prepared.event.timestamp, &prepared.event.message_id);
-                let payload = match pinned {
-                    Some(pinned) => record::encode_struck(*kind, *pinned, timestamp, id, body),
-                    None => record::encode_event(*kind, timestamp, id, body),
-                };
-                Standing { kind: record::EVENT, undated: *undated, payload }
+            Came::Good(incoming) => {
+                let Incoming { undated, payload, .. } = &**incoming;
+                Standing { kind: record::EVENT, undated: *undated, payload: payload.clone() }
             }
             Came::Left(left, undated) => {
                 Standing { kind: record::DESTROYED, undated: *undated, payload: left.encode() }
@@ -168,10 +163,9 @@ impl Standing {
         let Standing { kind, undated, payload } = self;
         let came = match *kind {
             record::EVENT => record::prepare(payload, decoder, secret).ok().and_then(|prepared| {
-                let (kind, _, _, body) = record::decode_event(payload)?;
-                let generation = decoder.vocabulary().generation();
-                let incoming = Incoming { kind, prepared, undated: *undated, generation, body: body.into() };
-                Some(Came::Good(Box::new(incoming), record::pinned(payload)))
+                let (kind, ..) = record::decode_event(payload)?;
+                let (undated, generation, payload) = (*undated, decoder.vocabulary().generation(), payload.clone());
+                Some(Came::Good(Box::new(Incoming { kind, prepared, undated, generation, payload })))
             }),
             record::DESTROYED => Left::decode(payload).map(|left| Came::Left(left, *undated)),
             _ => serde_json::from_slice(payload).ok().map(Came::Bad),

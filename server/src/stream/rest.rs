@@ -208,7 +208,7 @@ impl Stream {
     }
 
     /// The first record of a subject from a sequence on.
-    async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Entry>, StreamError> {
+    pub(super) async fn next_of(&self, subject: &str, from: u64) -> Result<Option<Entry>, StreamError> {
         match self.handle().await?.get_first_raw_message_by_subject(subject, from).await {
             Ok(found) => Ok(Some(found.into())),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),

@@ -5,7 +5,7 @@
 //! it written down. So wherever any of them ends, what is left to do is found in its log, or told anew by the engine.
 //! Of a stream, which all share, the process that leads destroys what is to be destroyed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use dataflows::admission::{Verdict, mark};
 use dataflows::event::{Event, Kind};
@@ -22,8 +22,8 @@ use super::{Backing, Durable, Writer};
 use crate::cluster::{LEADER, Letter};
 use crate::door::Incoming;
 use crate::erasing::Job;
-use crate::hub::{self, AsOf, News, Work};
-use crate::record::{self, Dispatch, Erase, Left, Pinned};
+use crate::hub::{self, AsOf, News, Shared, Work};
+use crate::record::{self, DeadLetter, Dispatch, Erase, Left};
 use crate::stream::{Came, Standing, feed, seal};
 
 /// An erasure, as far as it is known here.
@@ -52,7 +52,7 @@ impl Writer {
 
     /// An erasure, or that bodies are to be destroyed, stands in the log.
     pub(super) fn found_erase(&mut self, position: u64, erase: Erase) {
-        let Erase { of, until, events, ids, marks } = erase;
+        let Erase { of, until, events, ids, marks, .. } = erase;
         marks.iter().for_each(|mark| self.erased.add(*mark, until));
         let (here, at) = (self.process(), of.unwrap_or(position));
         let is_done = ids.is_empty();
@@ -75,7 +75,7 @@ impl Writer {
 
     /// An erasure stands in the stream, or how many events it took out.
     pub(super) fn read_erase(&mut self, position: u64, erase: Erase) {
-        let Erase { of, until, events, ids, marks } = erase;
+        let Erase { of, until, events, ids, marks, .. } = erase;
         if let Some(at) = of {
             let known = self.erasing.entry(at).or_default();
             known.events = known.events.max(events);
@@ -97,19 +97,26 @@ impl Writer {
     /// Has all destroyed in the stream that an erasure asks for: the process that leads does.
     fn go_on_in_stream(&mut self, at: u64) {
         let is_ours = self.is_ready && self.leads();
-        let refused = self.refused();
         let (Some(known), Backing::Stream(streamed)) = (self.erasing.get_mut(&at), &self.log) else { return };
         let Some(erasure) = known.erasure.clone().filter(|_| is_ours && !known.is_under_way) else { return };
         known.is_under_way = true;
         let events = known.events;
-        let note = Erase { ids: Vec::new(), ..Erase::new(&erasure, Some(at), events, &self.secret) };
-        let done = Erase { of: None, ..note.clone() };
+        let erase = Erase { ids: Vec::new(), ..Erase::new(&erasure, None, events, &self.secret) };
+        // The clock is that of links which were decided on.
+        let (until, refused) = (erasure.until.min(self.clock), refused(&self.shared));
+        let note = Erase { of: Some(at), until, refused, ..erase.clone() };
         let note = feed::own(record::ERASE, format!("thalweg:{:x}:{at}", self.life), &note);
         let note = Some(seal(note, &self.secret)).filter(|_| !known.noted.contains(&LEADER));
         let shared = self.shared.clone();
         shared.lock().erasures.insert(at, hub::Erasing { events, is_complete: false });
-        let job = Job::new(erasure, LEADER, self.secret, refused);
-        streamed.feed.erase(job, note, done, move || shared.lock().news.push(News::Destroyed(at)));
+        let done = move |otherwise| shared.lock().news.push(News::Destroyed(at, otherwise));
+        streamed.feed.erase(Job::new(erasure, LEADER, self.secret), note, erase, done);
+    }
+
+    /// All is destroyed that an erasure asks for.
+    fn erased_in_stream(&mut self, at: u64) {
+        let events = self.erasing.remove(&at).map_or(0, |known| known.events);
+        self.shared.lock().erasures.insert(at, hub::Erasing { events, is_complete: true });
     }
 
     /// All of the log is read: the others hear what is done here.
@@ -128,11 +135,18 @@ impl Writer {
         for news in news {
             let here = self.process();
             match news {
-                News::Destroyed(at) if matches!(self.log, Backing::Stream(_)) => {
-                    let events = self.erasing.remove(&at).map_or(0, |known| known.events);
-                    self.shared.lock().erasures.insert(at, hub::Erasing { events, is_complete: true });
+                News::Destroyed(at, otherwise) => {
+                    for (position, payload) in otherwise {
+                        if let Ok(mut prepared) = record::prepare(&payload, &mut self.decoder, &self.secret) {
+                            prepared.place(position);
+                            self.step.record(Record::Reread(prepared.event));
+                        }
+                    }
+                    match self.log {
+                        Backing::Own(_) => self.hear_of(here, at, 0, true),
+                        Backing::Stream(_) => self.erased_in_stream(at),
+                    }
                 }
-                News::Destroyed(at) => self.hear_of(here, at, 0, true),
                 News::Erased(erasure, events) => {
                     self.bar(&erasure);
                     let at = erasure.position;
@@ -174,7 +188,8 @@ impl Writer {
         } else if let Some(erasure) = known.erasure.as_ref().filter(|_| !known.is_under_way && (is_noted || may_note)) {
             known.is_under_way = true;
             if !is_noted {
-                let note = Erase::new(erasure, Some(at), known.events, &self.secret);
+                let refused = refused(&self.shared);
+                let note = Erase { refused, ..Erase::new(erasure, Some(at), known.events, &self.secret) };
                 self.write_json(record::ERASE, &note);
             }
             self.durable.push(Durable::Erasing(at));
@@ -189,7 +204,6 @@ impl Writer {
     /// That bodies are to be destroyed is written down: destroys them.
     pub(super) fn destroy(&mut self, at: u64) -> Result<(), String> {
         let (here, taker, secret) = (self.process(), process_of(at), self.secret);
-        let refused = self.refused();
         let (Some(known), Backing::Own(log)) = (self.erasing.get_mut(&at), &mut self.log) else { return Ok(()) };
         let Some(erasure) = known.erasure.clone() else { return Ok(()) };
         known.noted.insert(here);
@@ -197,38 +211,29 @@ impl Writer {
             others.tell(taker, &Letter::Erasing(at, known.events, false));
         }
         log.roll().map_err(|error| error.to_string())?;
-        let (job, log, shared) = (Job::new(erasure, here, secret, refused), log.handle(), self.shared.clone());
+        let (job, log, shared) = (Job::new(erasure, here, secret), log.handle(), self.shared.clone());
         let work = move || {
-            job.run(&log);
-            shared.lock().news.push(News::Destroyed(at));
+            let otherwise = job.run(&log);
+            shared.lock().news.push(News::Destroyed(at, otherwise));
         };
         std::thread::Builder::new().name("erasing".into()).spawn(work).expect("the system gives a thread");
         Ok(())
     }
 
-    /// Places of calls whose edges were refused.
-    fn refused(&self) -> HashSet<u64> {
-        let open = self.shared.lock();
-        let refused = open.dead_letters.iter().filter(|(_, verdict)| **verdict == Verdict::RefusedEdge);
-        refused.map(|(position, _)| *position).collect()
+    /// A call is to be written down: what is kept of it, now that some were erased. It is what it will be read as.
+    pub(super) fn kept(&mut self, kind: Kind, prepared: &mut Prepared, payload: Vec<u8>) -> (u8, Vec<u8>) {
+        let left = self.left(kind, prepared, prepared.event.timestamp, &payload);
+        let Some((kind, payload)) = left else { return (record::EVENT, payload) };
+        if kind == record::EVENT
+            && let Ok(again) = record::prepare(&payload, &mut self.decoder, &self.secret)
+        {
+            prepared.event.details = again.event.details;
+        }
+        (kind, payload)
     }
 
-    /// A call is to be written down: what is kept of it, now that some were erased.
-    pub(super) fn kept(&self, kind: Kind, prepared: &Prepared, body: &str) -> (u8, Vec<u8>) {
-        let Event { timestamp, message_id, .. } = &prepared.event;
-        let left = self.left(kind, prepared, *timestamp, body, None);
-        left.unwrap_or_else(|| (record::EVENT, record::encode_event(kind, *timestamp, message_id, body)))
-    }
-
-    /// What is kept of a call that somebody who was erased sent, or that names them.
-    fn left(
-        &self,
-        kind: Kind,
-        prepared: &Prepared,
-        timestamp: Millis,
-        body: &str,
-        pinned: Option<Pinned>,
-    ) -> Option<(u8, Vec<u8>)> {
+    /// What is kept of a call that somebody who was erased sent, or that names them; none: all of it is.
+    fn left(&self, kind: Kind, prepared: &Prepared, timestamp: Millis, payload: &[u8]) -> Option<(u8, Vec<u8>)> {
         if !self.erased.reaches(timestamp) {
             return None;
         }
@@ -238,19 +243,21 @@ impl Writer {
             // The engine says so too.
             return Some((record::DESTROYED, Left::Erased.encode()));
         }
-        let struck = strike::call(body, &gone).ok().flatten()?;
-        let pinned = pinned.unwrap_or(Pinned { entry: prepared.entry, is_refused: false });
-        Some((record::EVENT, record::encode_struck(kind, pinned, timestamp, message_id, &struck)))
+        let struck = strike::call(record::decode_event(payload)?.3, &gone).ok().flatten()?;
+        Some((record::EVENT, record::encode_struck(kind, prepared.entry, timestamp, message_id, &struck)))
     }
 
     /// Calls of a message as they are to be kept, if any of them is not as it came.
     pub(super) fn left_of(&self, calls: &[Came]) -> Option<Vec<Standing>> {
-        let left = |call: &Came| -> Option<Standing> {
-            let Came::Good(incoming, pinned) = call else { return None };
-            let Incoming { kind, prepared, undated, body, .. } = &**incoming;
-            let timestamp = if *undated { self.clock } else { prepared.event.timestamp };
-            let (kind, payload) = self.left(*kind, prepared, timestamp, body, *pinned)?;
-            Some(Standing { kind, undated: *undated, payload })
+        let left = |call: &Came| match call {
+            Came::Good(incoming) => {
+                let Incoming { kind, prepared, undated, payload, .. } = &**incoming;
+                let timestamp = if *undated { self.clock } else { prepared.event.timestamp };
+                let (kind, payload) = self.left(*kind, prepared, timestamp, payload)?;
+                Some(Standing { kind, undated: *undated, payload })
+            }
+            Came::Bad(letter) if self.names_erased(letter) => Some((&Came::Bad(letter.clone().destroyed())).into()),
+            Came::Left(..) | Came::Bad(_) => None,
         };
         let is_changed = calls.iter().any(|call| left(call).is_some());
         is_changed.then(|| calls.iter().map(|call| left(call).unwrap_or_else(|| call.into())).collect())
@@ -264,7 +271,17 @@ impl Writer {
         if !events.iter().any(reaches) {
             return None;
         }
-        self.left_of(&events.iter().map(|event| Came::Good(Box::new(event.clone()), None)).collect::<Vec<_>>())
+        self.left_of(&events.iter().map(|event| Came::Good(Box::new(event.clone()))).collect::<Vec<_>>())
+    }
+
+    /// A dead letter is to be written down: of whom nothing is taken any more its body is not kept.
+    pub(super) fn without_erased(&self, letter: DeadLetter) -> DeadLetter {
+        if self.names_erased(&letter) { letter.destroyed() } else { letter }
+    }
+
+    fn names_erased(&self, letter: &DeadLetter) -> bool {
+        let gone = |id: &str| self.erased.covers(&self.secret, id, self.clock);
+        self.erased.reaches(self.clock) && strike::is_in_json(&letter.body, &gone) == Ok(true)
     }
 
     /// Nothing of these ids is written down any more that is dated before they were erased.
@@ -276,4 +293,11 @@ impl Writer {
     pub(super) fn is_erased(&self, Dispatch { row, .. }: &Dispatch) -> bool {
         [&row.profile, &row.root.id].into_iter().any(|id| self.erased.covers(&self.secret, id, row.at))
     }
+}
+
+/// Places of calls whose links were refused.
+fn refused(shared: &Shared) -> Vec<u64> {
+    let open = shared.lock();
+    let refused = open.dead_letters.iter().filter(|(_, verdict)| **verdict == Verdict::RefusedEdge);
+    refused.map(|(position, _)| *position).collect()
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use dataflows::admission::Verdict;
-use dataflows::identity::Erasure;
+use dataflows::identity::{Erasure, Settled};
 use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
 use dataflows::protocol::{Destroyed, Record};
 use dataflows::time::Millis;
@@ -32,6 +32,8 @@ pub(super) struct Streamed {
     pub(super) read: u64,
     /// Who waits until a step is closed that holds the message of an id.
     pub(super) awaited: HashMap<String, Awaited>,
+    /// Links that were decided on before somebody was erased last.
+    pub(super) settled: Option<Settled>,
     /// When the bodies of calls came that have yet to become part of a step, by their messages' ids.
     pub(super) came: HashMap<String, Instant>,
 }
@@ -87,17 +89,19 @@ impl Writer {
             self.clock = self.clock.max(received_at);
         }
         match what {
-            What::Calls(calls) => {
+            What::Calls(mut calls) => {
                 let earliest = self.step.terms.lateness.map(|lateness| received_at - lateness);
                 if let Some(left) = self.left_of(&calls)
                     && let Backing::Stream(streamed) = &self.log
                 {
                     streamed.feed.replace(sequence, nanos, &left);
+                    // They are what they will be read as.
+                    calls = left.iter().map(|call| call.read(&mut self.decoder, &self.secret)).collect();
                 }
                 for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
                     let position = place(sequence, LEADER, index);
-                    let (incoming, pinned) = match call {
-                        Came::Good(incoming, pinned) => (incoming, pinned),
+                    let incoming = match call {
+                        Came::Good(incoming) => incoming,
                         Came::Left(Left::Event(left), undated) => {
                             let timestamp = if undated { self.clock } else { left.timestamp };
                             if self.mode == ClockMode::Events {
@@ -105,6 +109,9 @@ impl Writer {
                             }
                             let is_late = earliest.is_some_and(|earliest| timestamp < earliest);
                             self.step.record(Record::Destroyed(Destroyed { position, timestamp, is_late, ..left }));
+                            if self.was_refused(position) {
+                                self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                            }
                             continue;
                         }
                         Came::Left(Left::Erased, _) => {
@@ -118,11 +125,9 @@ impl Writer {
                         }
                     };
                     let Incoming { mut prepared, undated, .. } = self.current(*incoming);
-                    if let Some(pinned) = pinned {
-                        pinned.hold(&mut prepared);
-                        if pinned.is_refused {
-                            self.step.record(Record::Decided(position, Verdict::RefusedEdge));
-                        }
+                    // What links nobody any more does not say that its link was refused.
+                    if prepared.link.is_none() && self.was_refused(position) {
+                        self.step.record(Record::Decided(position, Verdict::RefusedEdge));
                     }
                     if undated {
                         prepared.date(self.clock);
@@ -131,7 +136,7 @@ impl Writer {
                     if self.mode == ClockMode::Events {
                         self.clock = self.clock.max(timestamp);
                     }
-                    prepared.is_late = earliest.is_some_and(|earliest| timestamp < earliest);
+                    prepared.stamp(received_at, self.step.terms.lateness);
                     prepared.place(position);
                     self.step.record(Record::Event(prepared));
                 }
@@ -148,7 +153,7 @@ impl Writer {
             What::Corrected(corrections) => {
                 for (index, correction) in corrections.into_iter().enumerate().take(RECORDS_MAX) {
                     let Some(correction) = correction else { continue };
-                    self.step.record(correction.at(place(sequence, LEADER, index), &self.secret));
+                    self.step.record(correction.at(place(sequence, LEADER, index), self.clock, &self.secret));
                 }
             }
             What::Defined(mut defined) => {
@@ -187,6 +192,12 @@ impl Writer {
         }
     }
 
+    /// Whether the link of a call was refused before somebody was erased last.
+    fn was_refused(&self, position: u64) -> bool {
+        let Backing::Stream(streamed) = &self.log else { return false };
+        streamed.settled.as_ref().is_some_and(|settled| settled.refused.binary_search(&position).is_ok())
+    }
+
     /// Gives work to the stream. Who waits is answered when that is kept; where only the engine knows the answer, when
     /// a step is closed that holds it.
     pub(super) fn publish(&mut self, work: Work) {
@@ -196,6 +207,9 @@ impl Writer {
             Work::Dispatch(mut entries, reply) => {
                 entries.retain(|entry| !self.is_erased(entry));
                 Work::Dispatch(entries, reply)
+            }
+            Work::DeadLetters(letters) => {
+                Work::DeadLetters(letters.into_iter().map(|letter| self.without_erased(letter)).collect())
             }
             work => work,
         };
@@ -287,6 +301,10 @@ impl Writer {
         let defined = book.defined();
         self.found.process = self.process();
         let mut is_asked = false;
+        if let Backing::Stream(streamed) = &self.log {
+            let settled = streamed.settled.clone().map(|settled| vec![Record::Settled(Box::new(settled))]);
+            self.step.records.extend(settled);
+        }
         loop {
             let Backing::Stream(streamed) = &self.log else { return Ok(Found::default()) };
             let is_read = streamed.read >= end;
@@ -310,8 +328,7 @@ impl Writer {
                 false if self.follow()? => {}
                 false => return Err("the leading process ends".into()),
             }
-            self.commit()?;
-            self.close();
+            self.close()?;
         }
         self.wait(0).log_is_read = true;
         self.is_ready = true;
