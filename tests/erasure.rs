@@ -344,9 +344,21 @@ fn nothing_of_hers_is_kept_for_who_comes_again() {
 /// What is left of others' calls, what was refused because of her, what of hers had been taken back.
 #[test]
 fn after_a_restart_it_is_as_it_was_before() {
+    is_as_it_was_before(&EVENTS);
+}
+
+/// With a stream as the log too.
+#[test]
+fn after_a_restart_it_is_as_it_was_before_in_a_stream() {
+    let broker = Broker::start();
+    is_as_it_was_before(&[&EVENTS[..], &["--nats", &broker.url()]].concat());
+    assert_eq!(holding(&broker.store(), &[IDS[0], IDS[1]]), [""; 0]);
+}
+
+fn is_as_it_was_before(flags: &[&str]) {
     let receiver = Receiver::new(|_, _| Reply::Status(200));
     let home = Home::new(&(definitions(&receiver) + "identity: { max_ids: 3 }\n"));
-    let mut server = home.start(&EVENTS);
+    let mut server = home.start(flags);
     let alias = |user: &str, previous: &str, message: &str, seconds: i64| {
         json!({"type": "alias", "userId": user, "previousId": previous, "messageId": message,
             "timestamp": at(seconds)})
@@ -396,7 +408,7 @@ fn after_a_restart_it_is_as_it_was_before() {
     assert_eq!(server.read("/v1/identities/refused")["items"][0]["reason"], "refused_edge");
     for _ in 0..2 {
         server.kill();
-        server = home.start(&EVENTS);
+        server = home.start(flags);
         assert_same(&answers(&server), &before);
         assert_eq!(complete(&server, &erasure), 4);
     }
