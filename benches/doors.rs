@@ -1,11 +1,16 @@
-//! The doors of the real binary under load: events in over HTTP, intents and answers out, and how long each takes.
+//! The doors of the real binary under load: events in over HTTP and from NATS, intents and answers out, and how long
+//! each takes.
 //!
-//! `cargo bench --bench doors [-- WHAT…]`, of `ingest triggers queries processes`; without any, all of them. Prints a
-//! line a figure, with its bar. Load and server share one machine, so each line says how many cores either of them
+//! `cargo bench --bench doors [-- WHAT…]`, of `ingest triggers queries processes jetstream`; without any, all. Prints
+//! a line a figure, with its bar. Load and server share one machine, so each line says how many cores either of them
 //! took; the generator is kept cheap: bodies are made before, connections are kept, answers are hardly looked at.
 
+#[path = "../tests/broker/mod.rs"]
+mod broker;
 #[path = "../tests/process/mod.rs"]
 mod process;
+#[path = "../tests/tools/mod.rs"]
+mod tools;
 mod w1;
 
 use std::collections::HashSet;
@@ -15,8 +20,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use broker::Broker;
 use process::http::{self, Chunked};
 use process::{Home, Server, free_port, until};
+use server::stream::{HeaderMap, Message, Options, Stream};
+use tokio::runtime::Runtime;
 use w1::clicks::{Arrival, Click, Dice, clicks, line};
 
 const DEFINITIONS: &str = include_str!("w1.yaml");
@@ -37,10 +45,15 @@ fn main() {
     // Threads that wait until it is time to send wake then, not up to 50 µs later: they inherit it from this one.
     let _ = std::fs::write("/proc/self/timerslack_ns", "1");
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let figures: [(&str, fn()); 4] =
-        [("ingest", ingest), ("triggers", triggers), ("queries", queries), ("processes", processes)];
+    let figures: [(&str, fn()); 5] = [
+        ("ingest", ingest),
+        ("triggers", triggers),
+        ("queries", queries),
+        ("processes", processes),
+        ("jetstream", jetstream),
+    ];
     if let Some(unknown) = wanted.iter().find(|name| !figures.iter().any(|(known, _)| known == name)) {
-        panic!("{unknown}: ingest, triggers, queries and processes are measured here");
+        panic!("{unknown}: ingest, triggers, queries, processes and jetstream are measured here");
     }
     disk();
     for (name, figure) in figures {
@@ -186,6 +199,50 @@ fn processes() {
     told("2 processes, of 1 process with 2 workers", format!("{:.2}", two.0 / one.0), "≥ 0.6", "");
 }
 
+/// What others publish, thousands of messages under way, until all of it is in all views; then the same stream read
+/// from its beginning by a process that starts.
+fn jetstream() {
+    let clicks = shifted();
+    let distinct = clicks.iter().map(|click| click.number).collect::<HashSet<_>>().len();
+    for events in [1, 100] {
+        let broker = Broker::start();
+        let home = Home::new(DEFINITIONS);
+        let start = || home.start(&["--nats", &broker.url(), "--workers", "1"]);
+        let mut serving = Serving { _home: Home::new(""), servers: vec![start()] };
+        let messages: Vec<Message> = bodies(&clicks, events).into_iter().enumerate().map(outside).collect();
+        let runtime = Runtime::new().expect("a runtime");
+        let options = Options::default();
+        let stream = runtime.block_on(Stream::open(&broker.url(), &options, None)).expect("the broker is there");
+        let (began, read) = (Instant::now(), || {
+            let accepted = || count(&serving.servers[0], "thalweg_records_total{verdict=\"accepted\"} ");
+            until(PATIENCE, "all is in all views", || (accepted() == distinct).then_some(()));
+        });
+        let (published, cores) = serving.watch(|| {
+            let kept = runtime.block_on(stream.publish_all(&messages));
+            assert!(kept.iter().all(Result::is_ok), "all is kept");
+            let published = began.elapsed();
+            read();
+            published
+        });
+        let rate = |took: Duration| Rate(clicks.len() as f64 / took.as_secs_f64());
+        let all = rate(began.elapsed());
+        let what = format!("JetStream, events a message: {events}, published and in all views");
+        told(&what, all, "", format!("{cores}, beside the broker"));
+        told("  published and acknowledged", rate(published), "", "");
+        serving.servers.pop().expect("it serves").kill();
+        let began = Instant::now();
+        serving.servers.push(start());
+        let accepted = count(&serving.servers[0], "thalweg_records_total{verdict=\"accepted\"} ");
+        assert_eq!(accepted, distinct, "a start reads all");
+        told("  read again at a start", rate(began.elapsed()), "", "");
+    }
+}
+
+fn outside((number, body): (usize, String)) -> Message {
+    let (subject, id) = ("thalweg.events.bench".to_owned(), number.to_string());
+    Message { subject, id, headers: HeaderMap::new(), body: body.into() }
+}
+
 /// W1's clicks as they arrive, so late that the last of them happens now.
 fn shifted() -> Vec<Click> {
     let mut clicks = clicks(SESSIONS, 7, Arrival::Disordered);
@@ -196,6 +253,10 @@ fn shifted() -> Vec<Click> {
 }
 
 fn batches(clicks: &[Click], events: usize) -> Vec<Request> {
+    bodies(clicks, events).iter().map(|body| post("/v1/batch", body)).collect()
+}
+
+fn bodies(clicks: &[Click], events: usize) -> Vec<String> {
     let batch = |clicks: &[Click]| {
         let mut body = String::from(r#"{"batch":["#);
         for click in clicks {
@@ -205,7 +266,7 @@ fn batches(clicks: &[Click], events: usize) -> Vec<Request> {
         }
         body.pop();
         body += "]}";
-        post("/v1/batch", &body)
+        body
     };
     clicks.chunks(events).map(batch).collect()
 }

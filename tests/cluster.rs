@@ -279,3 +279,15 @@ fn a_shared_replay_says_what_one_says() {
         assert!(!ended.status.success() && ended.stderr.contains("another purpose"), "{}", ended.stderr);
     }
 }
+
+/// Who is to come again is told when, whichever process it asked.
+#[test]
+fn what_the_leader_says_of_coming_again_reaches_who_asked_another() {
+    let home = home("version: 1\nchannels: { popup: { deliver: sse } }\n", 2);
+    let team = team(&home, 2, &["--clock", "events"]);
+    for server in &team {
+        let answer = server.get("/v1/channels?wait=10ms&after=9000000000000000000");
+        assert_eq!((answer.status, answer.header("retry-after")), (503, "1"), "{}", answer.text());
+        assert_eq!(answer.header("content-type"), "application/problem+json");
+    }
+}

@@ -1,20 +1,28 @@
 //! Erasing somebody, by the real binary: nothing of them is in any file, every answer is that of a server that never
 //! heard of them, whenever the process is killed; and a replay says what the oracle says.
 
+mod broker;
 mod histories;
 mod oracle;
 mod process;
 mod receiver;
+mod tools;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use broker::Broker;
 use histories::Random;
 use oracle::Oracle;
 use process::sse::Subscription;
 use process::{Home, Server, free_port, until};
 use receiver::{Receiver, Reply};
 use serde_json::{Value, json};
+use server::stream::{HeaderMap, Message, Next, Options, Stream};
+use tokio::runtime::Runtime;
 
 /// A debug build on a busy machine may take this long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,16 +128,30 @@ fn complete(server: &Server, erasure: &Value) -> u64 {
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).expect("it can be listed").map(|entry| entry.expect("an entry").path());
+    // A broker at work has files that come and go.
+    let entries = std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.expect("an entry").path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// How a word looks within base64, wherever it begins; nothing, if it is so short that chance looks like it.
+fn in_base64(word: &str) -> Vec<String> {
+    let at = |offset: usize| {
+        let text = BASE64_STANDARD_NO_PAD.encode([&vec![0; offset], word.as_bytes()].concat());
+        text[(offset * 8).div_ceil(6)..(offset + word.len()) * 8 / 6].to_owned()
+    };
+    if word.len() < 8 { Vec::new() } else { (0..3).map(at).collect() }
 }
 
 /// Files that hold any of these.
 fn holding(dir: &Path, words: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for path in files(dir) {
-        let bytes = std::fs::read(&path).expect("it can be read");
-        let has = |word: &&&str| bytes.windows(word.len()).any(|part| part == word.as_bytes());
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            bytes => bytes.expect("it can be read"),
+        };
+        let has_plain = |word: &str| bytes.windows(word.len()).any(|part| part == word.as_bytes());
+        let has = |word: &&&str| has_plain(word) || in_base64(word).iter().any(|word| has_plain(word));
         found.extend(words.iter().filter(has).map(|word| format!("{} holds {word}", path.display())));
     }
     found
@@ -322,9 +344,21 @@ fn nothing_of_hers_is_kept_for_who_comes_again() {
 /// What is left of others' calls, what was refused because of her, what of hers had been taken back.
 #[test]
 fn after_a_restart_it_is_as_it_was_before() {
+    is_as_it_was_before(&EVENTS);
+}
+
+/// With a stream as the log too.
+#[test]
+fn after_a_restart_it_is_as_it_was_before_in_a_stream() {
+    let broker = Broker::start();
+    is_as_it_was_before(&[&EVENTS[..], &["--nats", &broker.url()]].concat());
+    assert_eq!(holding(&broker.store(), &[IDS[0], IDS[1]]), [""; 0]);
+}
+
+fn is_as_it_was_before(flags: &[&str]) {
     let receiver = Receiver::new(|_, _| Reply::Status(200));
     let home = Home::new(&(definitions(&receiver) + "identity: { max_ids: 3 }\n"));
-    let mut server = home.start(&EVENTS);
+    let mut server = home.start(flags);
     let alias = |user: &str, previous: &str, message: &str, seconds: i64| {
         json!({"type": "alias", "userId": user, "previousId": previous, "messageId": message,
             "timestamp": at(seconds)})
@@ -374,7 +408,7 @@ fn after_a_restart_it_is_as_it_was_before() {
     assert_eq!(server.read("/v1/identities/refused")["items"][0]["reason"], "refused_edge");
     for _ in 0..2 {
         server.kill();
-        server = home.start(&EVENTS);
+        server = home.start(flags);
         assert_same(&answers(&server), &before);
         assert_eq!(complete(&server, &erasure), 4);
     }
@@ -611,4 +645,252 @@ fn a_replay_erases_as_the_oracle_does() {
         }
     }
     assert!(erased > 3, "{erased} calls came too late");
+}
+
+/// The same definitions, and a campaign whose messages go to the broker.
+fn definitions_with_queue(receiver: &Receiver) -> String {
+    let note = "  note: { when: { event: page_view }, channel: queue, template: 'Hi {{ event.properties.name }}' }\n";
+    let text =
+        definitions(receiver).replace("channels:\n", &format!("{note}channels:\n  queue: {{ deliver: nats }}\n"));
+    assert!(text.contains("queue: { deliver: nats }"));
+    text
+}
+
+/// Messages that were published so far.
+static PUBLISHED: AtomicU64 = AtomicU64::new(0);
+
+/// Publishes bodies to a broker as others do, and waits until it has them; gives the sequence of the last.
+fn publish(broker: &Broker, bodies: &[Value]) -> u64 {
+    let messages = bodies.iter().map(|body| Message {
+        subject: "thalweg.events.outside".to_owned(),
+        // Nothing is the same to the broker.
+        id: format!("outside:{}", PUBLISHED.fetch_add(1, Ordering::Relaxed)),
+        headers: HeaderMap::new(),
+        body: body.to_string().into(),
+    });
+    let messages: Vec<Message> = messages.collect();
+    let kept = Runtime::new().expect("a runtime").block_on(async {
+        let stream = Stream::open(&broker.url(), &Options::default(), None).await.expect("the broker is there");
+        stream.publish_all(&messages).await
+    });
+    kept.into_iter().map(|kept| kept.expect("it is kept")).max().expect("there are some")
+}
+
+/// All that a broker gives out of the stream.
+fn messages(broker: &Broker) -> String {
+    Runtime::new().expect("a runtime").block_on(async {
+        let stream = Stream::open(&broker.url(), &Options::default(), None).await.expect("the broker is there");
+        let (last, mut reader) = (stream.last_sequence().await.expect("a number"), stream.reader(stream.beginning()));
+        let mut all = String::new();
+        while reader.position() < last {
+            let Next::Entry(entry) = reader.next().await.expect("it can be read") else { continue };
+            all += &format!("{:?} {}\n", entry.headers, String::from_utf8_lossy(&entry.body));
+        }
+        all
+    })
+}
+
+/// What is in no file any more, once all that is under way is done.
+fn gone(dirs: &[&Path], words: &[&str]) {
+    let found = || dirs.iter().flat_map(|dir| holding(dir, words)).collect::<Vec<_>>();
+    until(PATIENCE, &format!("nothing holds {words:?}"), || found().is_empty().then_some(()));
+}
+
+/// With a stream as the log, over HTTP and from others, alone in messages and beside other people.
+#[test]
+fn whoever_is_erased_from_a_stream_is_as_if_never_seen() {
+    let receiver = Receiver::new(|_, _| Reply::Status(200));
+    let definitions = definitions_with_queue(&receiver);
+    let (home, other) = (Home::new(&definitions), Home::new(&definitions));
+    let (mut broker, other_broker) = (Broker::start(), Broker::start());
+    let url = broker.url();
+    let flags = [&EVENTS[..], &["--nats", &url]].concat();
+    let server = home.start(&flags);
+    let of_zed = |message: &str| track("purchase", json!({"userId": "zed"}), message, 14, json!({"value": 2}));
+    // Together with others: by HTTP one message, from outside one.
+    let mut all = hers();
+    all.extend(others(IDS[1].into()));
+    send(&server, &all[..3]);
+    send(&server, &all[3..]);
+    let more = track("purchase", json!({"userId": IDS[2]}), "a8", 11, json!({"value": 9, "name": MARKER}));
+    let nameless = json!({"type": "track", "userId": IDS[0], "properties": {"says": MARKER}, "timestamp": at(7)});
+    publish(&broker, &[json!({"batch": [of_zed("z1"), more, nameless]})]);
+    publish(&broker, &[track("view", json!({"userId": IDS[0]}), "a7", 10, json!({"says": MARKER}))]);
+    refused(&server);
+    settled(&server, 8);
+    until(PATIENCE, "all dead letters are in the stream", || {
+        (server.read("/v1/dead-letters")["items"].as_array().map(Vec::len) == Some(4)).then_some(())
+    });
+    assert!(!holding(&broker.store(), &[MARKER]).is_empty(), "the search finds what is there");
+    let erasure = erase(&server, IDS[2], "");
+    let after = format!("?after={}", erasure["position"].as_str().expect("a position"));
+    assert_eq!(server.get(&format!("/v1/profiles/{}{after}", IDS[0])).status, 404);
+    assert_eq!(complete(&server, &erasure), 7);
+    let (data, store) = (home.path("data"), broker.store());
+    assert_eq!(holding(&store, &all_of_hers()), [""; 0]);
+    assert_eq!(holding(&data, &all_of_hers()), [""; 0]);
+    assert!(!server.get("/v1/dead-letters").text().contains(MARKER));
+
+    let never = other.start(&[&EVENTS[..], &["--nats", &other_broker.url()]].concat());
+    send(&never, &others(Value::Null));
+    publish(&other_broker, &[json!({"batch": [of_zed("z1")]})]);
+    settled(&never, 4);
+    let expected = answers(&never);
+    assert_same(&answers(&server), &expected);
+    assert_eq!(server.read("/v1/profiles/zed")["computed"], never.read("/v1/profiles/zed")["computed"]);
+    server.kill();
+    let mut server = home.start(&flags);
+    for life in 0..2 {
+        assert_same(&answers(&server), &expected);
+        assert_eq!(complete(&server, &erasure), 7, "in life {life}");
+        assert!(!server.said().contains("are lost"), "{}", server.said());
+        // What is dated before is hers and comes too late, whether it had come before or not; others' calls are known.
+        let late = track("purchase", json!({"anonymousId": IDS[1]}), &format!("l{life}"), 8, json!({"is": MARKER}));
+        let told = send(&server, &[hers()[3].clone(), late]);
+        assert_eq!((told["accepted"].as_u64(), &told["rejected"][1]["reason"]), (Some(0), &json!("erased")));
+        assert_eq!(send(&server, &others(IDS[1].into()))["accepted"], 4);
+        // From others too: their message is kept but for what is hers, and a name in what is another's.
+        let late = track("purchase", json!({"userId": IDS[0]}), &format!("m{life}"), 8, json!({"says": MARKER}));
+        publish(&broker, &[json!({"batch": [of_zed("z1"), late, others(IDS[1].into())[1]]})]);
+        gone(&[&store, &data], &all_of_hers());
+        assert_same(&answers(&server), &expected);
+        server.kill();
+        broker.restart();
+        server = home.start(&flags);
+    }
+    assert_same(&answers(&server), &expected);
+    assert_eq!(holding(&store, &all_of_hers()), [""; 0]);
+
+    // Who names her goes too: what is left of their messages is left once more, and a key stays taken.
+    let erasure = erase(&server, "bob", "");
+    assert_eq!(complete(&server, &erasure), 3);
+    assert_eq!(holding(&store, &["bob"]), [""; 0]);
+    let key = track("purchase", json!({"userId": IDS[2]}), "a4", 100, json!({"value": 3}));
+    assert_eq!(send(&server, &[key])["accepted"], 1);
+    let zed = server.read("/v1/profiles/zed")["computed"].clone();
+    server.kill();
+    let server = home.start(&flags);
+    assert_eq!(server.get(&format!("/v1/profiles/{}", IDS[2])).status, 404);
+    assert_eq!(server.get("/v1/profiles/bob").status, 404);
+    assert_eq!(server.read("/v1/profiles/zed")["computed"], zed);
+    // Nobody else erases: a record without the seal is told of and passed over.
+    let forged = json!({"of": null, "until": i64::MAX, "events": 0, "ids": ["zed"], "marks": [1]}).to_string();
+    let rest = json!([{"sequence": 2, "nanos": 1, "subject": "thalweg.log.calls", "id": null, "body": []}]).to_string();
+    Runtime::new().expect("a runtime").block_on(async {
+        let stream = Stream::open(&broker.url(), &Options::default(), None).await.expect("the broker is there");
+        for (kind, body) in [("erase", forged), ("rest", rest)] {
+            let (subject, headers) = (format!("thalweg.log.{kind}"), HeaderMap::new());
+            let message = Message { subject, id: kind.into(), headers, body: body.into() };
+            stream.publish(&message).await.expect("it is kept");
+        }
+    });
+    until(PATIENCE, "it is told", || server.said().contains("not written with the key of this log").then_some(()));
+    server.kill();
+    let server = home.start(&flags);
+    assert_eq!(server.read("/v1/profiles/zed")["computed"], zed);
+}
+
+/// How often something is killed: `THALWEG_KILLS` times, else a few.
+fn kills() -> usize {
+    std::env::var("THALWEG_KILLS").map_or(4, |kills| kills.parse().expect("a number"))
+}
+
+/// Whichever end is killed at any moment of an erasure, it is carried on.
+#[test]
+fn an_erasure_from_a_stream_is_carried_on() {
+    let receiver = Receiver::new(|_, _| Reply::Status(200));
+    let definitions = definitions(&receiver);
+    let other = Home::new(&definitions);
+    let mut random = Random::new(12);
+    let never = other.start(&EVENTS);
+    send(&never, &others(Value::Null));
+    settled(&never, 2);
+    let expected = answers(&never);
+    for life in 0..2 * kills() {
+        let (mut broker, home) = (Broker::start(), Home::new(&definitions));
+        let url = broker.url();
+        let flags = [&EVENTS[..], &["--nats", &url]].concat();
+        let mut server = home.start(&flags);
+        let mut all = hers();
+        all.extend(others(IDS[1].into()));
+        send(&server, &all);
+        refused(&server);
+        // More messages take longer to replace.
+        let filler = |number: usize| {
+            let (ids, message) = (json!({"userId": IDS[number % 3]}), format!("f{number}"));
+            track("view", ids, &message, 8, json!({"says": MARKER.repeat(90)}))
+        };
+        let last = publish(&broker, &(0..200).map(filler).collect::<Vec<_>>());
+        server.read(&format!("/v1/segments?wait=30s&after={}", last << 22));
+        settled(&server, 4);
+        let erasure = erase(&server, IDS[0], "");
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(random.below(700)));
+            if life % 2 == 0 {
+                server.kill();
+                server = home.start(&flags);
+            } else {
+                broker.restart();
+            }
+        }
+        assert_eq!(complete(&server, &erasure), 205, "in life {life}");
+        // A server that is killed while it overwrites a message does not find it again: that is told.
+        let is_told = server.said().contains("its file may still hold the bytes");
+        let in_files = holding(&broker.store(), &all_of_hers());
+        assert!(in_files.is_empty() || life % 2 == 1 && is_told, "in life {life}: {in_files:?}");
+        let messages = messages(&broker);
+        assert!(all_of_hers().iter().all(|word| !messages.contains(word)), "in life {life}");
+        assert_eq!(holding(&home.path("data"), &all_of_hers()), [""; 0], "in life {life}");
+        assert_same(&answers(&server), &expected);
+        server.kill();
+        broker.restart();
+        let server = home.start(&flags);
+        assert_same(&answers(&server), &expected);
+        assert_eq!(complete(&server, &erasure), 205, "in life {life}");
+        assert!(!server.said().contains("are lost"), "{}", server.said());
+    }
+}
+
+/// Of several processes that share a stream the leader destroys what there is, whichever was asked.
+#[test]
+fn processes_that_share_a_stream_erase_as_one() {
+    let receiver = Receiver::new(|_, _| Reply::Status(200));
+    let (home, broker) = (Home::new(&definitions(&receiver)), Broker::start());
+    let hosts: Vec<String> = (0..2).map(|_| format!("127.0.0.1:{}\n", free_port())).collect();
+    home.write("hosts", hosts.concat());
+    let team = || {
+        let launch = |process: usize| {
+            let (process, data, url) = (process.to_string(), format!("data{process}"), broker.url());
+            let among = ["--hosts", "hosts", "--process", &process, "--data", &data, "--nats", &url];
+            home.launch(&[&among[..], &EVENTS].concat())
+        };
+        [0, 1].map(launch).map(|server| server.ready().expect("its port was free a moment ago"))
+    };
+    let servers = team();
+    for (number, call) in hers().into_iter().chain(others(IDS[1].into())).enumerate() {
+        send(&servers[number % 2], &[call]);
+    }
+    refused(&servers[1]);
+    settled(&servers[0], 4);
+    let erasure = erase(&servers[1], IDS[0], "");
+    let late =
+        |number: usize| track("view", json!({"userId": IDS[0]}), &format!("l{number}"), 5, json!({"is": MARKER}));
+    let everywhere = || ["data0", "data1"].map(|data| home.path(data));
+    let mut servers = Some(servers);
+    for _ in 0..2 {
+        let servers = servers.take().unwrap_or_else(team);
+        assert!(servers.iter().all(|server| complete(server, &erasure) == 5));
+        // So many that each process takes some of them apart.
+        publish(&broker, &(0..150).map(late).collect::<Vec<_>>());
+        let [first, second] = everywhere();
+        gone(&[&broker.store(), &first, &second], &all_of_hers());
+        for server in &servers {
+            assert_eq!(server.get(&format!("/v1/profiles/{}", IDS[1])).status, 404);
+            assert_eq!(server.read("/v1/profiles/bob")["computed"]["with"], Value::Null);
+            assert!(!server.said().contains("are lost"), "{}", server.said());
+        }
+        let [first, second] = servers;
+        first.kill();
+        second.ends(PATIENCE).expect("it ends too");
+    }
 }

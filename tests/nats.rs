@@ -209,34 +209,61 @@ fn send_on(server: &Server, lines: &[String]) -> usize {
     lines.len()
 }
 
+/// How often something is killed: `THALWEG_KILLS` times, else a few.
+fn kills() -> usize {
+    std::env::var("THALWEG_KILLS").map_or(6, |kills| kills.parse().expect("a number"))
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Engine,
+    Broker,
+}
+
 #[test]
-fn neither_end_may_be_killed_without_all_being_kept() {
-    const KILLS: usize = 20;
-    let mut random = Random::new(9);
+fn the_process_may_be_killed_again_and_again() {
+    killed(End::Engine, 9);
+}
+
+#[test]
+fn the_broker_may_be_killed_again_and_again() {
+    killed(End::Broker, 10);
+}
+
+/// Kills one end again and again while a history is sent. What was acknowledged is in the stream, and only what was
+/// sent; answers are those of a replay of the stream; each message that leaves has left once.
+fn killed(end: End, seed: u64) {
+    let mut random = Random::new(seed);
     let definitions = histories::definitions(&mut random);
     let all = uncorrected(&mut random, 6);
     let (mut broker, home) = (Broker::start(), Home::new(&definitions));
     let (mut rest, mut acknowledged) = (&all[..], Vec::new());
-    for life in 0..KILLS {
-        let server = start(&home, &broker, &["--clock", "events"]);
-        std::thread::scope(|scope| {
-            let sending = scope.spawn(|| send_on(&server, rest));
-            std::thread::sleep(Duration::from_millis(20 + random.below(120)));
-            if life % 2 == 0 {
-                server.signal("KILL");
-            } else {
-                // It comes back, and nobody notices but by the time that it takes.
-                broker.restart();
-                std::thread::sleep(Duration::from_millis(random.below(300)));
-                server.signal("KILL");
+    let each = all.len() / kills();
+    let mut server = start(&home, &broker, &["--clock", "events"]);
+    for _ in 0..kills() {
+        let (some, later) = rest.split_at(each.min(rest.len()));
+        let sent = std::thread::scope(|scope| {
+            let sending = scope.spawn(|| send_on(&server, some));
+            std::thread::sleep(Duration::from_millis(random.below(100)));
+            match end {
+                End::Engine => server.signal("KILL"),
+                End::Broker => {
+                    broker.kill();
+                    std::thread::sleep(Duration::from_millis(random.below(300)));
+                    broker.restart();
+                }
             }
-            let sent = sending.join().expect("no panic");
-            acknowledged.extend(&rest[..sent]);
-            // What was under way may be in or not, and is not sent again.
-            rest = &rest[(sent + 1).min(rest.len())..];
+            sending.join().expect("no panic")
         });
+        acknowledged.extend(&some[..sent]);
+        // What was under way may be in or not, and is not sent again.
+        rest = later;
+        if end == End::Engine {
+            server.kill();
+            server = start(&home, &broker, &["--clock", "events"]);
+        }
     }
-    let server = start(&home, &broker, &["--clock", "events"]);
     assert_eq!(send_on(&server, rest), rest.len());
     acknowledged.extend(rest);
     let outside = Outside::new(&broker);
@@ -254,6 +281,106 @@ fn neither_end_may_be_killed_without_all_being_kept() {
         let answer = replayed.get(&format!("/v1/profiles/{id}"));
         assert_eq!((answer.status, law(answer.json())), found[&format!("profiles/{id}")], "{id}");
     }
+    until(PATIENCE, "all messages have left", || (server.read("/v1/channels/mail")["pending"] == 0).then_some(()));
+    let left = triggers(&broker);
+    let ids: BTreeSet<&String> = left.iter().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), left.len(), "each once: {left:?}");
+    let rows = ["a", "b", "c", "d", "e"].map(|id| server.get(&format!("/v1/profiles/{id}/intents")).json());
+    let rows = rows.iter().flat_map(|answer| answer["items"].as_array().into_iter().flatten());
+    let sent: Vec<&Value> = rows.filter(|row| row["channel"] == "mail" && row["status"] == "sent").collect();
+    assert!(!sent.is_empty(), "this history sends something");
+    let stays: Vec<_> = sent.iter().filter(|row| !ids.iter().any(|id| row["id"] == **id)).collect();
+    assert!(stays.is_empty(), "said to be sent, and not there: {stays:?}");
+}
+
+/// The messages of the stream of triggers: their ids and bodies.
+fn triggers(broker: &Broker) -> Vec<(String, Value)> {
+    Runtime::new().expect("a runtime").block_on(async {
+        let client = nats::connect(broker.url()).await.expect("the broker is there");
+        let mut stream = nats::jetstream::new(client).get_stream("THALWEG_TRIGGERS").await.expect("it is made");
+        let last = stream.info().await.expect("it is told").state.last_sequence;
+        let mut all = Vec::new();
+        for sequence in 1..=last {
+            let message = stream.get_raw_message(sequence).await.expect("it is there");
+            assert!(message.subject.starts_with("thalweg.triggers."), "{}", message.subject);
+            let id = message.headers.get("Nats-Msg-Id").expect("an id").to_string();
+            all.push((id, serde_json::from_slice(&message.payload).expect("JSON")));
+        }
+        all
+    })
+}
+
+/// Sends calls until the broker has no room: what it does not keep is not acknowledged, and that is said. When there is
+/// room again it goes on, and all that was acknowledged is there.
+fn fills_up(mut broker: Broker, make_room: impl FnOnce(&mut Broker)) {
+    let home = Home::new("version: 1\nsegments: { seen: { performed: x } }\n");
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let mut kept = BTreeSet::new();
+    let mut sent = 0;
+    let mut send = || {
+        sent += 1;
+        let id = format!("m{sent}");
+        let body = json!({"userId": id, "event": "x", "messageId": id, "timestamp": START + sent,
+            "properties": {"filler": "x".repeat(20_000)}});
+        (server.post("/v1/track", body.to_string()), id)
+    };
+    let refused = loop {
+        let (answer, id) = send();
+        if answer.status != 200 {
+            break answer;
+        }
+        kept.insert(id);
+        assert!(kept.len() < 5_000, "it never fills up");
+    };
+    assert_eq!((refused.status, refused.header("retry-after")), (503, "1"), "{}", refused.text());
+    assert!(refused.text().contains("NATS"), "{}", refused.text());
+    assert!(!kept.is_empty());
+    // It goes on to answer.
+    assert_eq!(server.read("/v1/segments")["items"][0]["size"], kept.len());
+    make_room(&mut broker);
+    let patience = Duration::from_secs(60);
+    until(patience, "it goes on", || {
+        let (answer, id) = send();
+        (answer.status == 200).then(|| kept.insert(id))
+    });
+    server.kill();
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let ids: Vec<String> = (1..=sent).map(|sent| format!("m{sent}")).collect();
+    let found: BTreeSet<String> =
+        ids.into_iter().filter(|id| server.get(&format!("/v1/profiles/{id}")).status == 200).collect();
+    let missing: Vec<_> = kept.difference(&found).collect();
+    assert!(missing.is_empty(), "acknowledged, and not there: {missing:?}");
+}
+
+#[test]
+fn a_stream_that_is_full_refuses_and_goes_on() {
+    let broker = Broker::start();
+    let limit = |broker: &Broker, bytes: i64| {
+        Runtime::new().expect("a runtime").block_on(async {
+            let client = nats::connect(broker.url()).await.expect("the broker is there");
+            let jetstream = nats::jetstream::new(client);
+            let mut stream = jetstream.get_stream("THALWEG").await.expect("it is there");
+            let mut config = stream.info().await.expect("it is told").config.clone();
+            config.max_bytes = bytes;
+            jetstream.update_stream(config).await.expect("it is changed");
+        });
+    };
+    drop(Outside::new(&broker));
+    limit(&broker, 1_000_000);
+    fills_up(broker, |broker| limit(broker, -1));
+}
+
+/// A file system that is really full, under a server that is started again when there is room.
+#[test]
+#[ignore = "mounts a small file system, which takes root or user namespaces: `.ci/run long` does"]
+fn a_disk_that_is_full_refuses_and_goes_on() {
+    let broker = Broker::on_disk_of(24 << 20);
+    let ballast = broker.store().join("ballast").display().to_string();
+    broker.beside(&["dd", "if=/dev/zero", &format!("of={ballast}"), "bs=1M", "count=12", "status=none"]);
+    fills_up(broker, |broker| {
+        broker.beside(&["rm", &ballast]);
+        broker.restart();
+    });
 }
 
 #[test]
@@ -300,24 +427,12 @@ fn triggers_leave_by_nats_once_each() {
     let server = start(&home, &broker, &["--clock", "events"]);
     server.write("/v1/page", &page("m2", START + 1_000));
     until(PATIENCE, "both are sent", || (sent(&server) == 2).then_some(()));
-    let runtime = Runtime::new().expect("a runtime");
     let ids = || {
-        runtime.block_on(async {
-            let client = nats::connect(broker.url()).await.expect("the broker is there");
-            let jetstream = nats::jetstream::new(client);
-            let mut stream = jetstream.get_stream("THALWEG_TRIGGERS").await.expect("it is made");
-            let last = stream.info().await.expect("it is told").state.last_sequence;
-            let mut ids = Vec::new();
-            for sequence in 1..=last {
-                let message = stream.get_raw_message(sequence).await.expect("it is there");
-                assert_eq!(message.subject.as_str(), "thalweg.triggers.welcome");
-                let body: Value = serde_json::from_slice(&message.payload).expect("JSON");
-                let id = message.headers.get("Nats-Msg-Id").expect("an id").to_string();
-                assert_eq!((&body["type"], &body["id"]), (&json!("intent"), &json!(id)));
-                ids.push(id);
-            }
-            ids
-        })
+        let id = |(id, body): (String, Value)| {
+            assert_eq!((&body["type"], &body["id"]), (&json!("intent"), &json!(id)));
+            id
+        };
+        triggers(&broker).into_iter().map(id).collect::<Vec<_>>()
     };
     let found = until(PATIENCE, "both are there", || Some(ids()).filter(|ids| ids.len() >= 2));
     assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), found.len(), "{found:?}");

@@ -5,13 +5,18 @@ mod histories;
 mod process;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use asked::{lines, send};
 use histories::Random;
 use process::Home;
-use process::sse::Subscription;
+use process::http::{self, Chunked};
+use process::sse::{Message, Subscription};
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
+use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const VIEWS: [&str; 4] = ["segments", "journeys", "sessions", "attribution"];
@@ -29,19 +34,25 @@ impl Held {
     /// Takes all that has come.
     fn take(&mut self, subscription: &Subscription) {
         while let Some(message) = subscription.next(Duration::from_millis(200)) {
-            assert!(["snapshot", "change"].contains(&message.event.as_str()), "{message:?}");
-            let mut went = true;
-            for (diff, row) in message.changes() {
-                assert!(went || diff == 1, "what goes comes first: {message:?}");
-                went = diff == -1;
-                let sum = self.rows.entry(row.to_string()).or_default();
-                *sum += diff;
-                assert!((0..=1).contains(sum), "{row} stands {sum} times");
-                self.changes += usize::from(message.event == "change");
-            }
-            self.last = message.id.clone();
+            self.note(message);
         }
         self.rows.retain(|_, sum| *sum != 0);
+    }
+
+    /// Takes one message; gives it back.
+    fn note(&mut self, message: Message) -> Message {
+        assert!(["snapshot", "change"].contains(&message.event.as_str()), "{message:?}");
+        let mut went = true;
+        for (diff, row) in message.changes() {
+            assert!(went || diff == 1, "what goes comes first: {message:?}");
+            went = diff == -1;
+            let sum = self.rows.entry(row.to_string()).or_default();
+            *sum += diff;
+            assert!((0..=1).contains(sum), "{row} stands {sum} times");
+            self.changes += usize::from(message.event == "change");
+        }
+        self.last = message.id.clone();
+        message
     }
 }
 
@@ -86,6 +97,89 @@ fn changes_add_up_to_what_stands() {
         assert_eq!(held.rows, now.rows, "{view}");
         assert!(before > 0 && held.changes > 0, "{view} has not changed: {before}, {}", held.changes);
     }
+}
+
+/// A subscription that nobody reads, and for which the system keeps little.
+fn unread(to: SocketAddr, query: &str) -> TcpStream {
+    let connecting = async {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4_096).expect("it can be small");
+        socket.connect(to).await.expect("the server listens").into_std().expect("a socket")
+    };
+    let mut stream = Runtime::new().expect("a runtime").block_on(connecting);
+    stream.set_nonblocking(false).expect("it may wait");
+    let request = format!("GET /v1/subscribe?{query} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it is sent");
+    stream
+}
+
+/// Who does not read is dropped in the end, and told why; nobody else waits for that.
+#[test]
+fn a_slow_reader_is_dropped_with_a_reason_and_delays_nobody() {
+    /// Steps of one change each, after more bytes than sockets hold: more than are kept for a slow reader.
+    const STEPS: usize = 1_200;
+    let home = Home::new(
+        "version: 1
+touchpoints: [ { event: click, channel: properties.channel, campaign: properties.campaign } ]
+conversions: [ { name: purchase, event: purchase, value: properties.value } ]
+attribution: { models: [linear] }
+segments: { buyers: { performed: purchase } }
+journeys: { shop: { start: out, states: { out: { transitions: [ { event: purchase, to: in } ] }, in: {} } } }
+",
+    );
+    let server = home.start(&["--clock", "events"]);
+    let query = |view: &str| format!("view={view}");
+    let fast: Vec<_> = VIEWS.iter().map(|view| server.subscribe(&query(view))).collect();
+    let mut held: Vec<Held> = VIEWS.iter().map(|_| Held::default()).collect();
+    let slow: Vec<_> = VIEWS.iter().map(|view| unread(server.address, &query(view))).collect();
+    // Each person is new in every view, with rows as long as ids may be.
+    let mut number = 0;
+    let mut send = |people: usize| {
+        let mut calls = Vec::new();
+        for _ in 0..people {
+            number += 1;
+            let (user, at) = (format!("{number:0>250}"), START + number);
+            let call = |event: &str, properties: Value| {
+                json!({"type": "track", "event": event, "userId": user, "messageId": format!("{event}{number}"),
+                    "timestamp": at, "properties": properties})
+            };
+            calls.push(call("click", json!({"channel": "mail", "campaign": user})));
+            calls.push(call("purchase", json!({"value": 1})));
+        }
+        let began = Instant::now();
+        server.write("/v1/batch", &json!({"batch": calls}));
+        (format!("{number:0>250}"), began)
+    };
+    for _ in 0..100 {
+        send(150);
+    }
+    for step in 1..=STEPS {
+        let (user, began) = send(1);
+        if step % 200 == 0 {
+            // Readers who read have had all by then.
+            for (held, subscription) in held.iter_mut().zip(&fast) {
+                let has = |message: &Message| message.data.to_string().contains(&user);
+                while !has(&held.note(subscription.next(PATIENCE).expect("it comes"))) {}
+            }
+            assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+        }
+    }
+    for ((view, mut held), subscription) in VIEWS.iter().zip(held).zip(&fast) {
+        held.take(subscription);
+        let mut now = Held::default();
+        now.take(&server.subscribe(&query(view)));
+        assert_eq!(held.rows.len(), now.rows.len(), "{view}");
+        assert!(held.rows == now.rows, "{view}");
+    }
+    for (view, stream) in VIEWS.iter().zip(slow) {
+        let mut reader = BufReader::new(stream);
+        http::head(&mut reader).expect("an answer");
+        let (mut reader, mut text) = (Chunked::new(reader), String::new());
+        reader.read_to_string(&mut text).expect("it ends");
+        let last = text.trim_end().rsplit("\n\n").next().expect("there is a last one");
+        assert_eq!(last, "event: dropped\ndata: {\"reason\":\"the reader was too slow\"}", "{view}");
+    }
+    assert_eq!(server.said().matches("its reader was too slow").count(), VIEWS.len());
 }
 
 #[test]

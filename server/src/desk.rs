@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{Request, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -58,8 +58,8 @@ pub enum Reply {
     Selected(Result<Vec<Selected>, String>),
     /// Those of which the definitions name more than is kept, or why there is no knowing.
     Reread(Result<Vec<Event>, String>),
-    /// Status, content type, body.
-    Door(u16, String, String),
+    /// Status, headers that say how it is to be read or when to come again, body.
+    Door(u16, Vec<(String, String)>, String),
 }
 
 /// What is to be read again of a log.
@@ -98,11 +98,13 @@ pub struct Record {
     payload: Vec<u8>,
 }
 
-fn in_base64<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+/// Bytes as text.
+pub(crate) fn in_base64<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&BASE64_STANDARD.encode(bytes))
 }
 
-fn from_base64<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+/// And back.
+pub(crate) fn from_base64<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
     BASE64_STANDARD.decode(String::deserialize(from)?).map_err(de::Error::custom)
 }
 
@@ -234,10 +236,11 @@ impl Desk {
             _ => Problem::not_yet("the process that sends messages is not ready").into_response(),
         };
         let status = response.status().as_u16();
-        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-        let kind = kind.unwrap_or("application/json").to_owned();
+        let text =
+            |name: HeaderName| Some((name.to_string(), response.headers().get(&name)?.to_str().ok()?.to_owned()));
+        let headers = [header::CONTENT_TYPE, header::RETRY_AFTER].into_iter().filter_map(text).collect();
         let body = to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
-        Reply::Door(status, kind, String::from_utf8_lossy(&body).into_owned())
+        Reply::Door(status, headers, String::from_utf8_lossy(&body).into_owned())
     }
 
     /// What a door of the leader answers.
@@ -248,9 +251,15 @@ impl Desk {
     /// What a door of a process answers.
     pub async fn of(&self, process: usize, method: &str, path: &str, body: String) -> Response {
         match self.ask(process, Ask::Door(method.to_owned(), path.to_owned(), body)).await {
-            Some(Reply::Door(status, kind, body)) => {
+            Some(Reply::Door(status, headers, body)) => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-                (status, [(header::CONTENT_TYPE, kind)], body).into_response()
+                let mut response = (status, body).into_response();
+                for (name, value) in headers {
+                    if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                        response.headers_mut().insert(name, value);
+                    }
+                }
+                response
             }
             _ => Problem::not_yet("the process that knows the answer does not give it").into_response(),
         }

@@ -57,10 +57,21 @@ impl Job {
             tracing::error!(%error, "bodies that are to be destroyed are not yet: tried again in {AGAIN:?}");
             std::thread::sleep(AGAIN);
         }
+        self.otherwise()
+    }
+
+    /// Calls that the engine cannot strike as their bodies were, once all is done.
+    pub(crate) fn otherwise(self) -> Vec<(u64, Vec<u8>)> {
         self.otherwise.into_inner().expect("nobody panics while holding it")
     }
 
-    fn instead(&self, position: u64, record: &Record<'_>) -> Instead {
+    /// Whose bodies.
+    pub(crate) fn erasure(&self) -> &Erasure {
+        &self.erasure
+    }
+
+    /// What is to stand in the place of a record, if it does not stay.
+    pub(crate) fn instead(&self, position: u64, record: &Record<'_>) -> Instead {
         match record.kind {
             record::EVENT => self.of_event(position, record.payload),
             record::DEAD_LETTER if position < self.erasure.position => self.of_dead_letter(record.payload),
@@ -76,8 +87,7 @@ impl Job {
             // A correction of what is not there any more.
             record::CORRECTION if position < self.erasure.position => {
                 let correction: Correction = serde_json::from_slice(record.payload).ok()?;
-                let (Correction::Retract(a, b) | Correction::Unlink(a, b)) = &correction;
-                (self.ids.contains(a) || self.ids.contains(b)).then(|| (DESTROYED, Vec::new()))
+                self.corrects(&correction).then(|| (DESTROYED, Vec::new()))
             }
             _ => None,
         }
@@ -122,11 +132,19 @@ impl Job {
     }
 
     fn of_dead_letter(&self, payload: &[u8]) -> Instead {
-        let letter: DeadLetter = serde_json::from_slice(payload).ok()?;
-        if !names(&letter, &self.ids) {
-            return None;
-        }
-        Some((record::DEAD_LETTER, json(&letter.destroyed())))
+        let letter = self.letter(serde_json::from_slice(payload).ok()?)?;
+        Some((record::DEAD_LETTER, json(&letter)))
+    }
+
+    /// What is left of a dead letter that names them.
+    pub(crate) fn letter(&self, letter: DeadLetter) -> Option<DeadLetter> {
+        names(&letter, &self.ids).then(|| letter.destroyed())
+    }
+
+    /// Whether a correction is of something of theirs.
+    pub(crate) fn corrects(&self, correction: &Correction) -> bool {
+        let (Correction::Retract(a, b) | Correction::Unlink(a, b)) = correction;
+        self.ids.contains(a) || self.ids.contains(b)
     }
 }
 

@@ -4,7 +4,7 @@
 //! step to close waits here, and is answered from the engine's thread that says that it did.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -146,6 +146,8 @@ pub enum NotTaken {
     Busy,
     /// The process ends.
     Stopping,
+    /// The stream that is the log has not kept it, as far as is known.
+    NotKept,
 }
 
 /// The way to the writer, for everyone else.
@@ -167,6 +169,8 @@ pub(crate) struct Shared {
     pub(crate) receipt_times: Histogram,
     /// Views that somebody follows here.
     pub(crate) follows: Follows,
+    /// Whether the log is a stream.
+    pub(crate) in_stream: AtomicBool,
     /// By which it is told what was not taken, where the log is a stream and this process leads.
     pub(crate) feed: OnceLock<Feed>,
 }
@@ -289,6 +293,11 @@ impl Hub {
         taken.map_err(|_| NotTaken::Stopping)
     }
 
+    /// Why work that was taken is not answered.
+    pub fn unanswered(&self) -> NotTaken {
+        if self.shared.in_stream.load(Ordering::Relaxed) { NotTaken::NotKept } else { NotTaken::Stopping }
+    }
+
     /// Asks, and waits for the answer of every worker.
     pub async fn ask(&self, question: Question) -> Result<Answered, NotTaken> {
         let (reply, answered) = oneshot::channel();
@@ -386,6 +395,7 @@ impl Shared {
             step_times: Histogram::default(),
             receipt_times: Histogram::default(),
             follows: Follows::default(),
+            in_stream: AtomicBool::new(false),
             feed: OnceLock::new(),
         }
     }

@@ -363,7 +363,7 @@ impl Outbox {
                     Err(_) => tokio::time::sleep(BUSY).await,
                 },
                 Err(NotTaken::Busy) => tokio::time::sleep(BUSY).await,
-                Err(NotTaken::Stopping) => return None,
+                Err(NotTaken::Stopping | NotTaken::NotKept) => return None,
             }
         };
         let by_id = dispatches.into_iter().map(|dispatch| (dispatch.row.id.clone(), dispatch));

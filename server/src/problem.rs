@@ -101,6 +101,10 @@ impl From<NotTaken> for Problem {
     fn from(not_taken: NotTaken) -> Self {
         let detail = match not_taken {
             NotTaken::Busy => "more is coming in than can be taken; try again in a second",
+            NotTaken::NotKept => {
+                "the NATS server that keeps the log has not acknowledged it: it has no room or does not answer, or \
+                 this process is stopping; try again"
+            }
             NotTaken::Stopping => "the process is stopping; try again when it is back",
         };
         Problem::busy(detail)

@@ -29,9 +29,9 @@ pub fn of(value: &str, secret: &[u8; 16]) -> String {
 
 /// Half of a keyed hash in hexadecimal digits. What it is for is hashed too, so that hashes for one thing tell nothing
 /// about those for another.
-pub fn hash(purpose: &str, value: &str, secret: &[u8; 16]) -> String {
+pub fn hash(purpose: &str, value: impl AsRef<[u8]>, secret: &[u8; 16]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key of any length will do");
-    mac.update(&[purpose.as_bytes(), b"\n", value.as_bytes()].concat());
+    mac.update(&[purpose.as_bytes(), b"\n", value.as_ref()].concat());
     mac.finalize().into_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -139,7 +139,8 @@ impl DeadLetter {
         if record.kind == DEAD_LETTER {
             return serde_json::from_slice(&record.payload).ok();
         }
-        if record.kind == DESTROYED {
+        // Where bodies are destroyed later than they are decided on, one may still be there.
+        if record.kind == DESTROYED || verdict == Verdict::Erased {
             let reason = match verdict {
                 Verdict::TooLate => Reason::TooLate,
                 Verdict::RefusedEdge => Reason::RefusedEdge,

@@ -9,10 +9,12 @@
 //! start and each new connection the last record that was read ([`Fingerprint`]).
 
 pub mod config;
+mod erasing;
 pub mod feed;
 mod fingerprint;
 mod message;
 mod reader;
+mod rest;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -30,23 +32,25 @@ use nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use crate::door::BODY_BYTES_MAX;
 use config::{DEAD_LETTERS, STREAM, TRIGGER_STREAM, TRIGGERS, token};
+use rest::Rests;
 
 pub use fingerprint::{Fingerprint, Kept};
-pub use message::{Returned, dead_letter_id, take_apart};
+pub use message::{Came, Returned, Standing, dead_letter_id, take_apart};
 pub use nats::HeaderMap;
 pub use reader::{Next, Reader};
+pub use rest::{Rest, is_sealed, seal};
 
 /// Servers before this one drop parts of what is asked of them without a word, and cannot sync before they acknowledge.
 const VERSION_MIN: (u64, u64) = (2, 10);
 /// A message of ours is at most a body, with what the door has settled of each call in it.
 const PAYLOAD_MIN: usize = 1_000_000;
-/// What a dead letter's headers take at most.
+/// What a message's headers take at most.
 const HEADERS_MAX: usize = 65_536;
 /// So long a start waits for a broker that is not there yet.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -256,6 +260,8 @@ pub struct Stream {
     connections: watch::Receiver<u64>,
     created: String,
     replicas: u64,
+    /// What is left of messages that are not there any more.
+    rests: Arc<Rests>,
 }
 
 /// A message that was sent, or was not: when, and on which connection.
@@ -306,7 +312,8 @@ impl Stream {
             return Err(StreamError::Differs { name: STREAM, differences });
         }
         let (jetstream, publishing) = (Arc::new(jetstream), Arc::new(publishing));
-        let stream = Stream { jetstream, publishing, connections, created: found.created, replicas };
+        let stream =
+            Stream { jetstream, publishing, connections, created: found.created, replicas, rests: Arc::default() };
         if let Some(known) = known {
             known.check(&stream).await?;
         }
@@ -332,11 +339,14 @@ impl Stream {
         Ok(ask(&self.jetstream, "STREAM.INFO", STREAM, &()).await?)
     }
 
-    /// A single record, if it is there: from whichever server is near.
+    /// A single record, if it is there, or what is left of it: from whichever server is near.
     pub async fn get(&self, sequence: u64) -> Result<Option<Entry>, StreamError> {
+        if self.is_replaced(sequence) {
+            return self.rest(sequence).await;
+        }
         match self.handle().await?.direct_get(sequence).await {
             Ok(found) => Ok(Some(found.into())),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => self.rest(sequence).await,
             Err(error) => Err(StreamError::Unavailable { what: "get a record", error: error.to_string() }),
         }
     }
@@ -440,9 +450,26 @@ impl Stream {
 
     /// Publishes a call that was not taken. Told again under the same id it is kept once.
     pub async fn publish_dead_letter(&self, id: &str, letter: &Returned) -> Result<u64, NotKept> {
-        let max = self.publishing.client().server_info().max_payload.saturating_sub(HEADERS_MAX);
         let (subject, id) = (DEAD_LETTERS.to_owned(), id.to_owned());
-        self.publish(&Message { subject, id, headers: HeaderMap::new(), body: letter.encode(max) }).await
+        self.publish(&Message { subject, id, headers: HeaderMap::new(), body: letter.encode() }).await
+    }
+
+    /// Has the server overwrite a record and forget it; false: it is not there.
+    async fn destroy(&self, stream: &str, sequence: u64) -> Result<bool, StreamError> {
+        let gone: Result<Value, Refusal> =
+            ask(&self.jetstream, "STREAM.MSG.DELETE", stream, &json!({"seq": sequence})).await;
+        match gone {
+            Ok(_) => Ok(true),
+            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::SEQUENCE_NOT_FOUND => Ok(false),
+            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::STREAM_MESSAGE_DELETE_FAILED => {
+                let found = ask::<Value>(&self.jetstream, "STREAM.MSG.GET", stream, &json!({"seq": sequence})).await;
+                match found {
+                    Err(Refusal::Api(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(false),
+                    _ => Err(Refusal::Api(error).into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes the stream of triggers, unless one takes them already: whoever made that one knows how they are wanted.

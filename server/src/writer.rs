@@ -25,6 +25,7 @@ use dataflows::identity::Settled;
 use dataflows::place::place;
 use dataflows::protocol::{Record, Response, Step};
 use dataflows::time::Millis;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::book::{self, Book};
@@ -151,6 +152,9 @@ pub fn start(start: Start) -> Result<Started, String> {
         Store::Own(log) => (Backing::Own(log), 0),
         Store::Stream(stream, kept, end) => {
             let (plan, to) = (Arc::clone(&plan), work);
+            shared.in_stream.store(true, Ordering::Relaxed);
+            let settled = Handle::current().block_on(feed::last_settled(&stream, &secret));
+            let settled = settled.map_err(|error| error.to_string())?.filter(|_| leads);
             let feed = Feed::start(Feeding { stream, kept, plan, secret, clock, share, to: to.clone() });
             if leads {
                 let _ = shared.feed.set(feed.clone());
@@ -161,6 +165,7 @@ pub fn start(start: Start) -> Result<Started, String> {
                     to,
                     reads: VecDeque::new(),
                     read: 0,
+                    settled,
                     awaited: HashMap::new(),
                     came: HashMap::new(),
                 })),
@@ -583,6 +588,10 @@ impl Writer {
         let payload = serde_json::to_vec(payload).expect("records have string keys");
         self.group.push((kind, self.clock, payload));
         position
+    }
+
+    fn leads(&self) -> bool {
+        self.others.as_ref().is_none_or(Others::leads)
     }
 
     fn process(&self) -> usize {

@@ -23,6 +23,10 @@ pub(crate) struct Broker {
     home: TempDir,
     port: u16,
     child: Option<Child>,
+    /// What it is run by: what lets it see another disk.
+    by: Vec<String>,
+    /// What holds that disk.
+    disk: Option<Child>,
 }
 
 impl Broker {
@@ -36,9 +40,42 @@ impl Broker {
         Broker::at(tempfile::tempdir().expect("a directory"), config)
     }
 
+    /// A server whose store is a file system of its own, of so many bytes, that nobody else sees.
+    pub(crate) fn on_disk_of(bytes: usize) -> Broker {
+        let home = tempfile::tempdir().expect("a directory");
+        fs::create_dir(home.path().join("store")).expect("made");
+        let mount = format!(
+            "mount -t tmpfs -o size={bytes} none '{0}/store' && touch '{0}/store/there' && exec sleep 3600",
+            home.path().display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", &mount]);
+        let mut disk = command.stdin(Stdio::null()).spawn().expect("there is an `unshare`");
+        let id = disk.id().to_string();
+        let by = ["nsenter", "--target", &id, "--user", "--mount", "--preserve-credentials", "--wd=/"];
+        let by: Vec<String> = by.iter().map(|part| (*part).to_owned()).collect();
+        until(PATIENCE, "a file system is mounted: that takes root, or user namespaces", || {
+            assert!(disk.try_wait().expect("it is a child").is_none(), "no file system can be mounted here");
+            let there = home.path().join("store/there");
+            let seen = Command::new(&by[0]).args(&by[1..]).arg("test").arg("-e").arg(there).status();
+            seen.is_ok_and(|seen| seen.success()).then_some(())
+        });
+        Broker::by(home, "jetstream { store_dir: STORE }", by, Some(disk))
+    }
+
+    /// Runs a command as this server is run: where it sees the same disk.
+    pub(crate) fn beside(&self, command: &[&str]) {
+        let status = Command::new(&self.by[0]).args(&self.by[1..]).args(command).status().expect("it runs");
+        assert!(status.success(), "{command:?}");
+    }
+
     /// The same, with files that are there already.
     pub(crate) fn at(home: TempDir, config: &str) -> Broker {
-        let mut broker = Broker { home, port: 0, child: None };
+        Broker::by(home, config, Vec::new(), None)
+    }
+
+    fn by(home: TempDir, config: &str, by: Vec<String>, disk: Option<Child>) -> Broker {
+        let mut broker = Broker { home, port: 0, child: None, by, disk };
         let home = broker.home.path().display().to_string();
         let config = config.replace("STORE", &format!("'{home}/store'")).replace("HOME", &home);
         fs::write(broker.home.path().join("nats.conf"), config).expect("written");
@@ -77,6 +114,11 @@ impl Broker {
     fn run(&mut self) -> bool {
         let log = fs::File::options().create(true).append(true).open(self.path("nats.log")).expect("a log");
         let mut command = tool("nats-server");
+        if let Some((by, rest)) = self.by.split_first() {
+            let program = command.get_program().to_owned();
+            command = Command::new(by);
+            command.args(rest).arg(program);
+        }
         command.arg("-c").arg(self.path("nats.conf")).args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("nats-server runs");
         let child = self.child.insert(child);
@@ -118,6 +160,9 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
+        if let Some(disk) = &mut self.disk {
+            let _ = disk.kill().and_then(|()| disk.wait());
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use super::query::{self, Asked, Query, cursor, read_body};
 use super::{App, AsOfRow, json};
 use crate::audit::Detail;
 use crate::desk::Selected;
-use crate::hub::{Answered, AsOf, NotTaken, Receipt, Work};
+use crate::hub::{Answered, AsOf, Receipt, Work};
 use crate::problem::Problem;
 use crate::record::Correction;
 
@@ -179,7 +179,7 @@ async fn correct(app: &App, corrections: Vec<Correction>) -> Result<Receipt, Pro
     app.can_note()?;
     let (reply, corrected) = oneshot::channel();
     app.hub.give(Work::Correct(corrections, reply))?;
-    Ok(corrected.await.map_err(|_| NotTaken::Stopping)?)
+    Ok(corrected.await.map_err(|_| app.hub.unanswered())?)
 }
 
 /// Two ids that an edge joins.

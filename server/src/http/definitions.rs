@@ -17,7 +17,7 @@ use super::query::{self, Asked, Query};
 use super::{App, json};
 use crate::audit::Detail;
 use crate::book::{Book, Name, name_of};
-use crate::hub::{NotTaken, Work};
+use crate::hub::Work;
 use crate::problem::Problem;
 
 /// What is known of a document.
@@ -196,7 +196,7 @@ async fn change(
     app.can_note()?;
     let (reply, durable) = oneshot::channel();
     app.hub.give(Work::Define(Box::new(next), reply))?;
-    let durable = durable.await.map_err(|_| NotTaken::Stopping)?;
+    let durable = durable.await.map_err(|_| app.hub.unanswered())?;
     // Where the log is a stream, it comes from there.
     while app.hub.latest().position() < Some(durable.position) {
         sleep(MOMENT).await;

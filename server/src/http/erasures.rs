@@ -22,9 +22,8 @@ use super::profiles::{EventRow, event_row, one_profile};
 use super::query::{self, Asked};
 use super::{App, json};
 use crate::audit::Detail;
-use crate::desk::Records;
 use crate::erasing::names;
-use crate::hub::{Answered, AsOf, NotTaken, Work};
+use crate::hub::{Answered, AsOf, Work};
 use crate::problem::Problem;
 use crate::record::DeadLetter;
 use crate::rows::{self, Intent};
@@ -47,7 +46,7 @@ pub(super) async fn erase(
     Path(id): Path<String>,
     Asked { query, .. }: Asked<query::Suppress>,
 ) -> Result<Response, Problem> {
-    can_erase(&app)?;
+    app.log()?;
     let for_good = match query.own.get("suppress").map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
@@ -61,21 +60,12 @@ pub(super) async fn erase(
     Ok(answer)
 }
 
-/// Whether anybody can be erased here.
-pub(super) fn can_erase(app: &App) -> Result<(), Problem> {
-    if let Records::Stream(..) = app.log()? {
-        let why = "the log is a stream, whose messages cannot be rewritten: nobody can be erased from it";
-        return Err(Problem::conflict(why));
-    }
-    Ok(())
-}
-
 /// Begins the erasure of a person; gives it, and when it holds.
 pub(super) async fn begin(app: &App, profile: &ProfileRow, for_good: bool) -> Result<(u64, AsOf), Problem> {
     app.can_note()?;
     let (reply, begun) = oneshot::channel();
     app.hub.give(Work::Erase(profile.ids().cloned().collect(), for_good, reply))?;
-    let (erasure, as_of) = begun.await.map_err(|_| NotTaken::Stopping)?;
+    let (erasure, as_of) = begun.await.map_err(|_| app.hub.unanswered())?;
     app.note("erase", &[("id", Detail::Hashed(&profile.id)), ("erasure", Detail::Text(&erasure.to_string()))]).await?;
     Ok((erasure, as_of))
 }

@@ -162,7 +162,7 @@ async fn keep(
         }
         let (reply, receipt) = oneshot::channel();
         hub.give(Work::Events(good, Instant::now(), reply))?;
-        receipt.await.map_err(|_| NotTaken::Stopping)
+        receipt.await.map_err(|_| hub.unanswered())
     };
     tokio::spawn(kept).await.unwrap_or(Err(NotTaken::Stopping))
 }
@@ -318,7 +318,7 @@ pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Respons
     let to = to.ok_or_else(|| Problem::bad_request("`to` is an integer of milliseconds in the years 2000 to 2099"))?;
     let (reply, moved) = oneshot::channel();
     app.hub.give(Work::Clock(to, reply))?;
-    let moved = moved.await.map_err(|_| NotTaken::Stopping)?;
+    let moved = moved.await.map_err(|_| app.hub.unanswered())?;
     Ok(json(&Moved { clock: moved.clock, position: moved.position.to_string() }))
 }
 

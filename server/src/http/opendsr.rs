@@ -137,9 +137,6 @@ pub(super) async fn request(State(app): State<App>, body: Bytes) -> Result<Respo
         Some(entry) => entry.at,
         None => {
             let is_erasure = subject_request_type == "erasure";
-            if is_erasure {
-                erasures::can_erase(&app)?;
-            }
             let (mut erased, mut people) = (Vec::new(), 0);
             for SubjectIdentity { identity_value, .. } in &subject_identities {
                 // Who is not known, or not any more, has nothing here.

@@ -244,26 +244,28 @@ fn admitted<'s>(
     })
 }
 
-/// Credit as it was told.
+/// Credit as it was told: of a model, a channel and a campaign, how many conversions and what value.
 #[derive(Default)]
-struct Credit(BTreeMap<(EcoString, EcoString, EcoString), (i128, i128)>);
+struct Credit(BTreeMap<CreditOf, (i128, i128)>);
+
+type CreditOf = (EcoString, EcoString, EcoString);
 
 impl Credit {
     fn add(&mut self, totals: &[(Total, i128)]) {
         for (total, change) in totals {
-            let (key, conversions, value) = match total {
-                Total::CreditConversions(model, channel, campaign) => ((model, channel, campaign), *change, 0),
-                Total::CreditValue(model, channel, campaign) => ((model, channel, campaign), 0, *change),
-                _ => continue,
-            };
-            let key = (key.0.clone(), key.1.clone(), key.2.clone());
-            let sum = self.0.entry(key).or_default();
-            *sum = (sum.0 + conversions, sum.1 + value);
+            let Some(of) = credit_of(total) else { continue };
+            let sum = self.0.entry(of.clone()).or_default();
+            match total {
+                Total::CreditValue(..) => sum.1 += change,
+                _ => sum.0 += change,
+            }
+            if *sum == (0, 0) {
+                self.0.remove(&of);
+            }
         }
-        self.0.retain(|_, sum| *sum != (0, 0));
     }
 
-    fn rows(&self) -> impl Iterator<Item = String> + '_ {
+    fn row(&self, of: &CreditOf) -> Option<String> {
         #[derive(Serialize)]
         struct CreditRow<'a> {
             model: &'a str,
@@ -272,20 +274,35 @@ impl Credit {
             conversions: String,
             value: String,
         }
-        self.0.iter().map(|((model, channel, campaign), (conversions, value))| {
-            let (conversions, value) = (print_billionths(*conversions), print_billionths(*value));
-            let row = CreditRow { model, channel, campaign, conversions, value };
-            serde_json::to_string(&row).expect("rows have string keys")
-        })
+        let (conversions, value) = self.0.get(of)?;
+        let (model, channel, campaign) = of;
+        let (conversions, value) = (print_billionths(*conversions), print_billionths(*value));
+        let row = CreditRow { model, channel, campaign, conversions, value };
+        Some(serde_json::to_string(&row).expect("rows have string keys"))
+    }
+
+    fn rows(&self) -> impl Iterator<Item = String> + '_ {
+        self.0.keys().filter_map(|of| self.row(of))
     }
 
     /// Rows that go and come with changes.
     fn change(&mut self, changes: &[(Total, i128)]) -> Vec<(i8, String)> {
-        let before: BTreeSet<String> = self.rows().collect();
+        let changed: BTreeSet<CreditOf> = changes.iter().filter_map(|(total, _)| credit_of(total)).collect();
+        let rows = |credit: &Credit| changed.iter().filter_map(|of| credit.row(of)).collect::<BTreeSet<_>>();
+        let before = rows(self);
         self.add(changes);
-        let after: BTreeSet<String> = self.rows().collect();
+        let after = rows(self);
         let went = before.difference(&after).map(|row| (-1, row.clone()));
         went.chain(after.difference(&before).map(|row| (1, row.clone()))).collect()
+    }
+}
+
+fn credit_of(total: &Total) -> Option<CreditOf> {
+    match total {
+        Total::CreditConversions(model, channel, campaign) | Total::CreditValue(model, channel, campaign) => {
+            Some((model.clone(), channel.clone(), campaign.clone()))
+        }
+        _ => None,
     }
 }
 

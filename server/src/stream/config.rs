@@ -11,6 +11,10 @@ pub const STREAM: &str = "THALWEG";
 pub const EVENTS: &str = "thalweg.events";
 /// Where the engine's own records stand: `thalweg.log.<kind>`. Nobody else should be allowed to publish there.
 pub const LOG: &str = "thalweg.log";
+/// Where calls stand as a log of files would hold them: bodies without who was erased, and what is left of calls.
+pub const CALLS: &str = "thalweg.log.calls";
+/// Where what is left of messages stands.
+pub const REST: &str = "thalweg.log.rest";
 /// Where calls go that were not taken.
 pub const DEAD_LETTERS: &str = "thalweg.dead_letters";
 /// The stream of triggers: theirs alone, since the log would only have to skip them.

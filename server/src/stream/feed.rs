@@ -1,8 +1,8 @@
 //! The stream as the writer's log: what is to be kept goes out, what the stream has taken comes back in its order.
 //!
-//! Three tasks. One publishes, many messages at a time. One reads, takes calls apart, and hands all over in order;
-//! where several processes share a stream, each takes its own part of the calls apart. One tells of what was not taken
-//! under `thalweg.dead_letters`, once each.
+//! Four tasks. One publishes, many messages at a time. One reads, takes calls apart, and hands all over in order; where
+//! several processes share a stream, each takes its own part of the calls apart. One tells of what was not taken under
+//! `thalweg.dead_letters`, once each. One replaces messages by what is left of them, now that some were erased.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use dataflows::admission::Verdict;
 use dataflows::definitions::Definitions;
 use dataflows::event::{Call, Decoder, Event, Kind, Reason, Rejection};
+use dataflows::identity::Settled as Links;
 use dataflows::intake::Prepared;
 use dataflows::place;
 use dataflows::plan::Plan;
@@ -22,16 +23,19 @@ use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::config::{DEAD_LETTERS, LOG};
-use super::{Entry, HeaderMap, Kept, Message, Next, NotKept, Returned, Stream, StreamError};
-use super::{dead_letter_id, take_apart};
+use super::config::{CALLS, DEAD_LETTERS, LOG, REST};
+use super::erasing::{self, Erasing, Replacing};
+use super::message::{pack, unpack};
+use super::{Came, Entry, HeaderMap, Kept, Message, Next, NotKept, Rest, Returned, Standing, Stream, StreamError};
+use super::{dead_letter_id, is_sealed, take_apart};
 use crate::book;
 use crate::cluster::LEADER;
 use crate::desk::Records;
-use crate::door::{Arrived, Incoming, Stamp};
+use crate::door::{Incoming, Stamp};
+use crate::erasing::Job;
 use crate::hub::{ClockMode, Work};
 use crate::log::OwnedRecord;
-use crate::record::{self, Clock, Correction, DeadLetter, Defined, Dispatch};
+use crate::record::{self, Clock, Correction, DeadLetter, Defined, Dispatch, Erase};
 
 /// Messages that are taken apart and wait for the writer, at most.
 const WAITING_MAX: usize = 4_096;
@@ -39,6 +43,8 @@ const WAITING_MAX: usize = 4_096;
 const TOGETHER_MAX: usize = 256;
 /// Messages that follow each other and are taken apart by one process.
 const SHARE: u64 = 64;
+/// What is told of an erasure, unpacked.
+const ERASE_BYTES_MAX: u64 = 1 << 28;
 /// How often the last record that was read is written down.
 const KEPT_EVERY: Duration = Duration::from_secs(1);
 /// A broker that has no room for a dead letter is asked again after this.
@@ -48,8 +54,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub struct Read {
     /// Its sequence.
     pub sequence: u64,
-    /// When the stream took it, ms.
-    pub received_at: Millis,
+    /// When the stream took it, ns.
+    pub nanos: i64,
     /// Its `Nats-Msg-Id`.
     pub id: Option<String>,
     /// What it says.
@@ -60,13 +66,15 @@ pub struct Read {
 /// What a message says.
 pub enum What {
     /// Calls.
-    Calls(Vec<Arrived>),
+    Calls(Vec<Came>),
     /// Calls that another process takes apart, or nothing that is known.
     Nothing,
     /// A call that a door has refused, and why.
     Refused(Reason),
-    /// Something is corrected.
-    Corrected(Vec<Correction>),
+    /// Something is corrected; none where that was of somebody who was erased since.
+    Corrected(Vec<Option<Correction>>),
+    /// Somebody is erased, or how much that took out.
+    Erased(Erase),
     /// The clock goes on.
     Clock(Millis),
     /// Definitions hold from here on.
@@ -104,6 +112,14 @@ pub struct Feed {
     publications: mpsc::UnboundedSender<Publication>,
     letters: mpsc::UnboundedSender<(u64, Verdict)>,
     caught_up: watch::Sender<bool>,
+    /// Messages that are to be replaced.
+    replacing: mpsc::UnboundedSender<Replacing>,
+    /// Held while it is told of a call that was not taken.
+    telling: Arc<tokio::sync::Mutex<()>>,
+    /// Held while somebody is erased: what is left of a message is found of what is left of it by then.
+    alone: Arc<tokio::sync::Mutex<()>>,
+    /// Up to where it is written down what was read.
+    written: watch::Receiver<u64>,
     /// By which calls are read from now on.
     vocabulary: watch::Sender<Arc<Vocabulary>>,
     /// What it takes to take messages apart.
@@ -127,10 +143,37 @@ impl Feed {
         let runtime = Handle::current();
         let (secret, clock, share) = (feeding.secret, feeding.clock, feeding.share);
         let (vocabulary, latest) = watch::channel(Arc::clone(&feeding.plan.vocabulary));
+        let (replacing, to_replace) = mpsc::unbounded_channel();
+        let (write, written) = watch::channel(0);
+        let (telling, alone) = (Arc::default(), Arc::default());
+        stream.hold_key(secret);
         runtime.spawn(publish(stream.clone(), to_publish));
-        runtime.spawn(give_back(stream.clone(), records, to_return, is_known, Arc::clone(&told)));
-        runtime.spawn(read(feeding, told, latest));
-        Feed { stream, runtime, publications, letters, caught_up, vocabulary, secret, clock, share }
+        runtime.spawn(give_back(
+            stream.clone(),
+            records,
+            to_return,
+            is_known,
+            Arc::clone(&told),
+            Arc::clone(&telling),
+            replacing.clone(),
+        ));
+        runtime.spawn(erasing::replace(stream.clone(), secret, to_replace));
+        runtime.spawn(read(feeding, told, latest, write));
+        Feed {
+            stream,
+            runtime,
+            publications,
+            letters,
+            caught_up,
+            replacing,
+            telling,
+            alone,
+            written,
+            vocabulary,
+            secret,
+            clock,
+            share,
+        }
     }
 
     /// Has a message kept; tells its sequence, or nothing if it is not.
@@ -160,7 +203,6 @@ impl Feed {
     pub fn read_again(&self, mut decoder: Decoder, until: u64, to: SyncSender<Vec<Event>>) {
         let Feed { stream, secret, clock, share, .. } = self.clone();
         let mut reader = stream.reader(stream.beginning());
-        let told = Told::default();
         self.runtime.spawn(async move {
             // A stream that cannot be read any more ends the process where it is followed.
             while let Ok(next) = reader.next().await {
@@ -168,18 +210,56 @@ impl Feed {
                 if place::place(entry.sequence, 0, 0) >= until {
                     return;
                 }
-                let What::Calls(calls) = what(&entry, &mut decoder, &secret, clock, share, &told) else { continue };
-                let mut events = Vec::with_capacity(calls.len());
-                for (index, call) in calls.into_iter().enumerate() {
-                    if let Arrived::Good(mut incoming) = call {
-                        incoming.prepared.place(place::place(entry.sequence, 0, index));
-                        events.push(incoming.prepared.event);
-                    }
+                if !is_of(&entry, share) {
+                    continue;
                 }
+                let placed = |(index, mut incoming): (usize, Incoming)| {
+                    incoming.prepared.place(place::place(entry.sequence, LEADER, index));
+                    incoming.prepared.event
+                };
+                let events = self::events(&entry, &mut decoder, clock, &secret).into_iter().map(placed).collect();
                 let to = to.clone();
                 if !tokio::task::spawn_blocking(move || to.send(events).is_ok()).await.unwrap_or(false) {
                     return;
                 }
+            }
+        });
+    }
+
+    /// Has calls stand in the place of a message as they are now, and the message destroyed.
+    pub fn replace(&self, sequence: u64, nanos: i64, calls: &[Standing]) {
+        // The task is gone only when the process ends.
+        let _ = self.replacing.send(Replacing::One(Rest::of(sequence, nanos, CALLS, &calls)));
+    }
+
+    /// The same of what became of intents.
+    pub fn replace_dispatched(&self, sequence: u64, nanos: i64, entries: &[Dispatch]) {
+        let rest = Rest::of(sequence, nanos, &format!("{LOG}.dispatch"), &entries);
+        let _ = self.replacing.send(Replacing::One(rest));
+    }
+
+    /// Has all that names somebody destroyed, and the ids in the erasure itself in the end; first it is noted how many
+    /// events that took out, unless it is already. Tells when it is done, and which calls read otherwise since.
+    pub fn erase(
+        &self,
+        job: Job,
+        note: Option<Message>,
+        done: Erase,
+        tell: impl FnOnce(Vec<(u64, Vec<u8>)>) + Send + 'static,
+    ) {
+        let Feed { stream, secret, clock, replacing, telling, alone, written, .. } = self.clone();
+        let decoder = Decoder::new(self.vocabulary.borrow().clone());
+        self.runtime.spawn(async move {
+            if let Some(note) = note {
+                while let Err(error) = stream.publish(&note).await {
+                    tracing::error!(%error, "an erasure waits until the broker keeps what it does");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+            let (queue, _alone) = (replacing, alone.lock().await);
+            let erasing = Erasing { stream, decoder, secret, clock, queue, telling, written, job, done };
+            if let Some(otherwise) = erasing.run().await {
+                tell(otherwise);
             }
         });
     }
@@ -217,15 +297,23 @@ pub fn message(id: String, calls: &[Incoming]) -> Message {
     Message { subject: DOOR.to_owned(), id, headers: HeaderMap::new(), body: body.into() }
 }
 
+/// Calls as they are kept now that some were erased, as one message.
+pub fn standing(id: String, calls: &[Standing]) -> Message {
+    Message { subject: CALLS.to_owned(), id, headers: HeaderMap::new(), body: Standing::body(calls) }
+}
+
 /// One of the engine's own records, as a message.
 pub fn own(kind: u8, id: String, record: &impl serde::Serialize) -> Message {
     let subject = match kind {
+        record::ERASE => format!("{LOG}.erase"),
         record::CLOCK => format!("{LOG}.clock"),
         record::CORRECTION => format!("{LOG}.corrections"),
         record::DEFINITIONS => format!("{LOG}.definitions"),
         _ => format!("{LOG}.dispatch"),
     };
-    let body = serde_json::to_vec(record).expect("records have string keys").into();
+    let body = serde_json::to_vec(record).expect("records have string keys");
+    // An erasure may tell of many links.
+    let body = if kind == record::ERASE { pack(body) } else { body.into() };
     Message { subject, id, headers: HeaderMap::new(), body }
 }
 
@@ -243,7 +331,12 @@ async fn publish(stream: Stream, mut publications: mpsc::UnboundedReceiver<Publi
 }
 
 /// Reads the stream from its beginning, for as long as the process lives.
-async fn read(feeding: Feeding, told: Arc<Told>, mut latest: watch::Receiver<Arc<Vocabulary>>) {
+async fn read(
+    feeding: Feeding,
+    told: Arc<Told>,
+    mut latest: watch::Receiver<Arc<Vocabulary>>,
+    write: watch::Sender<u64>,
+) {
     let Feeding { stream, mut kept, secret, clock, share, to, .. } = feeding;
     let mut decoder = Decoder::new(latest.borrow_and_update().clone());
     let mut reader = stream.reader(stream.beginning());
@@ -254,25 +347,18 @@ async fn read(feeding: Feeding, told: Arc<Told>, mut latest: watch::Receiver<Arc
     };
     loop {
         let mut reads = Vec::new();
-        let first = reader.next().await;
+        let first = tokio::time::timeout(KEPT_EVERY, reader.next()).await.ok();
         if latest.has_changed().unwrap_or(false) {
             decoder = Decoder::new(latest.borrow_and_update().clone());
         }
-        let mut next = Some(first);
+        let mut next = first;
         while let Some(outcome) = next.take() {
             let Ok(room) = Arc::clone(&room).acquire_owned().await else { return };
-            let (sequence, received_at, id, what) = match outcome {
+            let (sequence, nanos, id, what) = match outcome {
                 Ok(Next::Entry(entry)) => {
                     let what = what(&entry, &mut decoder, &secret, clock, share, &told);
-                    if let What::Defined(defined) = &what
-                        && let Ok((definitions, _)) = Definitions::parse(&defined.text)
-                    {
-                        // What is invalid is decided by the schemas that stood in the stream before it.
-                        let mut vocabulary = Vocabulary::clone(decoder.vocabulary());
-                        vocabulary.hold(definitions.schemas);
-                        decoder = Decoder::new(Arc::new(vocabulary));
-                    }
-                    (entry.sequence, entry.received_at(), entry.id().map(str::to_owned), what)
+                    hold(&mut decoder, &entry);
+                    (entry.sequence, entry.nanos, entry.id().map(str::to_owned), what)
                 }
                 Ok(Next::Lost(lost)) => {
                     tracing::error!(first = lost.start(), last = lost.end(), "records of the stream are lost");
@@ -280,7 +366,7 @@ async fn read(feeding: Feeding, told: Arc<Told>, mut latest: watch::Receiver<Arc
                 }
                 Err(error) => return failed(error),
             };
-            reads.push(Read { sequence, received_at, id, what, _room: room });
+            reads.push(Read { sequence, nanos, id, what, _room: room });
             if reads.len() < TOGETHER_MAX {
                 next = tokio::select! {
                     biased;
@@ -293,12 +379,33 @@ async fn read(feeding: Feeding, told: Arc<Told>, mut latest: watch::Receiver<Arc
             if let Err(error) = kept.keep(reader.seen()) {
                 return failed(error);
             }
+            write.send_replace(reader.position());
             written = Instant::now();
+        }
+        if reads.is_empty() {
+            continue;
         }
         if to.send(Work::Read(reads)).is_err() {
             return;
         }
     }
+}
+
+/// What is invalid is decided by the schemas that stood in the stream before it.
+pub(super) fn hold(decoder: &mut Decoder, entry: &Entry) {
+    if entry.subject.strip_prefix(LOG) == Some(".definitions")
+        && let Ok(defined) = serde_json::from_slice::<Defined>(&entry.body)
+        && let Ok((definitions, _)) = Definitions::parse(&defined.text)
+    {
+        let mut vocabulary = Vocabulary::clone(decoder.vocabulary());
+        vocabulary.hold(definitions.schemas);
+        *decoder = Decoder::new(Arc::new(vocabulary));
+    }
+}
+
+/// Whether this process takes a message apart.
+fn is_of(entry: &Entry, (process, processes): (usize, usize)) -> bool {
+    (entry.sequence / SHARE) as usize % processes == process
 }
 
 /// The definitions that the stream holds last.
@@ -310,17 +417,32 @@ pub async fn last_defined(stream: &Stream) -> Result<Option<Defined>, StreamErro
     Ok(defined)
 }
 
+/// Links that were decided on before somebody was erased last.
+pub async fn last_settled(stream: &Stream, secret: &[u8; 16]) -> Result<Option<Links>, StreamError> {
+    let (mut after, mut last) = (0, None);
+    while let Some(entry) = stream.next_of(&format!("{LOG}.erase"), after + 1).await? {
+        after = entry.sequence;
+        if let Some(Erase { of: Some(before), until, refused, .. }) = unpack(&entry.body, ERASE_BYTES_MAX)
+            && last.as_ref().is_none_or(|known: &Links| known.before < before)
+            && is_sealed(&entry, secret)
+        {
+            last = Some(Links { before, clock: until, refused });
+        }
+    }
+    Ok(last)
+}
+
 /// What a message says to this process.
 fn what(
     entry: &Entry,
     decoder: &mut Decoder,
     secret: &[u8; 16],
     clock: ClockMode,
-    (process, processes): (usize, usize),
+    share: (usize, usize),
     told: &Told,
 ) -> What {
     let subject = entry.subject.as_str();
-    let is_ours = (entry.sequence / SHARE) as usize % processes == process;
+    let is_ours = is_of(entry, share);
     let own = |kind: &str| subject.strip_prefix(LOG).and_then(|rest| rest.strip_prefix('.')) == Some(kind);
     if subject == DEAD_LETTERS {
         let id = entry.id().filter(|id| id.starts_with("dead:"));
@@ -335,7 +457,7 @@ fn what(
     }
     if own("corrections") {
         // Once is enough.
-        let corrections = serde_json::from_slice(&entry.body).ok().filter(|_| process == LEADER);
+        let corrections = serde_json::from_slice(&entry.body).ok().filter(|_| share.0 == LEADER);
         return corrections.map_or(What::Nothing, What::Corrected);
     }
     if own("definitions") {
@@ -344,14 +466,17 @@ fn what(
     if own("dispatch") {
         return serde_json::from_slice(&entry.body).map_or(What::Nothing, What::Dispatched);
     }
-    if !is_ours {
+    if own("erase") && is_sealed(entry, secret) {
+        return unpack(&entry.body, ERASE_BYTES_MAX).map_or(What::Nothing, What::Erased);
+    }
+    if !is_ours || own("erase") || subject == REST {
         return What::Nothing;
     }
     What::Calls(calls(entry, decoder, secret, stamp(entry, clock)))
 }
 
 /// The calls of a message.
-pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Stamp) -> Vec<Arrived> {
+pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Stamp) -> Vec<Came> {
     #[derive(serde::Deserialize)]
     struct Settles<'a> {
         #[serde(borrow)]
@@ -359,11 +484,12 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
         #[serde(borrow)]
         door: Vec<Settled<'a>>,
     }
-    if entry.subject.as_str() != DOOR {
-        return take_apart(entry, decoder, secret, stamp);
+    if entry.subject.as_str() == CALLS {
+        return Standing::all(&entry.body).iter().map(|call| call.read(decoder, secret)).collect();
     }
-    let Ok(Settles { batch, door }) = serde_json::from_slice(&entry.body) else {
-        return take_apart(entry, decoder, secret, stamp);
+    let settles = serde_json::from_slice(&entry.body).ok().filter(|_| entry.subject.as_str() == DOOR);
+    let Some(Settles { batch, door }) = settles else {
+        return take_apart(entry, decoder, secret, stamp).into_iter().map(Came::from).collect();
     };
     let taken = batch.into_iter().zip(door).map(|(call, (kind, timestamp, message_id))| {
         let body = call.get();
@@ -378,8 +504,8 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
             Ok(Incoming { kind, prepared, undated, generation, payload })
         };
         take().map_or_else(
-            |rejection: Rejection| Arrived::Bad { rejection, message_id: None, body: body.as_bytes().into() },
-            |incoming| Arrived::Good(Box::new(incoming)),
+            |rejection: Rejection| Came::Bad(DeadLetter::new(&rejection, body.as_bytes())),
+            |incoming| Came::Good(Box::new(incoming)),
         )
     });
     taken.collect()
@@ -388,13 +514,13 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
 /// The events of a message, each with its place in it, if it is one of calls.
 pub fn events(entry: &Entry, decoder: &mut Decoder, clock: ClockMode, secret: &[u8; 16]) -> Vec<(usize, Incoming)> {
     let subject = entry.subject.as_str();
-    if subject == DEAD_LETTERS || subject.starts_with(LOG) {
+    if subject == DEAD_LETTERS || subject.starts_with(LOG) && subject != CALLS {
         return Vec::new();
     }
     let calls = calls(entry, decoder, secret, stamp(entry, clock)).into_iter().enumerate();
     let good = calls.filter_map(|(index, call)| match call {
-        Arrived::Good(incoming) => Some((index, *incoming)),
-        Arrived::Bad { .. } => None,
+        Came::Good(incoming) => Some((index, *incoming)),
+        Came::Left(..) | Came::Bad(_) => None,
     });
     good.collect()
 }
@@ -408,18 +534,16 @@ pub fn record(
     secret: &[u8; 16],
 ) -> Option<OwnedRecord> {
     let (position, received_at) = (entry.sequence, entry.received_at());
-    let own = |kind, payload| OwnedRecord { position, received_at, kind, payload };
-    let letter = |letter: &DeadLetter| own(record::DEAD_LETTER, serde_json::to_vec(letter).unwrap_or_default());
-    if entry.subject.as_str() == DEAD_LETTERS {
-        return Some(letter(&Returned::decode(&entry.body)?.letter));
-    }
-    match calls(entry, decoder, secret, stamp(entry, clock)).into_iter().nth(index)? {
-        Arrived::Good(incoming) => Some(own(record::EVENT, incoming.payload)),
-        Arrived::Bad { rejection, body, .. } => Some(letter(&DeadLetter::new(&rejection, &body))),
-    }
+    let standing = if entry.subject.as_str() == DEAD_LETTERS {
+        Standing::from(&Came::Bad(Returned::decode(&entry.body)?.letter))
+    } else {
+        Standing::from(calls(entry, decoder, secret, stamp(entry, clock)).get(index)?)
+    };
+    let Standing { kind, payload, .. } = standing;
+    Some(OwnedRecord { position, received_at, kind, payload })
 }
 
-fn stamp(entry: &Entry, clock: ClockMode) -> Stamp {
+pub(super) fn stamp(entry: &Entry, clock: ClockMode) -> Stamp {
     match clock {
         ClockMode::Wall => Stamp::Broker(entry.received_at()),
         // The writer dates what has no time of its own; any time will do until then.
@@ -434,6 +558,8 @@ async fn give_back(
     mut letters: mpsc::UnboundedReceiver<(u64, Verdict)>,
     mut is_known: watch::Receiver<bool>,
     told: Arc<Told>,
+    telling: Arc<tokio::sync::Mutex<()>>,
+    replacing: mpsc::UnboundedSender<Replacing>,
 ) {
     // The sender lives as long as the process.
     let _ = is_known.wait_for(|known| *known).await;
@@ -442,6 +568,8 @@ async fn give_back(
         if told.lock().expect("nobody panics while holding it").contains(&id) {
             continue;
         }
+        let _held = telling.lock().await;
+        erasing::replaced(&replacing).await;
         let Some(record) = records.one(at).await else { continue };
         let Some(letter) = DeadLetter::of(&record, verdict) else { continue };
         let returned = Returned { letter, position: Some(at.to_string()), received_at: record.received_at };

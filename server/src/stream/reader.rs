@@ -11,6 +11,8 @@ use std::time::Duration;
 use nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use tokio_stream::StreamExt;
 
+use super::config::STREAM;
+use super::erasing::destroy;
 use super::{Entry, Fingerprint, Stream, StreamError, backoff};
 
 /// Messages asked for in one go; as many again are asked for when half of them have come.
@@ -29,8 +31,8 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 pub enum Next {
     /// A record.
     Entry(Entry),
-    /// A hole: these records were in the stream once, and are not any more. Somebody deleted them, or the broker lost
-    /// them; only who deletes records on purpose knows which.
+    /// A hole: these records were in the stream once, and are not any more, and nothing is left of them. Somebody
+    /// deleted them, or the broker lost them.
     Lost(RangeInclusive<u64>),
 }
 
@@ -41,6 +43,8 @@ pub struct Reader {
     seen: Fingerprint,
     /// Up to where records were read or told to be lost.
     told: u64,
+    /// Up to here the next records are missing, or replaced.
+    missing: u64,
     messages: Option<pull::Stream>,
     /// Where the stream ended when the consumer was made.
     last: u64,
@@ -52,7 +56,7 @@ pub struct Reader {
 
 impl Reader {
     pub(super) fn new(stream: Stream, seen: Fingerprint) -> Self {
-        Reader { stream, told: seen.sequence, seen, messages: None, last: 0, next: 1, waiting: None }
+        Reader { stream, told: seen.sequence, missing: 0, seen, messages: None, last: 0, next: 1, waiting: None }
     }
 
     /// The last record read.
@@ -68,14 +72,18 @@ impl Reader {
     /// Waits for what comes next, as long as that takes. An error says that there is no reading on. May be dropped
     /// while it waits: nothing is left out then.
     pub async fn next(&mut self) -> Result<Next, StreamError> {
-        if let Some(entry) = self.waiting.take() {
-            return Ok(self.give(entry));
-        }
         loop {
-            let Some(messages) = &mut self.messages else {
-                if let Some(lost) = self.begin().await? {
-                    return Ok(Next::Lost(lost));
+            if self.told < self.missing {
+                if let Some(next) = self.left().await? {
+                    return Ok(next);
                 }
+                continue;
+            }
+            if let Some(entry) = self.waiting.take().filter(|entry| entry.sequence > self.told) {
+                return Ok(self.give(entry));
+            }
+            let Some(messages) = &mut self.messages else {
+                self.begin().await?;
                 continue;
             };
             match messages.next().await {
@@ -92,14 +100,14 @@ impl Reader {
                     if pending == 0 && entry.sequence < self.last {
                         self.messages = None;
                     }
-                    let expected = self.told + 1;
-                    if entry.sequence == expected {
-                        return Ok(self.give(entry));
+                    self.missing = entry.sequence - 1;
+                    if self.stream.is_replaced(entry.sequence) {
+                        // It should be gone. Where the broker has not kept that, it is told again.
+                        self.missing = entry.sequence;
+                        let (stream, sequence) = (self.stream.clone(), entry.sequence);
+                        tokio::spawn(async move { destroy(&stream, STREAM, sequence).await });
                     }
-                    let lost = expected..=entry.sequence - 1;
-                    self.told = *lost.end();
                     self.waiting = Some(entry);
-                    return Ok(Next::Lost(lost));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, after = self.told, "reading the stream was interrupted");
@@ -115,6 +123,34 @@ impl Reader {
         number == self.next && entry.sequence > self.told
     }
 
+    /// What is left of the next record that is missing, or how many are lost; none, if the broker does not say.
+    async fn left(&mut self) -> Result<Option<Next>, StreamError> {
+        let missing = self.told + 1..=self.missing;
+        let find = async || {
+            if !self.stream.is_replaced(*missing.start()) {
+                self.stream.search_rests().await?;
+            }
+            match self.stream.first_replaced(missing.clone()) {
+                Some(first) if first == *missing.start() => self.stream.rest(first).await,
+                _ => Ok(None),
+            }
+        };
+        match find().await {
+            Ok(Some(entry)) => Ok(Some(self.give(entry))),
+            Ok(None) => {
+                let last = self.stream.first_replaced(missing.clone()).map_or(self.missing, |first| first - 1);
+                self.told = last.max(*missing.start());
+                Ok(Some(Next::Lost(*missing.start()..=self.told)))
+            }
+            Err(StreamError::Unavailable { what, error }) => {
+                tracing::debug!(after = self.told, "cannot {what}: {error}; trying again");
+                tokio::time::sleep(backoff(4)).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn give(&mut self, entry: Entry) -> Next {
         self.seen = Fingerprint::of(&self.seen.created, &entry);
         self.told = entry.sequence;
@@ -122,8 +158,8 @@ impl Reader {
     }
 
     /// Makes a consumer behind the last record read, as soon as the broker lets it be made. A hole that ends with the
-    /// stream is told here: no record that follows would tell of it.
-    async fn begin(&mut self) -> Result<Option<RangeInclusive<u64>>, StreamError> {
+    /// stream is found here: no record that follows would tell of it.
+    async fn begin(&mut self) -> Result<(), StreamError> {
         let mut attempt = 0;
         loop {
             match self.try_begin().await {
@@ -139,9 +175,10 @@ impl Reader {
         }
     }
 
-    async fn try_begin(&mut self) -> Result<Option<RangeInclusive<u64>>, StreamError> {
+    async fn try_begin(&mut self) -> Result<(), StreamError> {
         let failed = |what, error: &dyn std::fmt::Display| StreamError::Unavailable { what, error: error.to_string() };
         self.last = self.seen.check(&self.stream).await?;
+        self.stream.search_rests().await?;
         let first = self.told + 1;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: first },
@@ -157,11 +194,10 @@ impl Reader {
         let messages = messages.heartbeat(HEARTBEAT).expires(EXPIRES).messages().await;
         self.messages = Some(messages.map_err(|error| failed("read the stream", &error))?);
         self.next = 1;
-        if consumer.cached_info().num_pending > 0 || self.last < first {
-            return Ok(None);
+        if consumer.cached_info().num_pending == 0 {
+            self.missing = self.last;
         }
-        self.told = self.last;
-        Ok(Some(first..=self.last))
+        Ok(())
     }
 }
 

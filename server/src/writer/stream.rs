@@ -6,18 +6,20 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use dataflows::admission::Verdict;
+use dataflows::identity::{Erasure, Settled};
 use dataflows::place::{PROCESSES_MAX, RECORDS_MAX, place};
-use dataflows::protocol::Record;
+use dataflows::protocol::{Destroyed, Record};
 use dataflows::time::Millis;
 use tokio::sync::oneshot;
 
-use super::{Backing, Found, STEP_EVENTS, Writer};
+use super::{Backing, Durable, Found, STEP_EVENTS, Writer};
 use crate::book::{self, Book};
-use crate::cluster::{LEADER, Letter, Others, Round};
-use crate::door::{Arrived, Incoming};
+use crate::cluster::{LEADER, Letter, Round};
+use crate::door::Incoming;
 use crate::hub::{AsOf, ClockMode, Receipt, Told, Work};
-use crate::record::{self, Clock};
+use crate::record::{self, Clock, Erase, Left};
 use crate::stream::feed::{self, Feed, Read, What};
+use crate::stream::{Came, seal};
 
 /// The writer's side of a stream.
 pub(super) struct Streamed {
@@ -30,6 +32,8 @@ pub(super) struct Streamed {
     pub(super) read: u64,
     /// Who waits until a step is closed that holds the message of an id.
     pub(super) awaited: HashMap<String, Awaited>,
+    /// Links that were decided on before somebody was erased last.
+    pub(super) settled: Option<Settled>,
     /// When the bodies of calls came that have yet to become part of a step, by their messages' ids.
     pub(super) came: HashMap<String, Instant>,
 }
@@ -37,6 +41,7 @@ pub(super) struct Streamed {
 pub(super) enum Awaited {
     Receipt(oneshot::Sender<Receipt>, usize),
     Clock(oneshot::Sender<AsOf>),
+    Erased(oneshot::Sender<(u64, AsOf)>),
 }
 
 impl Writer {
@@ -76,25 +81,54 @@ impl Writer {
 
     /// A message of the stream becomes part of the step.
     fn read(&mut self, read: Read, awaited: Option<Awaited>) {
-        let Read { sequence, received_at, what, .. } = read;
+        let Read { sequence, nanos, what, .. } = read;
+        let received_at = nanos.div_euclid(1_000_000);
         let first = place(sequence, LEADER, 0);
         self.step.position = place(sequence, PROCESSES_MAX - 1, RECORDS_MAX - 1);
         if self.mode == ClockMode::Wall {
             self.clock = self.clock.max(received_at);
         }
         match what {
-            What::Calls(calls) => {
+            What::Calls(mut calls) => {
+                let earliest = self.step.terms.lateness.map(|lateness| received_at - lateness);
+                if let Some(left) = self.left_of(&calls)
+                    && let Backing::Stream(streamed) = &self.log
+                {
+                    streamed.feed.replace(sequence, nanos, &left);
+                    // They are what they will be read as.
+                    calls = left.iter().map(|call| call.read(&mut self.decoder, &self.secret)).collect();
+                }
                 for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
                     let position = place(sequence, LEADER, index);
                     let incoming = match call {
-                        Arrived::Good(incoming) => incoming,
-                        Arrived::Bad { rejection, .. } => {
+                        Came::Good(incoming) => incoming,
+                        Came::Left(Left::Event(left), undated) => {
+                            let timestamp = if undated { self.clock } else { left.timestamp };
+                            if self.mode == ClockMode::Events {
+                                self.clock = self.clock.max(timestamp);
+                            }
+                            let is_late = earliest.is_some_and(|earliest| timestamp < earliest);
+                            self.step.record(Record::Destroyed(Destroyed { position, timestamp, is_late, ..left }));
+                            if self.was_refused(position) {
+                                self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                            }
+                            continue;
+                        }
+                        Came::Left(Left::Erased, _) => {
+                            self.step.record(Record::Decided(position, Verdict::Erased));
+                            continue;
+                        }
+                        Came::Bad(letter) => {
                             self.step.record(Record::Unreadable(position));
-                            self.shared.lock().refused(rejection.reason.name(), position);
+                            self.shared.lock().refused(letter.reason.name(), position);
                             continue;
                         }
                     };
                     let Incoming { mut prepared, undated, .. } = self.current(*incoming);
+                    // What links nobody any more does not say that its link was refused.
+                    if prepared.link.is_none() && self.was_refused(position) {
+                        self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                    }
                     if undated {
                         prepared.date(self.clock);
                     }
@@ -118,6 +152,7 @@ impl Writer {
             }
             What::Corrected(corrections) => {
                 for (index, correction) in corrections.into_iter().enumerate().take(RECORDS_MAX) {
+                    let Some(correction) = correction else { continue };
                     self.step.record(correction.at(place(sequence, LEADER, index), self.clock, &self.secret));
                 }
             }
@@ -131,23 +166,53 @@ impl Writer {
                 }
                 self.defined = Some(defined);
             }
-            What::Dispatched(mut dispatched) => match &self.others {
-                _ if !self.is_ready => self.found.dispatched.append(&mut dispatched),
-                Some(others) if !others.leads() => drop(self.told.send(Told::Dispatched(dispatched))),
-                _ => {}
-            },
+            What::Erased(erase) => self.read_erase(first, erase),
+            What::Dispatched(mut dispatched) => {
+                if dispatched.iter().any(|entry| self.is_erased(entry)) {
+                    // It was on its way when they were erased.
+                    dispatched.retain(|entry| !self.is_erased(entry));
+                    if let Backing::Stream(streamed) = &self.log
+                        && self.leads()
+                    {
+                        streamed.feed.replace_dispatched(sequence, nanos, &dispatched);
+                    }
+                }
+                match &self.others {
+                    _ if !self.is_ready => self.found.dispatched.append(&mut dispatched),
+                    Some(others) if !others.leads() => drop(self.told.send(Told::Dispatched(dispatched))),
+                    _ => {}
+                }
+            }
         }
         match awaited {
             Some(Awaited::Receipt(reply, count)) => self.waiting.receipts.push((reply, first, count)),
             Some(Awaited::Clock(reply)) => self.waiting.clocks.push(reply),
+            Some(Awaited::Erased(reply)) => self.durable.push(Durable::Erased(first, reply)),
             None => {}
         }
+    }
+
+    /// Whether the link of a call was refused before somebody was erased last.
+    fn was_refused(&self, position: u64) -> bool {
+        let Backing::Stream(streamed) = &self.log else { return false };
+        streamed.settled.as_ref().is_some_and(|settled| settled.refused.binary_search(&position).is_ok())
     }
 
     /// Gives work to the stream. Who waits is answered when that is kept; where only the engine knows the answer, when
     /// a step is closed that holds it.
     pub(super) fn publish(&mut self, work: Work) {
         let (clock, lateness, mode) = (self.clock, self.step.terms.lateness, self.mode);
+        let (secret, left) = (self.secret, self.left_of_work(&work));
+        let work = match work {
+            Work::Dispatch(mut entries, reply) => {
+                entries.retain(|entry| !self.is_erased(entry));
+                Work::Dispatch(entries, reply)
+            }
+            Work::DeadLetters(letters) => {
+                Work::DeadLetters(letters.into_iter().map(|letter| self.without_erased(letter)).collect())
+            }
+            work => work,
+        };
         let Backing::Stream(streamed) = &mut self.log else { return };
         self.published += 1;
         let id = format!("thalweg:{:x}:{}", self.life, self.published);
@@ -167,12 +232,16 @@ impl Writer {
             }
             Work::Events(events, received, reply) => {
                 streamed.came.insert(id.clone(), received);
-                let (count, message) = (events.len(), feed::message(id.clone(), &events));
+                let count = events.len();
+                let message = match &left {
+                    Some(left) => feed::standing(id.clone(), left),
+                    None => feed::message(id.clone(), &events),
+                };
                 // A minute more than needed: the broker's clock is not ours.
                 let late = |lateness: Millis| {
                     events.iter().any(|event| event.prepared.event.timestamp < clock - lateness + 60_000)
                 };
-                if mode == ClockMode::Events || lateness.is_some_and(late) {
+                if mode == ClockMode::Events || left.is_some() || lateness.is_some_and(late) {
                     let kept = await_it(streamed, &id, Awaited::Receipt(reply, count));
                     streamed.feed.publish(message, kept);
                 } else {
@@ -199,6 +268,14 @@ impl Writer {
                 let kept = await_it(streamed, &id, Awaited::Receipt(reply, corrections.len()));
                 streamed.feed.publish(message, kept);
             }
+            Work::Erase(ids, for_good, reply) => {
+                let until = if for_good { Millis::MAX } else { clock };
+                // Its place is where the stream puts it.
+                let erase = Erase::new(&Erasure { position: 0, until, ids }, None, 0, &secret);
+                let message = seal(feed::own(record::ERASE, id.clone(), &erase), &secret);
+                let kept = await_it(streamed, &id, Awaited::Erased(reply));
+                streamed.feed.publish(message, kept);
+            }
             Work::Define(book, reply) => {
                 let message = feed::own(record::DEFINITIONS, id, &book.defined());
                 streamed.feed.publish(message, move |kept| {
@@ -220,10 +297,14 @@ impl Writer {
     /// Reads the stream from its beginning up to where it stood when it was opened; then has the definitions written
     /// down, if they are new, and reads on until they are there.
     pub(super) fn read_stream(&mut self, book: Book, end: u64) -> Result<Found, String> {
-        let leads = self.others.as_ref().is_none_or(Others::leads);
+        let leads = self.leads();
         let defined = book.defined();
         self.found.process = self.process();
         let mut is_asked = false;
+        if let Backing::Stream(streamed) = &self.log {
+            let settled = streamed.settled.clone().map(|settled| vec![Record::Settled(Box::new(settled))]);
+            self.step.records.extend(settled);
+        }
         loop {
             let Backing::Stream(streamed) = &self.log else { return Ok(Found::default()) };
             let is_read = streamed.read >= end;
@@ -254,6 +335,7 @@ impl Writer {
         if let Backing::Stream(streamed) = &self.log {
             streamed.feed.caught_up();
         }
+        self.found_all();
         self.found.position = self.step.position;
         Ok(std::mem::take(&mut self.found))
     }
