@@ -13,7 +13,7 @@ use dataflows::profile::answers::View;
 use dataflows::profile::sums::{Credited, Sought, Span};
 use dataflows::total::Total;
 use ecow::EcoString;
-use histories::{Random, changed, definitions, history_of};
+use histories::{Random, changed, definitions, history_of, horizons};
 use oracle::{Dump, Oracle};
 use run::totals::{billionths, totals};
 use run::{Run, Totals, VIEWS};
@@ -64,6 +64,8 @@ fn check(seed: u64, processes: usize, workers: usize) -> usize {
         run.follow().expect("an empty step finishes");
     }
     let (mut told, mut held) = (Vec::new(), 0);
+    // Under a retention what changes sees the latest part of the past alone.
+    let (keeps_all, mut seen) = (random.below(2) == 0, BTreeMap::new());
     let lines = history_of(&mut random, true);
     let steps = steps(&mut random, lines);
     // Of several changes each waits until the one before holds.
@@ -77,20 +79,25 @@ fn check(seed: u64, processes: usize, workers: usize) -> usize {
         let Some(step) = steps.next().or_else(|| is_open.then(Vec::new)) else { break };
         let changes_now = !run.is_preparing() && changes.pop_if(|change| *change <= number).is_some();
         if changes_now {
-            definitions = changed(&mut random, &definitions);
+            let other = changed(&mut random, &definitions);
+            if !keeps_all {
+                let from = oracle.clock() - 1_000 * random.below(150) as i64;
+                seen = horizons(&definitions, &other, &seen, from);
+            }
+            definitions = other;
         }
         let fail = |told: &[String], clock: i64, why: &str| -> ! {
             let history = told.join("\n");
             panic!(
                 "seed {seed}, {processes} processes, {workers} workers, step {number}: {why}\n\
-                 clock {clock}\n{history}\n{definitions}"
+                 clock {clock}\n{history}\n{definitions}\n{seen:?}"
             )
         };
         if changes_now {
             oracle.accept_as(&definitions);
             let stalled = |stalled: run::Stalled| fail(&told, oracle.clock(), &stalled.to_string());
-            run.redefine(&definitions).unwrap_or_else(stalled);
-            told.push(format!("(other definitions) {definitions}"));
+            run.redefine(&definitions, seen.clone()).unwrap_or_else(stalled);
+            told.push(format!("(other definitions) {definitions} {seen:?}"));
         }
         let was_preparing = run.is_preparing();
         let mut verdicts = Vec::new();
@@ -107,6 +114,7 @@ fn check(seed: u64, processes: usize, workers: usize) -> usize {
         let found = run.dump().unwrap_or_else(|stalled| fail(&told, oracle.clock(), &stalled.to_string()));
         if was_preparing && !run.is_preparing() {
             oracle.redefine(&definitions);
+            oracle.see(&seen);
             told.push("(they hold)".to_owned());
             held += 1;
         }

@@ -58,7 +58,7 @@ fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
             What::Erasure(ids) => assert!(run.push(&erasure(ids)).is_some(), "{at}"),
             What::Definitions(definitions) => {
                 let stalled = |stalled: run::Stalled| panic!("{at}: {stalled}");
-                run.redefine(definitions).unwrap_or_else(stalled);
+                run.redefine(definitions, Default::default()).unwrap_or_else(stalled);
                 while run.is_preparing() {
                     run.close([], |_, _| {}).unwrap_or_else(stalled);
                 }

@@ -316,7 +316,7 @@ fn what_is_tried_is_what_is_true_when_it_is_defined() {
         };
         let (standing, other) = (limited(definitions(&mut random)), limited(definitions(&mut random)));
         let plan = Plan::new(checked(&standing));
-        if plan.after(checked(&other)).vocabulary.wants_more_than(&plan.vocabulary) {
+        if plan.after(checked(&other), Default::default()).vocabulary.wants_more_than(&plan.vocabulary) {
             continue;
         }
         let lines = history(&mut random);

@@ -46,6 +46,8 @@ pub struct Greeting {
     pub secret: [u8; 16],
     /// The definitions that its log holds last; those of the leader count.
     pub defined: Option<Defined>,
+    /// How far its clock has come, as far as it is known, ms; that of the leader counts.
+    pub clock: Option<Millis>,
 }
 
 /// The processes that have met.
@@ -60,6 +62,8 @@ pub struct Team {
     pub last_time: u64,
     /// The definitions that the leader's log holds last.
     pub defined: Option<Defined>,
+    /// How far the leader's clock has come, ms.
+    pub clock: Option<Millis>,
     /// Addresses, by number.
     pub hosts: Vec<String>,
 }
@@ -203,7 +207,7 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
         std::thread::sleep(AGAIN);
     }
     let (mut secret, mut last_time, mut connections) = (mine.secret, mine.last_time, Vec::new());
-    let mut defined = mine.defined.clone();
+    let (mut defined, mut clock) = (mine.defined.clone(), mine.clock);
     for (other, met) in met.into_iter().enumerate() {
         let Some((stream, theirs)) = met else {
             connections.push(None);
@@ -212,12 +216,12 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
         mine.agrees(&theirs)?;
         if other == LEADER {
             secret = theirs.secret;
-            defined = theirs.defined;
+            (defined, clock) = (theirs.defined, theirs.clock);
         }
         last_time = last_time.max(theirs.last_time);
         connections.push(Some(stream));
     }
-    Ok(Team { process, connections, secret, last_time, defined, hosts })
+    Ok(Team { process, connections, secret, last_time, defined, clock, hosts })
 }
 
 /// Says who this is, and hears who that is.
@@ -283,6 +287,7 @@ mod tests {
             last_time,
             secret,
             defined: None,
+            clock: None,
         }
     }
 

@@ -67,6 +67,8 @@ pub struct Selected {
     pub event: EcoString,
     /// Its place in the log.
     pub position: u64,
+    /// Whether it is sure that it is selected: what is left of a body may not say.
+    pub is_sure: bool,
 }
 
 /// A record on its way.
@@ -279,7 +281,8 @@ impl Records {
                     for (index, incoming) in feed::events(&entry, &mut decoder, *clock, secret) {
                         let event = &incoming.prepared.event;
                         let position = place::place(entry.sequence, LEADER, index);
-                        let found = filter.select(incoming.kind, &incoming.body, event.timestamp, &event.message_id);
+                        let (kind, body) = (incoming.kind, &incoming.body);
+                        let found = filter.select(kind, body, event.timestamp, &event.message_id, true);
                         all.extend(found.map(|found| Selected::new(found, position)));
                     }
                 }
@@ -295,9 +298,9 @@ impl Records {
 }
 
 impl Selected {
-    fn new((event, name): (Event, EcoString), position: u64) -> Selected {
+    fn new((event, name, is_sure): (Event, EcoString, bool), position: u64) -> Selected {
         let Event { own, message_id, timestamp, .. } = event;
-        Selected { own, message_id, timestamp, event: name, position }
+        Selected { own, message_id, timestamp, event: name, position, is_sure }
     }
 }
 
@@ -313,7 +316,7 @@ fn selected(log: &LogReader, process: usize, condition: &str) -> Result<Vec<Sele
         if record.kind == record::EVENT
             && let Some((kind, timestamp, message_id, body)) = record::decode_event(record.payload)
         {
-            let found = filter.select(kind, body, timestamp, message_id);
+            let found = filter.select(kind, body, timestamp, message_id, !record::is_old(record.payload));
             all.extend(found.map(|found| Selected::new(found, place::place(time, process, index))));
         }
     }

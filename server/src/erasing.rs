@@ -49,9 +49,8 @@ impl Job {
 
     /// Does it, however often the disk fails.
     pub fn run(&self, log: &LogReader) {
-        while let Err(error) =
-            log.rewrite(&|time, index, record| self.instead(place(time, self.process, index), record))
-        {
+        let change = |time, index, record: &Record<'_>| self.instead(place(time, self.process, index), record);
+        while let Err(error) = log.rewrite(0, i64::MAX, &change) {
             tracing::error!(%error, "bodies that are to be destroyed are not yet: tried again in {AGAIN:?}");
             std::thread::sleep(AGAIN);
         }
@@ -102,8 +101,8 @@ impl Job {
         }
         let struck = strike::call(body, &|id| self.ids.contains(id)).ok().flatten()?;
         let is_refused = self.refused.contains(&position) || pinned.is_some_and(|pinned| pinned.is_refused);
-        let pinned = Pinned { entry, is_refused };
-        Some((record::EVENT, record::encode_struck(kind, pinned, timestamp, message_id, &struck)))
+        let pinned = Pinned { entry, is_refused, is_old: record::is_old(payload) };
+        Some((record::EVENT, record::encode_pinned(kind, pinned, timestamp, message_id, &struck)))
     }
 
     fn of_dead_letter(&self, payload: &[u8]) -> Instead {

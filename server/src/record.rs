@@ -11,6 +11,7 @@ use dataflows::admission::{self, Verdict, mark};
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::identity::Erasure;
 use dataflows::intake::Prepared;
+use dataflows::plan::Horizons;
 use dataflows::profile::answers::IntentRow;
 use dataflows::protocol::{Destroyed, Record, Terms};
 use dataflows::time::Millis;
@@ -70,6 +71,17 @@ pub struct Clock {
     pub to: Millis,
 }
 
+/// What definitions see of the past.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sight {
+    /// How long bodies and history are kept, ms; none: for good.
+    pub retention: Option<Millis>,
+    /// What is dated up to here may be gone, however long things are kept now, ms; none: all is there.
+    pub gone: Option<Millis>,
+    /// The definitions that do not see everything.
+    pub horizons: Horizons,
+}
+
 /// Definitions, and what acceptance asks of them: what was accepted under them stays accepted, also where a later
 /// version reads the text differently.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +96,9 @@ pub struct Defined {
     pub given: Given,
     /// The versions of all documents.
     pub versions: BTreeMap<Name, Version>,
+    /// What they see.
+    #[serde(default)]
+    pub sight: Sight,
 }
 
 impl PartialEq for Defined {
@@ -155,7 +170,15 @@ impl DeadLetter {
                 Rejection::new(Reason::Conflict, detail)
             }
         };
-        Some(DeadLetter::new(&rejection, body.as_bytes()))
+        let letter = DeadLetter::new(&rejection, body.as_bytes());
+        if is_old(&record.payload) { letter.without_body() } else { Some(letter) }
+    }
+
+    /// The same without its body, which is older than bodies are kept; none: it has none.
+    pub fn without_body(self) -> Option<Self> {
+        let detail = format!("{} (its body is older than `retention` keeps it)", self.detail);
+        let is_there = !self.body.is_empty();
+        is_there.then(|| DeadLetter { detail, body: String::new(), encoding: None, ..self })
     }
 }
 
@@ -234,33 +257,41 @@ pub fn encode_event(kind: Kind, timestamp: Millis, message_id: &str, body: &str)
     payload
 }
 
-/// An event whose body was struck after it was decided on: what it was decided on by.
+/// An event whose body is not what it was when it was decided on: what it was decided on by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinned {
     /// By what admission knows it.
     pub entry: u128,
     /// Whether its edge was refused.
     pub is_refused: bool,
+    /// Whether its body is older than bodies are kept, and only as much of it left as definitions see.
+    pub is_old: bool,
 }
 
 /// Says of an event's kind that it is pinned, and how.
 const PINNED: u8 = 0x80;
 
-/// The payload of an event whose body was struck.
-pub fn encode_struck(kind: Kind, pinned: Pinned, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
+/// The payload of an event whose body is not what it was.
+pub fn encode_pinned(kind: Kind, pinned: Pinned, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
     let mut payload = encode_event(kind, timestamp, message_id, body);
     payload[0] |= PINNED;
-    let Pinned { entry, is_refused } = pinned;
-    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_refused)]));
+    let Pinned { entry, is_refused, is_old } = pinned;
+    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_refused) | u8::from(is_old) << 1]));
     payload
 }
 
-/// By what an event was decided on, if its body was struck since.
+/// By what an event was decided on, if its body has changed since.
 pub fn pinned(payload: &[u8]) -> Option<Pinned> {
     let (kind, rest) = payload.split_first()?;
     let (entry, rest) = rest.split_first_chunk()?;
-    let is_refused = *rest.first()? != 0;
-    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_refused })
+    let how = *rest.first()?;
+    let (is_refused, is_old) = (how & 1 != 0, how & 2 != 0);
+    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_refused, is_old })
+}
+
+/// Whether only as much is left of an event's body as definitions see.
+pub fn is_old(payload: &[u8]) -> bool {
+    pinned(payload).is_some_and(|pinned| pinned.is_old)
 }
 
 /// What is left of a call whose body was destroyed.
@@ -318,7 +349,7 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let mut call = Call::parse(body, Some(kind))?;
     let mut prepared = Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)?;
-    if let Some(Pinned { entry, is_refused }) = pinned(payload) {
+    if let Some(Pinned { entry, is_refused, .. }) = pinned(payload) {
         prepared.entry = entry;
         prepared.link = prepared.link.filter(|_| !is_refused);
     }
@@ -335,10 +366,12 @@ mod tests {
         assert_eq!(decode_event(&payload), Some((Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#)));
         assert_eq!(decode_event(&payload[..5]), None);
         assert_eq!(pinned(&payload), None);
-        let how = Pinned { entry: 1 << 127 | 5, is_refused: true };
-        let struck = encode_struck(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
+        let how = Pinned { entry: 1 << 127 | 5, is_refused: true, is_old: false };
+        let struck = encode_pinned(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
         assert_eq!((decode_event(&struck), pinned(&struck)), (decode_event(&payload), Some(how)));
         assert_eq!(decode_event(&struck[..9]), None);
+        let old = Pinned { is_refused: false, is_old: true, ..how };
+        assert_eq!(pinned(&encode_pinned(Kind::Track, old, 0, "m1", "{}")), Some(old));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod coming;
 mod erasing;
 mod own;
+mod retaining;
 mod stream;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -35,6 +36,7 @@ use crate::stream::{Kept, Stream};
 
 use coming::Coming;
 use erasing::Erasing;
+use retaining::Retaining;
 use stream::Streamed;
 
 /// Events in a step, about.
@@ -191,6 +193,7 @@ pub fn start(start: Start) -> Result<Started, String> {
         published: 0,
         erased: Erased::default(),
         erasing: BTreeMap::new(),
+        retaining: Retaining::default(),
     };
     let found = match writer.log {
         Backing::Own(_) => writer.read_again(book, last_time),
@@ -247,6 +250,16 @@ impl Store {
         }
     }
 
+    /// How far the clock has come, ms; none: where a stream has the events that move it, it has to be read first.
+    pub fn clock(&self, mode: ClockMode, now: fn() -> Millis) -> Option<Millis> {
+        match (self, mode) {
+            (Store::Own(log), ClockMode::Wall) => Some(log.last_received_at().max(now())),
+            (Store::Own(log), ClockMode::Events) => Some(log.last_received_at()),
+            (Store::Stream(..), ClockMode::Wall) => Some(now()),
+            (Store::Stream(..), ClockMode::Events) => None,
+        }
+    }
+
     /// The key of its hashes, and its last time.
     pub fn identity(&self) -> ([u8; 16], u64) {
         match self {
@@ -299,6 +312,8 @@ struct Writer {
     erased: Erased,
     /// Erasures under way, by their places.
     erasing: BTreeMap<u64, Erasing>,
+    /// How far bodies that are older than they are kept have given way.
+    retaining: Retaining,
 }
 
 impl Writer {
@@ -313,6 +328,7 @@ impl Writer {
             };
             self.commit()?;
             self.close();
+            self.retain()?;
             if !goes_on {
                 return Ok(());
             }
@@ -505,7 +521,9 @@ impl Writer {
             }
             Work::Erase(ids, for_good, reply) => self.erase(ids, for_good, reply),
             Work::Define(mut book, reply) => {
-                let (clock, defined) = (self.clock, book.defined());
+                let clock = self.clock;
+                book.settle(clock);
+                let defined = book.defined();
                 let position = self.write_json(record::DEFINITIONS, &defined);
                 book.stamp(position, clock);
                 if let Some(others) = &self.others {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::profiles::{PREPARED_ENTRIES, person};
 use crate::keyed::{Keyed, Slot};
-use crate::plan::Plan;
+use crate::plan::{Horizons, Plan};
 use crate::profile::Effects;
 use crate::profile::trial::{Outcome, Trial, Tried};
 use crate::protocol::Answer;
@@ -42,7 +42,8 @@ impl Found {
 impl WhatIf {
     /// Nobody yet. What is tried names nothing that the standing plan does not know.
     pub(super) fn new(standing: &Plan, trial: Arc<Trial>) -> WhatIf {
-        let plans = trial.definitions.iter().map(|definitions| standing.after(Arc::clone(definitions))).collect();
+        let plan = |(of, horizons): &(_, _)| standing.after(Arc::clone(of), Horizons::clone(horizons));
+        let plans = trial.definitions.iter().map(plan).collect();
         WhatIf { trial, plans, found: Vec::new(), budget: PREPARED_ENTRIES, events: 0 }
     }
 

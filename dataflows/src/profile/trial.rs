@@ -11,15 +11,16 @@ use super::answers::{Asked, IntentRow, intent_row};
 use super::campaigns::{Intent, Meant, Status};
 use super::sums::Span;
 use crate::definitions::Definitions;
-use crate::plan::Plan;
+use crate::plan::{Horizons, Plan};
 use crate::protocol::Answer;
 use crate::time::Millis;
 
 /// Definitions to try, and what of the outcome is wanted.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Trial {
-    /// The definitions, each by itself. What they name stands on all events.
-    pub definitions: Vec<Arc<Definitions>>,
+    /// The definitions, each by itself, and those of them that do not see everything. What they name stands on all
+    /// events.
+    pub definitions: Vec<(Arc<Definitions>, Horizons)>,
     /// Intents that came about in this span.
     pub span: Span,
     /// Only those of these campaigns; none: of all.

@@ -289,6 +289,9 @@ pub(super) struct EventRow<'a> {
     properties: Option<&'a RawValue>,
     traits: Option<&'a RawValue>,
     context: Option<&'a RawValue>,
+    /// Only where it is so: the event is older than `retention`, and what of it no definition sees is gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    beyond_retention: bool,
 }
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
@@ -311,6 +314,7 @@ pub(super) fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawVa
         properties: part("properties"),
         traits: part("traits"),
         context: part("context"),
+        beyond_retention: record::is_old(&record.payload),
     };
     to_raw_value(&row).ok()
 }
@@ -348,7 +352,7 @@ struct SegmentWhole<'a> {
     #[serde(flatten)]
     row: SegmentRow<'a>,
     definition: Option<&'a RawValue>,
-    /// Nothing is dropped, so every segment knows all of the past.
+    /// Since when it knows the past, ms; null: from its beginning.
     history_from: Option<i64>,
 }
 
@@ -364,10 +368,11 @@ pub(super) async fn segment(
     let segment = segment_named(&app, &book, &name)?;
     let version = book.version("segments", &name);
     let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version };
-    let definition = book.document(&format!("segments/{name}")).0;
+    let document = format!("segments/{name}");
+    let (definition, history_from) = (book.document(&document).0, book.history_from(&document));
     let definition = definition.map(|json| raw_json(json.to_owned()));
     let definition = definition.as_deref();
-    Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from: None } }))
+    Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from } }))
 }
 
 pub(super) fn segment_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {

@@ -125,6 +125,13 @@ async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Prob
     let standing = parts.into_iter().flat_map(|part| if let Answer::Standing(part) = part { part } else { Vec::new() });
     let standing: BTreeMap<u64, EcoString> = standing.collect();
     selected.retain(|of| standing.contains_key(&of.position));
+    if let Some(Selected { own, message_id, .. }) = selected.iter().find(|of| !of.is_sure) {
+        return Err(Problem::conflict(format!(
+            "of events that are older than `retention` only what definitions see is left, and whether `where` selects \
+             that of {own:?} with message id {message_id:?} is not known any more; narrow it down by `event` and `type`, \
+             or take single events back by `id` and `messageId`"
+        )));
+    }
     selected.sort_by(|a, b| (b.timestamp, &b.message_id).cmp(&(a.timestamp, &a.message_id)));
     if preview {
         let profiles: BTreeSet<_> = standing.values().collect();

@@ -7,7 +7,8 @@ use std::time::Instant;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
-use dataflows::definitions::{Problem as Fault, document, is_by_name, line_of};
+use dataflows::definitions::{Definitions, Problem as Fault, document, is_by_name, line_of};
+use dataflows::plan::Horizons;
 use dataflows::profile::answers::IntentRow;
 use dataflows::profile::sums::Span;
 use dataflows::profile::trial::{Outcome, Shift, Tally, Trial};
@@ -127,6 +128,16 @@ async fn try_out(app: &App, query: &Query, trial: Trial) -> Result<TriedOut, Pro
     }
 }
 
+/// Definitions that are tried see what they would if they were given now.
+fn settled(app: &App, mut tried: Book) -> Book {
+    tried.settle(app.hub.clock());
+    tried
+}
+
+fn definitions(tried: &Book) -> (Arc<Definitions>, Horizons) {
+    (Arc::clone(&tried.plan.definitions), tried.plan.horizons.clone())
+}
+
 /// What is tried can read no more of events than is kept of them.
 fn must_be_kept<'b>(standing: &Book, tried: impl IntoIterator<Item = &'b Book>) -> Result<(), Problem> {
     let before = &standing.plan.vocabulary;
@@ -190,9 +201,9 @@ pub(super) async fn preview(
     let of = format!("segments.{name}");
     let inside = |path: &str| Some(format!("definition{}", path.strip_prefix(&of)?));
     let tried = book.with(&of.replacen('.', "/", 1), Some(definition));
-    let tried = tried.map_err(|faults| wrong(text, faults, inside))?;
+    let tried = settled(&app, tried.map_err(|faults| wrong(text, faults, inside))?);
     must_be_kept(&book, [&tried])?;
-    let trial = Trial { definitions: vec![Arc::clone(&tried.plan.definitions)], ..Trial::default() };
+    let trial = Trial { definitions: vec![definitions(&tried)], ..Trial::default() };
     let (as_of, outcomes, cost) = try_out(&app, &query, trial).await?;
     let mut segments = outcomes.into_iter().next().unwrap_or_default().segments;
     let shift = segments.remove(name.as_str()).unwrap_or_default().into();
@@ -265,10 +276,10 @@ pub(super) async fn diff(
             book.with(&of, Some(definition)).map_err(|faults| wrong(text, faults, inside))
         }
         _ => Err(Problem::bad_request("give either `definitions`, or `kind`, `name` and `definition`")),
-    }?;
+    };
+    let tried = settled(&app, tried?);
     must_be_kept(&book, [&tried])?;
-    let definitions = vec![Arc::clone(&tried.plan.definitions)];
-    let trial = Trial { definitions, span: span(from, to)?, ..Trial::default() };
+    let trial = Trial { definitions: vec![self::definitions(&tried)], span: span(from, to)?, ..Trial::default() };
     let (as_of, outcomes, cost) = try_out(&app, &query, trial).await?;
     let Outcome { segments, campaigns, .. } = outcomes.into_iter().next().unwrap_or_default();
     let shift = one.and_then(|name| segments.get(&name)).cloned().map(ShiftRow::from);
@@ -375,15 +386,15 @@ pub(super) async fn dry_run(
     let there = |json: Box<RawValue>| Some(json).filter(|json| json.get() != "null");
     let named: Given = named.map(|(name, json)| (format!("campaigns/{name}"), there(json))).collect();
     let base = book.with_all(named).map_err(|faults| wrong(text, faults, |path| Some(path.to_owned())))?;
-    let mut tried = vec![(None, base)];
+    let mut tried = vec![(None, settled(&app, base))];
     for (name, overrides) in variants {
         let inside = |path: &str| Some(format!("variants.{name}.{path}"));
         let variant = tried[0].1.with_all(documents(overrides)?).map_err(|faults| wrong(text, faults, inside))?;
-        tried.push((Some(name), variant));
+        tried.push((Some(name), settled(&app, variant)));
     }
     must_be_kept(&book, tried.iter().map(|(_, book)| book))?;
     let trial = Trial {
-        definitions: tried.iter().map(|(_, book)| Arc::clone(&book.plan.definitions)).collect(),
+        definitions: tried.iter().map(|(_, book)| definitions(book)).collect(),
         span,
         campaigns: wanted.clone(),
         before,

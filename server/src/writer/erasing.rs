@@ -17,6 +17,7 @@ use dataflows::time::Millis;
 use ecow::EcoString;
 use tokio::sync::oneshot;
 
+use super::retaining::Retaining;
 use super::{Backing, Durable, Writer};
 use crate::cluster::Letter;
 use crate::erasing::Job;
@@ -87,6 +88,7 @@ impl Writer {
             let here = self.process();
             match news {
                 News::Destroyed(at) => self.hear_of(here, at, 0, true),
+                News::Retained(next) => self.retaining = Retaining { next, is_under_way: false, ..self.retaining },
                 News::Erased(erasure, events) => {
                     self.bar(&erasure);
                     let at = erasure.position;
@@ -170,9 +172,9 @@ impl Writer {
         let gone = |id: &str| self.erased.covers(&self.secret, id, *timestamp);
         let struck = Some(body).filter(|_| self.erased.reaches(*timestamp));
         let struck = struck.and_then(|body| strike::call(body, &gone).ok().flatten());
-        let pinned = Pinned { entry: prepared.entry, is_refused: false };
+        let pinned = Pinned { entry: prepared.entry, is_refused: false, is_old: false };
         let payload = match struck {
-            Some(struck) => record::encode_struck(kind, pinned, *timestamp, message_id, &struck),
+            Some(struck) => record::encode_pinned(kind, pinned, *timestamp, message_id, &struck),
             None => record::encode_event(kind, *timestamp, message_id, body),
         };
         (record::EVENT, payload)
