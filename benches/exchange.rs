@@ -532,6 +532,7 @@ fn again(mirror: &Mirror) -> Record {
         let (position, timestamp, message_id, user, anonymous, previous) = &**link;
         Box::new(Link {
             position: *position,
+            stamp: *timestamp,
             timestamp: *timestamp,
             message_id: message_id.as_str().into(),
             user: user.as_str().into(),

@@ -72,6 +72,11 @@ fn without_as_of(mut answer: Value) -> Value {
     let as_of = members.remove("as_of").expect("an answer says as of when");
     assert!(as_of["position"].is_string() && as_of["clock"].is_i64(), "{as_of}");
     members.remove("linked_by");
+    // The oracle tells what was answered, not where.
+    let all = members.get_mut("consent").and_then(Value::as_object_mut);
+    for consent in all.into_iter().flat_map(|all| all.values_mut()) {
+        consent.as_object_mut().expect("an object").retain(|key, _| !["source", "event"].contains(&key.as_str()));
+    }
     answer
 }
 

@@ -108,6 +108,88 @@ fn all_that_a_condition_selects_is_seen_first_and_then_taken_back() {
     assert_eq!(value(&home.start(&EVENTS), &position), "612");
 }
 
+const SEEN_FIRST: &str = "version: 1
+touchpoints: [ { event: ad_click, channel: properties.channel } ]
+conversions: [ { name: purchase, event: purchase, id: properties.order, value: properties.value } ]
+attribution: { models: [last_touch] }
+segments: { buyers: { performed: purchase }, strangers: { not: { visitor: known } } }
+campaigns: { thanks: { when: { event: purchase }, audience: strangers, channel: popup } }
+channels: { popup: { deliver: sse } }
+";
+
+/// The main figures, as the doors that answer for each of them tell them.
+fn figures(server: &Server, after: &str) -> Value {
+    let read = |path: &str| server.read(&format!("{path}after={after}"));
+    let (credit, sessions) = (read("/v1/attribution?by=campaign&"), read("/v1/sessions/summary?"));
+    let of_campaign = read("/v1/campaigns/thanks?")["by_status"]["audience"].clone();
+    json!({"sessions": sessions["sessions"], "conversions": credit["basis"]["conversions"],
+        "value": credit["total"]["value"], "buyers": read("/v1/segments/buyers?")["size"],
+        "thanks": if of_campaign.is_null() { json!(0) } else { of_campaign }, "credit": credit["rows"]})
+}
+
+/// The same out of a preview, as they are or as they would be; what does not change is not listed there.
+fn foreseen(preview: &Value, which: &str, is: &Value) -> Value {
+    let figures = &preview["figures"];
+    let listed = |of: &str, key: &str, name: &str| {
+        let row = figures[of].as_array().expect("a list").iter().find(|row| row[key] == name);
+        row.map_or_else(|| is[name].clone(), |row| row[which].clone())
+    };
+    let mut credit: Vec<Value> = is["credit"].as_array().expect("a list").clone();
+    for row in figures["credit"].as_array().expect("a list") {
+        credit.retain(|other| other["channel"] != row["channel"]);
+        let gone = row["conversions"][which] == "0";
+        credit.extend((!gone).then(|| {
+            json!({"channel": row["channel"], "campaign": row["campaign"],
+            "conversions": row["conversions"][which], "value": row["value"][which]})
+        }));
+    }
+    credit
+        .sort_by_key(|row| std::cmp::Reverse(row["value"].as_str().map(|value| value.parse::<i64>().expect("whole"))));
+    json!({"sessions": figures["sessions"][which], "conversions": figures["conversions"][which],
+        "value": figures["value"][which], "buyers": listed("segments", "segment", "buyers"),
+        "thanks": listed("intents", "campaign", "thanks"),
+        "credit": credit})
+}
+
+/// The main figures are told before anything is taken back, and are so then: also where somebody's ids come apart, and
+/// where a device becomes another's.
+#[test]
+fn a_preview_tells_the_figures_that_are_then_true() {
+    let home = Home::new(SEEN_FIRST);
+    let server = home.start(&[&EVENTS[..], &["--workers", "2"]].concat());
+    let purchase = |number: i64, ids: Value, test: bool| {
+        track(&server, number, ids, "purchase", json!({"order": number, "value": number, "test": test}))
+    };
+    // A tablet with clicks of two channels, on which ada buys and then bob.
+    track(&server, 1, json!({"anonymousId": "tablet"}), "ad_click", json!({"channel": "search"}));
+    purchase(20, json!({"userId": "ada", "anonymousId": "tablet"}), true);
+    purchase(30, json!({"userId": "bob", "anonymousId": "tablet"}), false);
+    purchase(40, json!({"userId": "ada"}), false);
+    track(&server, 7_200, json!({"userId": "eve"}), "ad_click", json!({"channel": "mail", "test": true}));
+    let last = purchase(7_300, json!({"userId": "eve"}), false);
+    let is = figures(&server, &last);
+    for (condition, events, people, others) in [
+        ("event == \"ad_click\" && properties.test", 1, 1, 0),
+        ("event == \"purchase\" && properties.test", 1, 1, 1),
+        ("event == \"nothing\"", 0, 0, 0),
+    ] {
+        let before = figures(&server, "0");
+        let asked = json!({"where": condition, "preview": true});
+        let preview = post(&server, "/v1/events:retract", &asked).json();
+        assert_eq!((&preview["events"], &preview["profiles"]), (&json!(events), &json!(people)), "{preview}");
+        assert_eq!(foreseen(&preview, "before", &before), before, "{preview}");
+        assert_eq!(figures(&server, "0"), before, "nothing is taken back");
+        let done = post(&server, "/v1/events:retract", &json!({"where": condition})).json();
+        let after = figures(&server, done["position"].as_str().expect("a position"));
+        assert_eq!(foreseen(&preview, "after", &before), after, "{condition}: {preview}");
+        assert_eq!(before == after, events == 0, "{condition}");
+        // Without her first purchase the tablet, and its click, are bob's.
+        let owner = server.read("/v1/profiles/tablet");
+        assert_eq!(owner["id"], if others > 0 || condition.contains("nothing") { "bob" } else { "ada" });
+    }
+    assert_ne!(figures(&server, "0"), is);
+}
+
 /// What is dated after the clock was accepted, and is taken back before its time comes.
 #[test]
 fn what_is_yet_to_come_is_selected_too() {

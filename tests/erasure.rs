@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use histories::Random;
 use oracle::Oracle;
+use process::sse::Subscription;
 use process::{Home, Server, free_port, until};
 use receiver::{Receiver, Reply};
 use serde_json::{Value, json};
@@ -283,10 +284,100 @@ fn whoever_is_erased_is_as_if_never_seen() {
     let server = home.start(&EVENTS);
     let late = track("purchase", json!({"userId": IDS[0]}), "n2", 900, json!({"says": MARKER}));
     assert_eq!(send(&server, &[late])["rejected"][0]["reason"], "erased");
+    let nameless = json!({"type": "track", "userId": IDS[0], "timestamp": at(901), "properties": {"says": MARKER}});
+    assert_eq!(send(&server, &[nameless])["rejected"][0]["reason"], "invalid");
     assert_eq!(server.get(&format!("/v1/profiles/{}", IDS[0])).status, 404);
     assert_eq!(holding(&home.path("data"), &[IDS[0], MARKER]), [""; 0]);
     let wrong = server.ask("DELETE", "/v1/profiles/bob?suppress=maybe", &[], &[]);
     assert_eq!(wrong.status, 400);
+}
+
+/// Whoever follows goes on; but what was kept for who comes again has nothing of her any more.
+#[test]
+fn nothing_of_hers_is_kept_for_who_comes_again() {
+    let receiver = Receiver::new(|_, _| Reply::Status(200));
+    let home = Home::new(&definitions(&receiver));
+    let server = home.start(&EVENTS);
+    let follows = server.subscribe("view=segments");
+    let snapshot = follows.next(PATIENCE).expect("a snapshot");
+    send(&server, &hers());
+    send(&server, &others(Value::Null));
+    let came = follows.next(PATIENCE).expect("she buys");
+    assert!(came.changes().iter().any(|(_, row)| row["profile"] == IDS[0]), "{came:?}");
+    complete(&server, &erase(&server, IDS[0], ""));
+    let went = until(PATIENCE, "her row goes", || {
+        follows.next(PATIENCE).filter(|message| message.changes().iter().any(|(diff, _)| *diff < 0))
+    });
+    assert_eq!(went.changes()[0].1["profile"], IDS[0]);
+    drop(follows);
+    for (known, event) in [(&snapshot, "snapshot"), (&came, "snapshot"), (&went, "change")] {
+        let again = Subscription::resume(server.address, "view=segments", &known.id).expect("it can be followed");
+        send(&server, &[track("purchase", json!({"userId": "eve"}), &known.id, 40, json!({"value": 1}))]);
+        let first = again.next(PATIENCE).expect("a snapshot, or what changed");
+        assert_eq!(first.event, event, "{first:?}");
+        assert!(!first.data.to_string().contains(IDS[0]), "{first:?}");
+    }
+}
+
+/// What is left of others' calls, what was refused because of her, what of hers had been taken back.
+#[test]
+fn after_a_restart_it_is_as_it_was_before() {
+    let receiver = Receiver::new(|_, _| Reply::Status(200));
+    let home = Home::new(&(definitions(&receiver) + "identity: { max_ids: 3 }\n"));
+    let mut server = home.start(&EVENTS);
+    let alias = |user: &str, previous: &str, message: &str, seconds: i64| {
+        json!({"type": "alias", "userId": user, "previousId": previous, "messageId": message,
+            "timestamp": at(seconds)})
+    };
+    let page = |message: &str, seconds: i64, path: &str| {
+        json!({"type": "page", "userId": "bob", "messageId": message, "timestamp": at(seconds), "name": "a page",
+            "properties": {"page": IDS[1], "path": path}, "context": {"device": {"type": IDS[1]},
+                "userAgent": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) Mobile/15E148 Safari/604.1",
+                "campaign": {"medium": IDS[1], "source": "news", "name": "winter"}}})
+    };
+    let with = |user: &str, anonymous: &str, message: &str, seconds: i64| {
+        track("view", json!({"userId": user, "anonymousId": anonymous}), message, seconds, json!({}))
+    };
+    let unlink = |server: &Server, a: &str, b: &str| {
+        server.write("/v1/identities:unlink", &json!({"a": a, "b": b}));
+    };
+    // With her, three are as many as may be: eve's link is refused, and stays so when that is not known any more.
+    send(&server, &[with(IDS[0], IDS[1], "a1", 1), alias(IDS[0], "laptop", "a2", 2), alias("eve", "laptop", "e1", 3)]);
+    unlink(&server, IDS[0], "laptop");
+    // She has the tablet first, so that zoe's claim takes effect by a correction, and is not refused for it.
+    send(&server, &[with(IDS[0], "tablet", "a3", 4), alias("zoe", "zoe-1", "z1", 5), alias("zoe", "zoe-2", "z2", 6)]);
+    send(&server, &[with("zoe", "tablet", "z3", 7), page("b1", 8, "/first")]);
+    unlink(&server, IDS[0], "tablet");
+    send(&server, &[track("purchase", json!({"userId": IDS[0]}), "a4", 9, json!({"value": 3}))]);
+    server.write("/v1/events:retract", &json!({"id": IDS[0], "messageId": "a4"}));
+    let erasure = erase(&server, IDS[0], "");
+    // Taken back before, it was accepted all the same.
+    assert_eq!(complete(&server, &erasure), 4);
+    // Dated before, and after something that stood there.
+    assert_eq!(send(&server, &[page("b2", 9, "/last")])["accepted"], 1);
+    let answers = |server: &Server| {
+        let answer = |path: &str| {
+            let answer = server.get(&format!("/v1/{path}"));
+            (path.to_owned(), answer.status, law(answer.json()))
+        };
+        let of = |id: &str| ["", "/sessions", "/touchpoints", "/events"].map(|part| format!("profiles/{id}{part}"));
+        let paths: Vec<String> = ["bob", "eve", "zoe", "laptop", "tablet"].into_iter().flat_map(of).collect();
+        let more = ["identities/refused", "dead-letters", "sessions", "segments"].map(String::from);
+        paths.iter().chain(&more).map(|path| answer(path)).collect::<Vec<_>>()
+    };
+    let before = answers(&server);
+    let session = &server.read("/v1/profiles/bob/sessions")["items"][0];
+    assert_eq!((&session["entry_page"], &session["exit_page"]), (&json!("/first"), &json!("/last")));
+    assert_eq!((&session["device"]["type"], &session["channel"]), (&json!("mobile"), &json!("news")));
+    let ids = |id: &str| server.read(&format!("/v1/profiles/{id}"))["ids"].as_array().map(Vec::len);
+    assert_eq!([ids("eve"), ids("zoe")], [Some(1), Some(4)]);
+    assert_eq!(server.read("/v1/identities/refused")["items"][0]["reason"], "refused_edge");
+    for _ in 0..2 {
+        server.kill();
+        server = home.start(&EVENTS);
+        assert_same(&answers(&server), &before);
+        assert_eq!(complete(&server, &erasure), 4);
+    }
 }
 
 /// What is pending or parked of somebody is forgotten with them.

@@ -7,6 +7,8 @@ mod process;
 mod sha256;
 mod tools;
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -342,6 +344,30 @@ fn changes_are_noted_in_a_chain_that_shows_what_was_tampered_with() {
     assert!(chain(&home).is_err());
     let refused = home.refused(&EVENTS);
     assert!(refused.stderr.contains("its chain does not hold at line 4"), "{}", refused.stderr);
+}
+
+/// Whoever hangs up before the answer has changed something all the same, and that is noted.
+#[test]
+fn what_nobody_waits_for_is_noted_too() {
+    const ASKED: i64 = 25;
+    let home = Home::new(SHOP);
+    let server = home.start(&EVENTS);
+    send(&server, &(0..ASKED).map(|number| track("page", "ada", number, json!({}))).collect::<Vec<_>>());
+    for number in 0..ASKED {
+        let body = json!({"id": "ada", "messageId": format!("m{number}")}).to_string();
+        let head = "POST /v1/events:retract HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
+        let mut socket = TcpStream::connect(server.address).expect("it listens");
+        write!(socket, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("it reads");
+        // Long enough for it to be read, and mostly not to be done.
+        std::thread::sleep(Duration::from_micros(1_000 + 400 * number as u64));
+    }
+    let noted = || chain(&home).expect("it holds").iter().filter(|entry| entry["action"] == "retract").count() as i64;
+    let gone = || {
+        let events = server.get("/v1/profiles/ada/events").json();
+        ASKED - events["items"].as_array().map_or(0, Vec::len) as i64
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    until(PATIENCE, "what is taken back is noted", || (gone() > ASKED / 2 && gone() == noted()).then_some(()));
 }
 
 #[test]

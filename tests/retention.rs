@@ -265,8 +265,8 @@ fn what_is_defined_later_sees_what_is_later() {
     }
     // An oracle that is told nothing of what is older.
     let mut oracle = Oracle::new(&new.to_string());
-    let all = first_day().into_iter().chain(later());
-    all.filter(|call| call["timestamp"].as_i64() > Some(at(4.0))).for_each(|call| drop(oracle.push(&call.to_string())));
+    let all = first_day().into_iter().chain(later()).filter(|call| call["timestamp"].as_i64() > Some(at(4.0)));
+    all.for_each(|call| _ = oracle.push(&call.to_string()));
     oracle.push(&json!({"type": "clock", "to": at(14.0)}).to_string());
     let rows =
         oracle.dump().profiles.iter().map(|row| serde_json::from_str(row).expect("JSON")).collect::<Vec<Value>>();

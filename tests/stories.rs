@@ -8,16 +8,20 @@ mod run;
 mod story;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use dataflows::definitions::Definitions;
+use dataflows::profile::answers::Rows;
+use dataflows::profile::sums::Span;
+use dataflows::profile::trial::Trial;
 use dataflows::total::Total;
 use histories::Random;
 use oracle::Oracle;
 use run::totals::totals;
 use run::{Dump, Run, Totals};
-use serde_json::json;
+use serde_json::{Value, json};
 use server::templates::faults;
-use story::{Story, What};
+use story::{DryRun, Story, What};
 
 /// How much the engine is told at once.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +53,7 @@ fn check(name: &str) {
 /// Tells a story as it stands; gives what is true at its end.
 fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
     let mut run = Run::start(&story.definitions, None, workers);
-    let is_told = |what: &What| !matches!(what, What::Verdict(_));
+    let is_told = |what: &What| !matches!(what, What::Verdict(_) | What::DryRun(_));
     let last = story.steps.iter().rposition(|step| is_told(&step.what)).expect("something happens");
     for (place, step) in story.steps.iter().enumerate() {
         let at = format!("{story}, line {}, {workers} workers, {pace:?}", step.line);
@@ -63,7 +67,16 @@ fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
                     run.close([], |_, _| {}).unwrap_or_else(stalled);
                 }
             }
-            What::Verdict(_) if matches!(pace, Pace::Whole) && place < last => {}
+            What::Verdict(_) | What::DryRun(_) if matches!(pace, Pace::Whole) && place < last => {}
+            What::DryRun(dry) => {
+                let played = dry_run(&mut run, dry).unwrap_or_else(|stalled| panic!("{at}: {stalled}"));
+                let faults = dry.verdict.faults(&played);
+                assert!(faults.is_empty(), "{at}: {}", faults.join("\n"));
+                if dry.definitions.is_none() {
+                    let dump = run.dump().unwrap_or_else(|stalled| panic!("{at}: {stalled}"));
+                    assert_eq!(played, within(dump, dry), "{at}: what is played again is what was recorded live");
+                }
+            }
             What::Verdict(verdict) => {
                 let dump = run.dump().unwrap_or_else(|stalled| panic!("{at}: {stalled}"));
                 let faults = verdict.faults(&dump);
@@ -103,6 +116,34 @@ fn shuffle(story: &Story, workers: usize, seed: u64) -> Dump {
     run.dump().unwrap_or_else(|stalled| panic!("{story}, shuffled by {seed}: {stalled}"))
 }
 
+/// The intents of a span of the past, played again.
+fn dry_run(run: &mut Run, DryRun { from, to, definitions, .. }: &DryRun) -> Result<Dump, run::Stalled> {
+    let span = Span { from: Some(*from), to: Some(*to) };
+    let definitions = definitions.as_ref().map_or_else(|| run.definitions(), |text| run::parse(text));
+    let tried = vec![(Arc::clone(&definitions), Default::default())];
+    let trial = Trial { definitions: tried, span, limit: usize::MAX, ..Trial::default() };
+    let rows = run.what_if(trial, |_| {})?.remove(0).intents;
+    let mut dump = Dump::default();
+    dump.rows[INTENTS] = server::rows::lines(&Rows::Intents(rows), &definitions);
+    dump.rows[INTENTS].sort();
+    Ok(dump)
+}
+
+/// Of all that is true, the intents of a span.
+fn within(dump: Dump, DryRun { from, to, .. }: &DryRun) -> Dump {
+    let [.., mut intents, _] = dump.rows;
+    intents.retain(|row| {
+        let row: Value = serde_json::from_str(row).expect("rows are JSON");
+        row["at"].as_i64().is_some_and(|at| (*from..*to).contains(&at))
+    });
+    let mut within = Dump::default();
+    within.rows[INTENTS] = intents;
+    within
+}
+
+/// The place of intents among the views.
+const INTENTS: usize = 3;
+
 fn erasure(ids: &[String]) -> String {
     json!({"type": "erase", "id": ids[0]}).to_string()
 }
@@ -124,9 +165,19 @@ fn the_oracle_obeys_them() {
             continue;
         }
         let (mut oracle, mut last) = (Oracle::new(&story.definitions), &story.definitions);
+        let mut lines = Vec::new();
         for step in &story.steps {
             match &step.what {
-                What::Call(line) | What::Control(line) => _ = oracle.push(line),
+                What::Call(line) | What::Control(line) => {
+                    oracle.push(line);
+                    lines.push(line);
+                }
+                What::DryRun(dry) => {
+                    let mut played = Oracle::new(dry.definitions.as_ref().unwrap_or(last));
+                    lines.iter().for_each(|line| _ = played.push(line));
+                    let faults = dry.verdict.faults(&within(dump_of(&played), dry));
+                    assert!(faults.is_empty(), "{story}, line {}: {}", step.line, faults.join("\n"));
+                }
                 What::Erasure(ids) => _ = oracle.push(&erasure(ids)),
                 What::Definitions(definitions) => {
                     oracle.redefine(definitions);
@@ -191,5 +242,6 @@ stories! {
     T10_any_order
     T11_as_if_never_seen
     T12_defined_late
+    T13_last_month_again
     T14_a_day_without_input
 }

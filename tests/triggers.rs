@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use histories::Random;
+use process::sse::Subscription;
 use process::{Home, Server, http, until};
 use receiver::{Call, Receiver, Reply};
 use serde_json::{Value, json};
@@ -407,6 +408,36 @@ fn consent_is_asked_again_at_each_attempt() {
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(receiver.calls().len(), before, "she said no");
     assert_eq!(channel(&server)["last_failure"], "the endpoint answered 500 Internal Server Error");
+}
+
+/// Steps that were closed; to say so takes one more.
+fn steps(server: &Server) -> u64 {
+    let page = server.get("/metrics").text();
+    let count = page.lines().find_map(|line| line.strip_prefix("thalweg_step_seconds_count ")?.parse().ok());
+    count.expect("a number")
+}
+
+#[test]
+fn what_goes_out_at_once_takes_two_steps() {
+    let text = definitions("{ deliver: sse }").replace("    channel: mail", "    channel: mail\n    consent: news");
+    let server = Home::new(&text).start(&EVENTS);
+    let told = Subscription::open(server.address, "view=intents").expect("it is open");
+    told.snapshot();
+    let before = steps(&server);
+    let context = json!({"consent": {"categoryPreferences": {"news": true}}});
+    let calls = ["ada", "eve", "joe"].map(|id| {
+        let properties = json!({ "name": id });
+        json!({"type": "page", "anonymousId": id, "timestamp": START, "context": context, "properties": properties})
+    });
+    server.write("/v1/batch", &json!({ "batch": calls }));
+    let sent = told.next(PATIENCE).expect("all go out together");
+    let bodies: BTreeSet<&str> = sent.changes().iter().filter_map(|(_, row)| row["body"].as_str()).collect();
+    let body = |id: &str| format!("Hello {id}, \"welcome\" — ü");
+    assert_eq!(bodies, ["ada", "eve", "joe"].map(body).iter().map(String::as_str).collect(), "{sent:?}");
+    // That of the entries closes when they have been told.
+    std::thread::sleep(Duration::from_millis(300));
+    let taken = steps(&server) - before - 1;
+    assert!(taken <= 2, "{taken} steps: that of the events, and that of the ledger's entries; nobody is asked again");
 }
 
 // What is taken back.

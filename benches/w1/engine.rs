@@ -6,6 +6,7 @@ use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use dataflows::definitions::Definitions;
 use dataflows::engine::{Acceptance, Config, Engine};
 use dataflows::event::Decoder;
+use dataflows::identity::Erasure;
 use dataflows::intake::{Prepared, prepare};
 use dataflows::plan::Plan;
 use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step};
@@ -18,13 +19,21 @@ use super::clicks::{CAMPAIGNS, CHANNELS, Click, EVENTS, Event, line};
 use super::figures::{Credits, DIRECT, Figures};
 use super::yardstick::Yardstick;
 
-const SECRET: [u8; 16] = [1; 16];
+/// W1's definitions.
+pub const DEFINITIONS: &str = include_str!("../w1.yaml");
+
+pub const SECRET: [u8; 16] = [1; 16];
 /// Steps that may be open at once, as in a replay.
 const STEPS_OPEN_MAX: u64 = 8;
 
 /// W1's definitions, ready to run.
 pub fn plan() -> Arc<Plan> {
-    let (definitions, _) = Definitions::parse(include_str!("../w1.yaml")).expect("W1's definitions are right");
+    plan_of(DEFINITIONS)
+}
+
+/// Definitions, ready to run.
+pub fn plan_of(yaml: &str) -> Arc<Plan> {
+    let (definitions, _) = Definitions::parse(yaml).expect("they are right");
     Arc::new(Plan::new(Arc::new(definitions)))
 }
 
@@ -121,7 +130,7 @@ impl Running {
         let engine = Engine::start(config, move |response| {
             let Response::Closed(step) = response else { return };
             let number = step.number;
-            if !step.answers.is_empty() {
+            if !step.answers.is_empty() || step.switched.is_some() || !step.erased.is_empty() {
                 let _ = told.send(step);
             }
             count.store(number, Ordering::Release);
@@ -138,6 +147,29 @@ impl Running {
             self.step.record(Record::Event(prepared));
         }
         self.close(STEPS_OPEN_MAX);
+    }
+
+    /// Something else in the step to come, made of its place.
+    pub fn record(&mut self, record: impl FnOnce(u64) -> Record) {
+        self.step.position += 1;
+        self.step.record(record(self.step.position));
+    }
+
+    /// Somebody's ids are erased with the step to come.
+    pub fn erase(&mut self, ids: Vec<EcoString>) {
+        self.step.position += 1;
+        let erasure = Erasure { position: self.step.position, until: self.step.clock, ids };
+        self.engine.erasing(erasure).into_iter().for_each(|record| self.step.record(record));
+    }
+
+    /// These definitions are to hold, from the step to come on prepared for.
+    pub fn change(&mut self, plan: Arc<Plan>) {
+        self.step.plan = Some(plan);
+    }
+
+    /// Closed steps that tell more than that they are.
+    pub fn told(&mut self) -> impl Iterator<Item = Closed> {
+        self.asked.try_iter()
     }
 
     /// Waits until all steps are closed.

@@ -198,13 +198,15 @@ impl<P> Condition<P> {
     pub fn judge<'v>(&self, look: &impl Fn(&P) -> Option<&'v Value>, gone: &impl Fn(&P) -> bool) -> Option<bool> {
         // Whatever part is this decides it.
         let settled = |parts: &[Condition<P>], by: bool| {
-            let judged = parts.iter().map(|part| part.judge(look, gone));
-            judged.fold(Some(!by), |whole, part| match (whole, part) {
-                (_, Some(part)) if part == by => Some(by),
-                (Some(whole), _) if whole == by => Some(by),
-                (None, _) | (_, None) => None,
-                _ => Some(!by),
-            })
+            let mut whole = Some(!by);
+            for part in parts {
+                match part.judge(look, gone) {
+                    Some(part) if part == by => return Some(by),
+                    Some(_) => {}
+                    None => whole = None,
+                }
+            }
+            whole
         };
         match self {
             Condition::All(parts) => settled(parts, false),

@@ -11,6 +11,9 @@
 //! does not belong there, and histories whose person changed, is sent on. In the second, when all of that has arrived
 //! on every worker, each history that changed or has something due is stepped once, and questions are answered. Outputs
 //! belong to the second beat, so nobody ever sees a person twice or not at all.
+//!
+//! A step may be worked on before what it holds is durable. That it is, in every process, is one more input, on which
+//! nothing arrives but progress: what a step says comes out when that has passed it too.
 
 mod acceptance;
 mod assemble;
@@ -20,7 +23,7 @@ mod what_if;
 pub mod wire;
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
@@ -212,15 +215,27 @@ impl Engine {
 
     /// Closes a step. Chunks of its records are shared out among the workers; where they come in does not matter.
     pub fn step(&self, step: Step) {
-        let Step { number, position, clock, terms, records, plan, mut questions } = step;
+        let Step { number, position, clock, terms, is_durable, sends, records, plan, mut questions } = step;
         let (mut chunks, workers) = (records.into_iter(), self.doors.len());
         for (index, door) in self.doors.iter().enumerate() {
             // What follows each other stays together, so that whoever gathers it finds it in order.
             let share = chunks.len().div_ceil(workers - index);
             let (records, questions) = (chunks.by_ref().take(share).collect(), std::mem::take(&mut questions));
-            let step = Step { number, position, clock, terms, records, plan: plan.clone(), questions };
+            let plan = plan.clone();
+            let step = Step { number, position, clock, terms, is_durable, sends, records, plan, questions };
             door.give(Command::Step(step));
         }
+    }
+
+    /// All that this process has of steps up to a number is durable.
+    pub fn durable(&self, number: u64) {
+        self.doors[0].give(Command::Durable(number));
+    }
+
+    /// The process is about to end without having made all durable: nothing more is told, here or elsewhere.
+    pub fn abandon(self) {
+        // To drop it would let others go on as if nothing more had come from here.
+        std::mem::forget(self);
     }
 }
 
@@ -247,20 +262,23 @@ fn turn(
     outputs: &mut assemble::Outputs,
     heard: &(dyn Fn(Response) + Send + Sync),
 ) {
+    let mut waiting: VecDeque<Step> = VecDeque::new();
     let mut open: BTreeMap<Time, u64> = BTreeMap::new();
     let mut stopping = false;
     loop {
-        while open.len() < STEPS_OPEN_MAX && !stopping {
+        while !stopping {
             match inbox.try_recv() {
-                Ok(Command::Step(step)) => {
-                    let time = time_of(&step);
-                    open.insert(time, step.number);
-                    inputs.give(time, step);
-                }
+                Ok(Command::Step(step)) => waiting.push_back(step),
+                Ok(Command::Durable(number)) => inputs.durable(number),
                 Ok(Command::Letter(to, letter)) => inputs.send(process, to, letter),
                 Err(TryRecvError::Empty) => break,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => stopping = true,
             }
+        }
+        while let Some(step) = waiting.pop_front_if(|_| open.len() < STEPS_OPEN_MAX) {
+            let time = time_of(&step);
+            open.insert(time, step.number);
+            inputs.give(time, step);
         }
         if stopping && open.is_empty() {
             return;
@@ -289,6 +307,7 @@ fn told(number: u64, said: Vec<Saying>) -> Closed {
             }
             Saying::Verdict(position, verdict) => closed.verdicts.push((position, verdict)),
             Saying::Intent(intent, change) => closed.intents.push((intent, change)),
+            Saying::Person(person) => closed.people.push(*person),
             Saying::Erased(erasure) => closed.erased.push((erasure, 0)),
             Saying::Gone(position, events) => *gone.entry(position).or_default() += events,
             Saying::Row(view, row, change) => closed.rows.push((view, row, change)),

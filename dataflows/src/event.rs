@@ -250,6 +250,8 @@ impl Event {
 pub struct Link {
     /// The log position of the call: decides the order of acceptance.
     pub position: u64,
+    /// The clock with which the log stamped the call: what is dated after it waits until it is reached.
+    pub stamp: Millis,
     /// When it happened, ms.
     pub timestamp: Millis,
     /// The call's message id.
@@ -337,6 +339,7 @@ impl<'a> Call<'a> {
         let previous = other(&self.previous).filter(|_| self.kind == Kind::Alias);
         (anonymous.is_some() || previous.is_some()).then(|| Link {
             position: 0,
+            stamp: timestamp,
             timestamp,
             message_id: message_id.clone(),
             user: user.clone(),

@@ -120,7 +120,7 @@ impl<F: Fold> History<F> {
     pub fn insert(&mut self, entry: F::Entry, fold: &F, effects: &mut F::Effects, next: Other<'_, F>) -> bool {
         if self.entries.len() == self.entries.capacity() {
             // All entries are kept: doubling would leave a third of the memory empty.
-            self.entries.reserve_exact(self.entries.len() / 2 + 4);
+            self.entries.reserve_exact(self.entries.len() / 2 + 2);
         }
         let place = match self.entries.last() {
             Some(last) if F::order(last, &entry).is_ge() => {
@@ -204,7 +204,8 @@ impl<F: Fold> History<F> {
 }
 
 impl<F: Fold> Folded<F> {
-    fn new(fold: &F) -> Self {
+    /// What no entry folds to.
+    pub fn new(fold: &F) -> Self {
         Folded { folded: 0, at: Millis::MIN, state: fold.start(), places: Vec::new() }
     }
 

@@ -51,6 +51,14 @@ impl Prepared {
         }
     }
 
+    /// Says with which clock the log stamped a call, where that decides whether it is too late or of the future.
+    pub fn stamp(&mut self, clock: Millis, lateness: Option<Millis>) {
+        self.is_late = lateness.is_some_and(|lateness| self.event.timestamp < clock - lateness);
+        if let Some(link) = &mut self.link {
+            link.stamp = clock;
+        }
+    }
+
     /// Gives a call that has no time of its own the time at which it came.
     pub fn date(&mut self, timestamp: Millis) {
         self.event.timestamp = timestamp;
@@ -109,10 +117,10 @@ fn control(line: &str, position: u64, secret: &[u8; 16]) -> Result<Option<Record
         }
         (Some("retract"), [Some(id), Some(message_id), ..]) => {
             let entry = admission::entry(secret, &id, &message_id, 0);
-            Some(Record::Retract(position, id, message_id, entry))
+            Some(Record::Retract(position, Millis::MAX, id, message_id, entry))
         }
         (Some("retract"), _) => return Err(wrong("a retract line needs `id` and `messageId`")),
-        (Some("unlink"), [_, _, Some(a), Some(b)]) => Some(Record::Unlink(position, a, b)),
+        (Some("unlink"), [_, _, Some(a), Some(b)]) => Some(Record::Unlink(position, Millis::MAX, a, b)),
         (Some("unlink"), _) => return Err(wrong("an unlink line needs `a` and `b`")),
         // Of the others whoever reads the file has to ask.
         (Some("erase"), [Some(id), ..]) => {

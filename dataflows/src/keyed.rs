@@ -72,6 +72,8 @@ pub struct Keyed<F: Fold> {
     next: Option<Folding<F>>,
     /// Slots up to this one are prepared.
     prepared: usize,
+    /// What does not hold any more. To give all of it back at once would keep a step waiting.
+    outdated: Vec<Folded<F>>,
     slots: Vec<Slot<F>>,
     index: HashTable<u32>,
     hasher: FixedState,
@@ -86,6 +88,7 @@ impl<F: Fold> Keyed<F> {
         Keyed {
             now,
             next: None,
+            outdated: Vec::new(),
             prepared: 0,
             slots: Vec::new(),
             index: HashTable::new(),
@@ -103,8 +106,11 @@ impl<F: Fold> Keyed<F> {
 
     /// The slot of a key.
     pub fn get(&self, key: &str) -> Option<&Slot<F>> {
-        let slot = self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key)?;
-        Some(&self.slots[*slot as usize])
+        Some(&self.slots[self.place(key)? as usize])
+    }
+
+    fn place(&self, key: &str) -> Option<u32> {
+        self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key).copied()
     }
 
     /// An entry came for a key that was touched; it is folded when the histories are next advanced. What it unsettles
@@ -130,7 +136,8 @@ impl<F: Fold> Keyed<F> {
         leaves: impl Fn(&F::Entry) -> bool,
         unsettled: impl FnOnce(&F, &mut Slot<F>, &mut F::Effects),
     ) -> Vec<F::Entry> {
-        let slot = self.touch(key);
+        let Some(slot) = self.place(key) else { return Vec::new() };
+        self.mark_touched(slot);
         let slot = &mut self.slots[slot as usize];
         let Folding { fold, effects } = &mut self.now;
         let gone = slot.history.extract(leaves, fold, effects, other(&mut self.next));
@@ -140,7 +147,7 @@ impl<F: Fold> Keyed<F> {
 
     /// The entry that stands where this one would, to be changed in what no fold has read of it.
     pub fn find_mut(&mut self, key: &str, entry: &F::Entry) -> Option<&mut F::Entry> {
-        let slot = *self.index.find(self.hasher.hash_one(key), |slot| self.slots[*slot as usize].key == key)?;
+        let slot = self.place(key)?;
         self.slots[slot as usize].history.find_mut(entry)
     }
 
@@ -170,6 +177,12 @@ impl<F: Fold> Keyed<F> {
     pub fn begin(&mut self, next: Folding<F>) {
         self.slots[..self.prepared].iter_mut().for_each(|slot| slot.history.forget());
         (self.next, self.prepared) = (Some(next), 0);
+    }
+
+    /// Gives back what so many histories folded to under a fold that does not hold any more. Whether there are more.
+    pub fn give_back(&mut self, histories: usize) -> bool {
+        self.outdated.truncate(self.outdated.len().saturating_sub(histories));
+        !self.outdated.is_empty()
     }
 
     /// Prepares histories of so many entries up to the clock, which those that hold have reached; whether all are.
@@ -205,6 +218,7 @@ impl<F: Fold> Keyed<F> {
         for slot in &mut self.slots {
             if let Some(folded) = slot.history.switch() {
                 switched(&before.fold, &self.now.fold, slot, &folded);
+                self.outdated.push(folded);
             }
         }
         self.prepared = 0;

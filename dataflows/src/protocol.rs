@@ -3,6 +3,7 @@
 //! Everything travels one road. A [`Step`] closes a logical time; its records, corrections, definitions and questions
 //! all belong to that time, and a question is answered exactly there, with all of the step and nothing after it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ecow::EcoString;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Verdict;
 use crate::definitions::Definitions;
 use crate::event::Event;
-use crate::identity::{Erasure, Linked, Unlinked};
+use crate::identity::{Erasure, Linked, Settled, Unlinked};
 use crate::intake::Prepared;
 use crate::plan::Plan;
 use crate::profile::answers::{IntentRow, Key, Page, ProfileRow, Rows, SessionRow, View};
@@ -26,6 +27,8 @@ use crate::total::Total;
 pub enum Command {
     /// A step. In every process it has the same number, and that process's records.
     Step(Step),
+    /// All that this process has of steps up to this number is durable.
+    Durable(u64),
     /// Something that one process has to tell another: to which, and what. It belongs to no step.
     Letter(usize, Vec<u8>),
     /// No more steps will come.
@@ -52,6 +55,11 @@ pub struct Step {
     pub clock: Millis,
     /// What acceptance asks of its records.
     pub terms: Terms,
+    /// Whether all that this process has of it, and of steps before it, is durable. Until it is in every process,
+    /// nothing of the step is told in any.
+    pub is_durable: bool,
+    /// Whether intents that come with it may go out: if they may at once, those whom they are for come with them.
+    pub sends: bool,
     /// What is recorded, in chunks that travel as they are. Positions grow from chunk to chunk, and in each.
     pub records: Vec<Vec<Record>>,
     /// Definitions that are to hold as soon as every history is prepared for them. What they name stands on all events
@@ -94,6 +102,8 @@ impl Step {
             position: 0,
             clock: 0,
             terms: Terms::default(),
+            is_durable: true,
+            sends: false,
             records: Vec::new(),
             plan: None,
             questions: Vec::new(),
@@ -124,8 +134,8 @@ impl Step {
 
     /// Ends this step: gives it, and is the next.
     pub fn close(&mut self) -> Step {
-        let Step { number, position, clock, terms, .. } = *self;
-        let next = Step { number: number + 1, position, clock, terms, ..Step::first() };
+        let Step { number, position, clock, terms, sends, .. } = *self;
+        let next = Step { number: number + 1, position, clock, terms, sends, ..Step::first() };
         std::mem::replace(self, next)
     }
 }
@@ -138,10 +148,10 @@ pub enum Record {
     Event(Prepared),
     /// The clock goes on to this instant.
     Clock(u64, Millis),
-    /// An event is taken back: own id, message id, by what admission knows it.
-    Retract(u64, EcoString, EcoString, u128),
-    /// The edge between two ids is struck.
-    Unlink(u64, EcoString, EcoString),
+    /// An event is taken back: by which clock, own id, message id, by what admission knows it.
+    Retract(u64, Millis, EcoString, EcoString, u128),
+    /// The edge between two ids is struck: by which clock.
+    Unlink(u64, Millis, EcoString, EcoString),
     /// What came is no event: a dead letter.
     Unreadable(u64),
     /// An event that came before, as definitions to come read it: with what they name of it, too.
@@ -154,6 +164,8 @@ pub enum Record {
     Destroyed(Destroyed),
     /// A call that was decided on by what is not known any more.
     Decided(u64, Verdict),
+    /// All links that were.
+    Settled(Box<Settled>),
 }
 
 /// Ids that were erased, told to a worker.
@@ -193,6 +205,8 @@ impl Record {
             Record::Erase(erasure) => erasure.position,
             Record::Bar(bar) => bar.position,
             Record::Destroyed(destroyed) => destroyed.position,
+            // Before all others.
+            Record::Settled(_) => 0,
             Record::Clock(position, _)
             | Record::Retract(position, ..)
             | Record::Unlink(position, ..)
@@ -218,6 +232,8 @@ pub enum Question {
         /// How many at most.
         limit: usize,
     },
+    /// Who would be one person without these events: own id, message id.
+    Apart(Vec<(EcoString, EcoString)>),
     /// Which of these events stand: own id, log position.
     Standing(Vec<(EcoString, u64)>),
     /// All that is kept of one profile, by any of its ids.
@@ -319,7 +335,8 @@ impl Question {
 
     /// Whether who is linked to whom is the answer, or a part of it.
     pub fn links(&self) -> bool {
-        matches!(self, Question::Person(_) | Question::ProfileAt(..) | Question::Linked(..) | Question::Unlinked { .. })
+        let of_one = matches!(self, Question::Person(_) | Question::ProfileAt(..));
+        of_one || matches!(self, Question::Linked(..) | Question::Unlinked { .. } | Question::Apart(_))
     }
 
     /// Whether what is counted over people is the answer, or a part of it.
@@ -332,7 +349,7 @@ impl Question {
     }
 }
 
-/// A step is closed, on every worker: everything of it is true.
+/// A step is closed, on every worker: everything of it is true, and durable.
 #[derive(Clone, Debug, Default)]
 pub struct Closed {
     /// The step's number.
@@ -343,6 +360,8 @@ pub struct Closed {
     pub clock: Millis,
     /// Intents that came (1) and went (-1) with it.
     pub intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once, as they are then; told to the first process, by which they leave.
+    pub people: Vec<ProfileRow>,
     /// How many events were accepted in it.
     pub accepted: u64,
     /// Which definitions hold from it on, if others do: those of the first plan that a step bore are 1, and so on.
@@ -372,6 +391,8 @@ pub enum Answer {
     Linked(bool),
     /// Links that were refused or not made, in order.
     Unlinked(Vec<Unlinked>),
+    /// The ids of each person who would be another one.
+    Apart(Vec<BTreeSet<EcoString>>),
     /// Those of the events asked for that stand: log position, public id.
     Standing(Vec<(u64, EcoString)>),
     /// A profile, and its rows of each view that has any, newest first.

@@ -118,7 +118,8 @@ traits: { with: { last: properties.with, of: shared }, deep: { unique: context.a
             (
                 Kind::Track,
                 r#"{"type":"track","event":"shared","userId":7,"groupId":"g","sentAt":"x","messageId":"m","timestamp":
-                    "2026-01-01","properties":{"secret":1,"by":"\u0061","Of It":{"name":"n","of":2},"with":[{"a":1},
+                    "2026-01-01T00:00:00Z","properties":{"secret":1,"by":"\u0061","Of It":{"name":"n","of":2},
+                    "with":[{"a":1},
                     2.50],"sku":{"x":[1]},"by":"b"},"traits":{"secret":1},"context":{"ip":"1","userAgent":"curl/8",
                     "page":{"url":"u","path":"/"},"campaign":{"name":"spring","term":"t"},"app":{"user":1}}}"#,
                 r#"{"event":"shared","userId":7,"properties":{"by":"\u0061","Of It":{"name":"n"},"with":[{"a":1},

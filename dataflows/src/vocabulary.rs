@@ -90,27 +90,13 @@ impl Vocabulary {
         (self.len(), wants(self)) != (before.len(), wants(before))
     }
 
-    /// What of events is worth keeping by this one and not by one that it came after, in words.
-    pub fn beyond(&self, before: &Vocabulary) -> Vec<String> {
-        let names = self.texts.iter().enumerate().filter_map(|(number, text)| match text {
-            Value::Text(name) => Some((number, name)),
-            _ => None,
-        });
-        let mut beyond = Vec::new();
-        for (number, name) in names {
-            let known = |wants: &[Vec<Want>]| wants.get(number).map_or(0, Vec::len);
-            if number >= before.len() {
-                beyond.push(format!("events {name:?}"));
-            }
-            for (root, of, wants) in [
-                ("properties", &before.properties, &self.properties[number]),
-                ("context", &before.context, &self.context[number]),
-            ] {
-                let more = wants[known(of)..].iter();
-                beyond.extend(more.map(|(path, _)| format!("`{root}.{}` of {name:?}", path.join("."))));
-            }
-        }
-        beyond
+    /// Whether more of events of a name is worth keeping than by one that it came after.
+    pub fn wants_more_of(&self, name: NameId, before: &Vocabulary) -> bool {
+        let wants = |of: &Vocabulary| {
+            let wants = [&of.properties, &of.context].map(|wants| wants.get(name.0 as usize).map(Vec::len));
+            wants.map(Option::unwrap_or_default)
+        };
+        name.0 as usize >= before.len() || wants(self) != wants(before)
     }
 
     /// How many names are known, [`NameId::NONE`] included.

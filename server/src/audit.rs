@@ -123,6 +123,11 @@ impl Audit {
         noted.unwrap_or_else(|error| Err(error.to_string()))
     }
 
+    /// Whether anything more can be noted: what cannot be is not to be done.
+    pub fn check(&self) -> Result<(), String> {
+        self.0.check(&self.0.lock())
+    }
+
     /// Notes that other definitions hold than were noted last, if they do: which documents of theirs are new.
     pub fn start(&self, definitions: &str, changed: &str) -> Result<(), String> {
         let digest = Detail::Hashed(definitions);
@@ -160,9 +165,7 @@ impl Audit {
 impl Shared {
     fn append(&self, action: String, details: BTreeMap<String, Value>) -> Result<(), String> {
         let mut end = self.lock();
-        if end.is_poisoned {
-            return Err(format!("an earlier write to {} failed; start the process again", self.path.display()));
-        }
+        self.check(&end)?;
         let (at, previous) = ((self.now)(), end.hash.clone());
         let mut entry = Entry { at, action, details, previous, hash: String::new() };
         let line = serde_json::to_string(&entry).expect("entries have string keys");
@@ -173,6 +176,11 @@ impl Shared {
         self.file.sync().map_err(|error| self.failed(&error))?;
         *end = End { bytes: end.bytes + line.len() as u64, hash: entry.hash, is_poisoned: false };
         Ok(())
+    }
+
+    fn check(&self, end: &End) -> Result<(), String> {
+        let failed = || format!("an earlier write to {} failed; start the process again", self.path.display());
+        if end.is_poisoned { Err(failed()) } else { Ok(()) }
     }
 
     fn failed(&self, error: &io::Error) -> String {
@@ -206,6 +214,7 @@ fn hash(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::tests::disk::{Fate, Loss, SimDisk};
 
     fn open(dir: &Path) -> Result<Audit, String> {
         Audit::open(dir, [3; 16], || 5)
@@ -242,6 +251,62 @@ mod tests {
         for kept in [[1, 2].as_slice(), &[0, 2], &[0, 2, 1], &[0, 1, 1, 2]] {
             std::fs::write(&path, kept.iter().map(|line| lines[*line]).collect::<Vec<_>>().concat()).expect("written");
             assert!(open(dir.path()).is_err(), "lines {kept:?}");
+        }
+    }
+
+    /// A process's life: it looks at what those before it noted, of which these were answered as done, and notes more
+    /// until something befalls it.
+    fn live(disk: &SimDisk, done: &mut u64, in_flight: &mut u64, notes: u64) -> Result<(), String> {
+        let audit = Audit::open_on(disk, Path::new("/data"), [3; 16], || 5)?;
+        let number = |entry: &Entry| entry.details["n"].as_u64();
+        let found: Vec<_> = audit.entries()?.iter().filter_map(number).collect();
+        let count = found.len() as u64;
+        assert!(found == (1..=count).collect::<Vec<_>>() && (*done..=*done + *in_flight).contains(&count), "{found:?}");
+        // What is there once has to stay.
+        (*done, *in_flight) = (count, 0);
+        for _ in 0..notes {
+            *in_flight = 1;
+            let text = "x".repeat([20, 700, 1_600][*done as usize % 3]);
+            let details = audit.told(&[("n", Detail::Number(*done + 1)), ("text", Detail::Text(&text))]);
+            if let Err(why) = audit.0.append("retract".into(), details) {
+                assert!(audit.check().is_err() && audit.0.append("unlink".into(), BTreeMap::new()).is_err());
+                return Err(why);
+            }
+            (*done, *in_flight) = (*done + 1, 0);
+        }
+        Ok(())
+    }
+
+    /// Whatever befalls any operation, what was answered as done is there, and nothing else but what was under way.
+    #[test]
+    fn nothing_that_was_answered_as_done_is_missing() {
+        let two_lives = |disk: &SimDisk, done: &mut u64, in_flight: &mut u64| {
+            live(disk, done, in_flight, 5)?;
+            live(disk, done, in_flight, 3)
+        };
+        let quiet = SimDisk::new(0);
+        two_lives(&quiet, &mut 0, &mut 0).expect("nothing befalls it");
+        let losses = [Loss::All, Loss::Nothing, Loss::Process, Loss::Some, Loss::Some, Loss::Some];
+        for operation in 0..quiet.operations() {
+            for (draw, fate) in (0..24).flat_map(|draw| [(draw, Fate::Crash), (draw, Fate::Fail(io::ErrorKind::Other))])
+            {
+                let (disk, mut done, mut in_flight) = (SimDisk::new(operation * 24 + draw), 0, 0);
+                disk.strike(operation, fate);
+                let why = two_lives(&disk, &mut done, &mut in_flight).expect_err("something befalls it");
+                assert!(why.contains("/data/audit.ndjson"), "{why}");
+                disk.restart(losses[draw as usize % losses.len()]);
+                for round in 0..draw / 6 {
+                    // And again, soon.
+                    disk.strike(disk.operations() + (draw + round) % 7, fate);
+                    let _ = live(&disk, &mut done, &mut in_flight, 2);
+                    disk.restart(losses[(draw + round) as usize % losses.len()]);
+                }
+                for loss in [Loss::All, Loss::Some, Loss::All] {
+                    live(&disk, &mut done, &mut in_flight, 2).expect("nothing befalls it any more");
+                    disk.restart(loss);
+                }
+                live(&disk, &mut done, &mut in_flight, 0).expect("nothing befalls it any more");
+            }
         }
     }
 

@@ -398,7 +398,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let now = if demo { demo::now } else { crate::clock::now };
     let (log, records, kept_in) = open(&data, nats, &plan, clock, demo).await?;
     let (secret, last_time) = log.identity();
-    let (defined, at) = (log.defined().await?, log.clock(clock, now));
+    let ((defined, settled), at) = (log.last().await?, log.clock(clock, now));
     let greeting = among.map(|(hosts, process)| {
         let purpose = purpose(&format!("serve --clock {clock:?}, its log in {kept_in}"), &text);
         let greeting = greeting(process, hosts.len(), workers, purpose);
@@ -416,7 +416,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         let audit = Audit::open(&dir, secret, now)?;
         let changed: Vec<&str> = book.changed().map(String::as_str).collect();
         let (text, changed) = (book.text().to_owned(), changed.join(" "));
-        let started = writer::start(writer::Start { log, workers, clock, book, team, told, now })?;
+        let started = writer::start(writer::Start { log, workers, clock, book, settled, team, told, now })?;
         audit.start(&text, &changed)?;
         Ok::<_, String>((started, audit))
     };
@@ -458,7 +458,7 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
         stopping,
     };
     let router = router(app);
-    desk.iter().for_each(|desk| desk.open(router.clone()));
+    desk.iter().for_each(|desk| desk.open(router.clone(), hub.clone()));
     let _ = opened.set(router);
     match kept_in {
         "a stream" => println!("thalweg is at http://{listen}/ with {name}, its log in NATS"),

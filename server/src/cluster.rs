@@ -22,8 +22,11 @@ pub const LEADER: usize = 0;
 const AGAIN: Duration = Duration::from_millis(50);
 /// Whoever waits says so this often.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A greeting has to be complete within this.
+/// A greeting of whoever knocks has to be complete within this.
 const GREETING: Duration = Duration::from_secs(5);
+/// And the answer of whom this one knocks at, which may be busy with others first: who gives it up sooner is met by a
+/// process that it has left.
+const ANSWER: Duration = Duration::from_secs(60);
 /// The longest greeting, bytes: it holds definitions.
 const GREETING_BYTES_MAX: usize = 64 << 20;
 
@@ -175,8 +178,14 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
         format!("process {process} is not in the file of hosts, which lists {}: they are counted from 0", hosts.len())
     })?;
     let listener = TcpListener::bind(address.as_str())
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| format!("cannot listen for other processes on {address}: {error}"))?;
+    meet_at(&listener, hosts, mine)
+}
+
+/// Meets the others, who knock there.
+fn meet_at(listener: &TcpListener, hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
+    let process = mine.process;
+    listener.set_nonblocking(true).map_err(|error| format!("cannot listen for other processes: {error}"))?;
     let mut met: Vec<Option<(TcpStream, Greeting)>> = hosts.iter().map(|_| None).collect();
     let mut said = Instant::now();
     loop {
@@ -184,12 +193,12 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
             if met[other].is_none()
                 && let Ok(stream) = TcpStream::connect(host.as_str())
             {
-                met[other] = greet(stream, mine).ok().filter(|(_, theirs)| theirs.process == other);
+                met[other] = greet(stream, mine, ANSWER).ok().filter(|(_, theirs)| theirs.process == other);
             }
         }
         while let Ok((stream, _)) = listener.accept() {
             // Who does not greet is no process of ours.
-            let Ok((stream, theirs)) = greet(stream, mine) else { continue };
+            let Ok((stream, theirs)) = greet(stream, mine, GREETING) else { continue };
             if theirs.process > process && theirs.process < hosts.len() {
                 let other = theirs.process;
                 met[other] = Some((stream, theirs));
@@ -225,10 +234,10 @@ pub fn meet(hosts: Vec<String>, mine: &Greeting) -> Result<Team, String> {
 }
 
 /// Says who this is, and hears who that is.
-fn greet(mut stream: TcpStream, mine: &Greeting) -> io::Result<(TcpStream, Greeting)> {
+fn greet(mut stream: TcpStream, mine: &Greeting, patience: Duration) -> io::Result<(TcpStream, Greeting)> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(GREETING))?;
+    stream.set_read_timeout(Some(patience))?;
     let ours = serde_json::to_vec(mine).expect("greetings have string keys");
     // Each side writes before it reads, and more may be written than fits on the way.
     let mut writes = stream.try_clone()?;
@@ -291,21 +300,29 @@ mod tests {
         }
     }
 
-    fn free() -> String {
-        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port is free").to_string()
-    }
-
-    fn all_meet(change: impl Fn(&mut Greeting) + Sync) -> Vec<Result<Team, String>> {
-        let hosts: Vec<String> = (0..3).map(|_| free()).collect();
-        std::thread::scope(|scope| {
-            let start = |process| {
-                let (hosts, mut mine) = (hosts.clone(), greeting(process));
-                change(&mut mine);
-                scope.spawn(move || meet(hosts, &mine))
-            };
-            let meeting: Vec<_> = (0..3).map(start).collect();
-            meeting.into_iter().map(|process| process.join().expect("no panic")).collect()
-        })
+    fn all_meet(change: impl Fn(&mut Greeting)) -> Vec<Result<Team, String>> {
+        // Bound from the beginning: a port that is free now may be anyone's a moment later.
+        let bound = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port is free"));
+        let hosts: Vec<String> =
+            bound.iter().map(|bound| bound.local_addr().expect("it is bound").to_string()).collect();
+        let (told, met) = std::sync::mpsc::channel();
+        for (process, listener) in bound.into_iter().enumerate() {
+            let (hosts, mut mine, told) = (hosts.clone(), greeting(process), told.clone());
+            change(&mut mine);
+            // Whoever has met keeps its port: others may be knocking at it a second time.
+            std::thread::spawn(move || {
+                let team = meet_at(&listener, hosts, &mine);
+                told.send((process, team, listener)).is_ok()
+            });
+        }
+        let mut all: Vec<_> = (0..3)
+            .map(|known| {
+                let met = met.recv_timeout(2 * ANSWER);
+                met.unwrap_or_else(|_| panic!("only {known} of 3 have met the others within {:?}", 2 * ANSWER))
+            })
+            .collect();
+        all.sort_by_key(|(process, ..)| *process);
+        all.into_iter().map(|(_, team, _)| team).collect()
     }
 
     #[test]

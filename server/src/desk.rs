@@ -14,11 +14,14 @@ use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use dataflows::definitions::Definitions;
 use dataflows::event::{Decoder, Event};
 use dataflows::filter::Filter;
 use dataflows::place;
 use dataflows::plan::Plan;
+use dataflows::profile::trial::Trial;
 use dataflows::time::Millis;
+use dataflows::vocabulary::Vocabulary;
 use ecow::EcoString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::runtime::Handle;
@@ -26,7 +29,8 @@ use tokio::sync::oneshot;
 use tower::ServiceExt;
 
 use crate::cluster::{LEADER, Letter, Others};
-use crate::hub::ClockMode;
+use crate::door::Incoming;
+use crate::hub::{ClockMode, Hub};
 use crate::log::{LogReader, OwnedRecord};
 use crate::problem::Problem;
 use crate::record;
@@ -39,6 +43,8 @@ pub enum Ask {
     Records(Vec<u64>),
     /// The events of its log that a condition selects.
     Select(String),
+    /// The events of its log as definitions read them that are tried.
+    Reread(Again),
     /// What a door answers: method, path with its query, body.
     Door(String, String, String),
 }
@@ -50,8 +56,21 @@ pub enum Reply {
     Records(Vec<Option<Record>>),
     /// Those that are selected, or why there is no knowing.
     Selected(Result<Vec<Selected>, String>),
+    /// Those of which the definitions name more than is kept, or why there is no knowing.
+    Reread(Result<Vec<Event>, String>),
     /// Status, content type, body.
     Door(u16, String, String),
+}
+
+/// What is to be read again of a log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Again {
+    /// The definitions that are tried, as they are written.
+    pub tried: Vec<String>,
+    /// Those that hold, by how many came before them.
+    pub generation: u32,
+    /// The last place to read.
+    pub until: u64,
 }
 
 /// An event that a condition selects.
@@ -91,6 +110,9 @@ fn from_base64<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> 
 
 /// One that does not answer for so long stands still.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Events that are read again for what is tried, at most: they are kept beside all others as long as that takes. Builds
+/// that check take fewer.
+pub const REREAD_MAX: usize = if cfg!(debug_assertions) { 1_000 } else { 500_000 };
 /// The largest answer of a door that is passed on, bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -100,7 +122,7 @@ pub struct Desk {
     log: Option<LogReader>,
     runtime: Handle,
     others: OnceLock<Others>,
-    doors: OnceLock<Router>,
+    doors: OnceLock<(Router, Hub)>,
     number: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
 }
@@ -133,14 +155,14 @@ impl Desk {
         self.others.get().is_none_or(Others::leads)
     }
 
-    /// From now on it answers for these doors.
-    pub fn open(&self, doors: Router) {
-        let _ = self.doors.set(doors);
+    /// From now on it answers for these doors, and by the definitions that hold here.
+    pub fn open(&self, doors: Router, hub: Hub) {
+        let _ = self.doors.set((doors, hub));
     }
 
     /// Asks a process; none if it answers something else, or nothing any more.
     async fn ask(&self, to: usize, ask: Ask) -> Option<Reply> {
-        let (others, is_long) = (self.others.get()?, matches!(ask, Ask::Select(_)));
+        let (others, is_long) = (self.others.get()?, matches!(ask, Ask::Select(_) | Ask::Reread(_)));
         let (reply, answered) = oneshot::channel();
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         self.waiting.lock().expect("nobody panics while holding it").insert(number, reply);
@@ -161,19 +183,43 @@ impl Desk {
                     let record = |place: &u64| desk.log.as_ref()?.get(*place).ok().flatten().map(Record::from);
                     Reply::Records(places.iter().map(record).collect())
                 }
-                Ask::Select(condition) => {
-                    let process = desk.others.get().map_or(LEADER, |others| others.process);
-                    Reply::Selected(match desk.log.clone() {
-                        Some(log) => of_log(log, process, condition).await,
-                        None => Err("its log is a stream".into()),
-                    })
-                }
+                Ask::Select(condition) => Reply::Selected(match desk.own() {
+                    Some((log, process)) => waiting(move || selected(&log, process, &condition)).await,
+                    None => Err("its log is a stream".into()),
+                }),
+                Ask::Reread(again) => Reply::Reread(match desk.own().zip(desk.doors.get()) {
+                    Some(((log, process), (_, hub))) => {
+                        let plan = Arc::clone(&hub.latest().plan);
+                        waiting(move || reread(&log, process, &again, &plan)).await
+                    }
+                    None => Err("it is not ready".into()),
+                }),
                 Ask::Door(method, path, body) => desk.door(&method, &path, body).await,
             };
             if let Some(others) = desk.others.get() {
                 others.tell(from, &Letter::Reply(number, reply));
             }
         });
+    }
+
+    /// Its log, and of which process it is.
+    fn own(&self) -> Option<(LogReader, usize)> {
+        self.log.clone().zip(Some(self.others.get().map_or(LEADER, |others| others.process)))
+    }
+
+    /// Asks all other processes for their part of something.
+    async fn ask_all<T>(
+        &self,
+        ask: &Ask,
+        part: impl Fn(Reply) -> Option<Result<Vec<T>, String>>,
+    ) -> Result<Vec<T>, String> {
+        let (mut all, Some(others)) = (Vec::new(), self.others.get()) else { return Ok(Vec::new()) };
+        for other in (0..others.processes).filter(|other| *other != others.process) {
+            let answered = self.ask(other, ask.clone()).await.and_then(&part);
+            let answered = answered.ok_or_else(|| format!("process {other} does not answer"))?;
+            all.extend(answered.map_err(|why| format!("process {other}: {why}"))?);
+        }
+        Ok(all)
     }
 
     /// Another process has answered.
@@ -186,7 +232,7 @@ impl Desk {
     async fn door(&self, method: &str, path: &str, body: String) -> Reply {
         let request = Request::builder().method(method).uri(path).body(Body::from(body));
         let response = match (request, self.doors.get()) {
-            (Ok(request), Some(doors)) => doors.clone().oneshot(request).await.into_response(),
+            (Ok(request), Some((doors, _))) => doors.clone().oneshot(request).await.into_response(),
             _ => Problem::not_yet("the process that sends messages is not ready").into_response(),
         };
         let status = response.status().as_u16();
@@ -256,39 +302,59 @@ impl Records {
     pub async fn select(&self, condition: &str) -> Result<Vec<Selected>, String> {
         match self {
             Records::Logs(own, process, desk) => {
-                let mut all = of_log(own.clone(), *process, condition.to_owned()).await?;
-                let Some((desk, others)) = desk.as_ref().and_then(|desk| Some((desk, desk.others.get()?))) else {
-                    return Ok(all);
-                };
-                for other in (0..others.processes).filter(|other| other != process) {
-                    match desk.ask(other, Ask::Select(condition.to_owned())).await {
-                        Some(Reply::Selected(Ok(selected))) => all.extend(selected),
-                        Some(Reply::Selected(Err(why))) => return Err(format!("process {other}: {why}")),
-                        _ => return Err(format!("process {other} does not answer")),
-                    }
+                let (log, process, of) = (own.clone(), *process, condition.to_owned());
+                let mut all = waiting(move || selected(&log, process, &of)).await?;
+                if let Some(desk) = desk {
+                    let part = |reply| if let Reply::Selected(part) = reply { Some(part) } else { None };
+                    all.extend(desk.ask_all(&Ask::Select(condition.to_owned()), part).await?);
                 }
                 Ok(all)
             }
             Records::Stream(stream, plan, clock, secret) => {
-                let mut filter = Filter::parse(condition)?;
-                let mut decoder = Decoder::new(Arc::clone(&plan.vocabulary));
-                let told = |error: StreamError| error.to_string();
-                let (end, mut reader) =
-                    (stream.last_sequence().await.map_err(told)?, stream.reader(stream.beginning()));
-                let mut all = Vec::new();
-                while reader.position() < end {
-                    let Next::Entry(entry) = reader.next().await.map_err(told)? else { continue };
-                    for (index, incoming) in feed::events(&entry, &mut decoder, *clock, secret) {
-                        let event = &incoming.prepared.event;
-                        let position = place::place(entry.sequence, LEADER, index);
-                        let (kind, body) = (incoming.kind, &incoming.body);
-                        let found = filter.select(kind, body, event.timestamp, &event.message_id, true);
-                        all.extend(found.map(|found| Selected::new(found, position)));
-                    }
-                }
+                let (mut filter, mut all) = (Filter::parse(condition)?, Vec::new());
+                let decoder = Decoder::new(Arc::clone(&plan.vocabulary));
+                let end = stream.last_sequence().await.map_err(|error| error.to_string())?;
+                events_of(stream, end, decoder, *clock, secret, |incoming, position| {
+                    let event = &incoming.prepared.event;
+                    let (kind, body) = (incoming.kind, incoming.body());
+                    let found = filter.select(kind, body, event.timestamp, &event.message_id, true);
+                    all.extend(found.map(|found| Selected::new(found, position)));
+                    true
+                })
+                .await?;
                 Ok(all)
             }
         }
+    }
+
+    /// The events, by their places, of which definitions that are tried name more than is kept under those that hold;
+    /// no more of them than [`REREAD_MAX`] and one. An error says why there is no knowing.
+    pub async fn reread(&self, again: &Again, holds: &Arc<Plan>) -> Result<Vec<Event>, String> {
+        let mut all = match self {
+            Records::Logs(own, process, desk) => {
+                let (log, process, of, plan) = (own.clone(), *process, again.clone(), Arc::clone(holds));
+                let mut all = waiting(move || reread(&log, process, &of, &plan)).await?;
+                if let Some(desk) = desk {
+                    let part = |reply| if let Reply::Reread(part) = reply { Some(part) } else { None };
+                    all.extend(desk.ask_all(&Ask::Reread(again.clone()), part).await?);
+                }
+                all
+            }
+            Records::Stream(stream, _, clock, secret) => {
+                let (vocabulary, mut all) = (again.vocabulary(holds)?, Vec::new());
+                let (decoder, end) = (Decoder::new(Arc::clone(&vocabulary)), place::time_of(again.until));
+                events_of(stream, end, decoder, *clock, secret, |incoming, position| {
+                    let event = Event { position, ..incoming.prepared.event };
+                    all.extend(Some(event).filter(|of| vocabulary.wants_more_of(of.name, &holds.vocabulary)));
+                    all.len() <= REREAD_MAX
+                })
+                .await?;
+                all
+            }
+        };
+        all.sort_unstable_by_key(|event| event.position);
+        all.truncate(REREAD_MAX + 1);
+        Ok(all)
     }
 
     /// The record of a place, if it is kept.
@@ -304,10 +370,65 @@ impl Selected {
     }
 }
 
-/// The events of a log that a condition selects, read on a thread that may wait for the disk.
-async fn of_log(log: LogReader, process: usize, condition: String) -> Result<Vec<Selected>, String> {
-    let select = move || selected(&log, process, &condition);
-    tokio::task::spawn_blocking(select).await.map_err(|error| error.to_string())?
+impl Again {
+    /// By which they are read.
+    fn vocabulary(&self, holds: &Plan) -> Result<Arc<Vocabulary>, String> {
+        if holds.vocabulary.generation() != self.generation {
+            return Err("definitions are changing there".into());
+        }
+        let parsed = |text: &String| {
+            Definitions::parse(text).map(|(definitions, _)| (Arc::new(definitions), Default::default()))
+        };
+        let definitions = self.tried.iter().map(parsed).collect::<Result<_, _>>();
+        let definitions = definitions.map_err(|_| "it is of another version".to_owned())?;
+        let last = Trial { definitions, ..Trial::default() }.plans(holds).pop();
+        Ok(last.map_or_else(|| Arc::clone(&holds.vocabulary), |plan| plan.vocabulary))
+    }
+}
+
+/// What reading a log comes to, on a thread that may wait for the disk.
+async fn waiting<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?
+}
+
+/// Reads the events of a stream up to a sequence, each with its place, for as long as more are wanted.
+async fn events_of(
+    stream: &Stream,
+    end: u64,
+    mut decoder: Decoder,
+    clock: ClockMode,
+    secret: &[u8; 16],
+    mut take: impl FnMut(Incoming, u64) -> bool,
+) -> Result<(), String> {
+    let mut reader = stream.reader(stream.beginning());
+    while reader.position() < end {
+        let Next::Entry(entry) = reader.next().await.map_err(|error: StreamError| error.to_string())? else { continue };
+        for (index, incoming) in feed::events(&entry, &mut decoder, clock, secret) {
+            if !take(incoming, place::place(entry.sequence, LEADER, index)) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn reread(log: &LogReader, process: usize, again: &Again, holds: &Plan) -> Result<Vec<Event>, String> {
+    let vocabulary = again.vocabulary(holds)?;
+    let (mut decoder, mut reader, mut all) = (Decoder::new(Arc::clone(&vocabulary)), log.read(), Vec::new());
+    while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
+        let position = place::place(time, process, index);
+        if position > again.until || all.len() > REREAD_MAX {
+            break;
+        }
+        // By what admission would know it is not asked here.
+        if record.kind == record::EVENT
+            && let Ok(prepared) = record::prepare(record.payload, &mut decoder, &[0; 16])
+            && vocabulary.wants_more_of(prepared.event.name, &holds.vocabulary)
+        {
+            all.push(Event { position, ..prepared.event });
+        }
+    }
+    Ok(all)
 }
 
 fn selected(log: &LogReader, process: usize, condition: &str) -> Result<Vec<Selected>, String> {

@@ -13,6 +13,7 @@ use dataflows::time::{self, DAY, Millis};
 use ecow::{EcoString, eco_format};
 
 use crate::pseudonyms::{self, NOT_KEPT};
+use crate::record::{decode_event, encode_event};
 
 /// The largest body, after unpacking.
 pub const BODY_BYTES_MAX: usize = 512_000;
@@ -32,8 +33,15 @@ pub struct Incoming {
     pub undated: bool,
     /// By which definitions' vocabulary it was decoded.
     pub generation: u32,
+    /// As it was sent, but for pseudonyms, in the log's form: made here, where there are many threads.
+    pub payload: Vec<u8>,
+}
+
+impl Incoming {
     /// As it was sent, but for pseudonyms.
-    pub body: Box<str>,
+    pub fn body(&self) -> &str {
+        decode_event(&self.payload).map_or("", |(.., body)| body)
+    }
 }
 
 /// What becomes of one call at the door.
@@ -223,7 +231,8 @@ impl Door<'_> {
         }
         let prepared = Prepared::new(&mut call, timestamp, message_id, self.decoder, self.secret)?;
         let generation = self.decoder.vocabulary().generation();
-        Ok(Incoming { kind, prepared, undated, generation, body: (&*body).into() })
+        let payload = encode_event(kind, timestamp, &prepared.event.message_id, &body);
+        Ok(Incoming { kind, prepared, undated, generation, payload })
     }
 }
 

@@ -4,13 +4,14 @@
 //! admission knows it. The erasure itself gives up its ids last of all, so that what was cut short is found again.
 
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dataflows::admission;
 use dataflows::engine::route;
-use dataflows::event::Call;
+use dataflows::event::{Call, Context, Decoder, Kind};
 use dataflows::identity::Erasure;
 use dataflows::place::place;
 use dataflows::protocol::Destroyed;
@@ -30,8 +31,8 @@ pub struct Job {
     process: usize,
     /// The key of hashes.
     secret: [u8; 16],
-    /// Places of calls of this log whose edges were refused: read again without the others they would not be.
-    refused: HashSet<u64>,
+    /// Calls that, struck, tell otherwise where and on what they took place: place, payload.
+    otherwise: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
 /// How soon a disk that failed is tried again.
@@ -42,18 +43,20 @@ type Instead = Option<(u8, Vec<u8>)>;
 
 impl Job {
     /// What an erasure asks of the log of a process.
-    pub fn new(erasure: Erasure, process: usize, secret: [u8; 16], refused: HashSet<u64>) -> Job {
+    pub fn new(erasure: Erasure, process: usize, secret: [u8; 16]) -> Job {
         let ids = erasure.ids.iter().cloned().collect();
-        Job { erasure, ids, process, secret, refused }
+        Job { erasure, ids, process, secret, otherwise: Mutex::default() }
     }
 
-    /// Does it, however often the disk fails.
-    pub fn run(&self, log: &LogReader) {
+    /// Does it, however often the disk fails. Gives calls that the engine cannot strike as their bodies were, since
+    /// something else is read in the place of what went: where they stand, and what stands there now.
+    pub fn run(self, log: &LogReader) -> Vec<(u64, Vec<u8>)> {
         let change = |time, index, record: &Record<'_>| self.instead(place(time, self.process, index), record);
         while let Err(error) = log.rewrite(0, i64::MAX, &change) {
             tracing::error!(%error, "bodies that are to be destroyed are not yet: tried again in {AGAIN:?}");
             std::thread::sleep(AGAIN);
         }
+        self.otherwise.into_inner().expect("nobody panics while holding it")
     }
 
     fn instead(&self, position: u64, record: &Record<'_>) -> Instead {
@@ -87,9 +90,8 @@ impl Job {
         }
         let call = Call::parse(body, Some(kind)).ok()?;
         let own = call.user.as_ref().or(call.anonymous.as_ref())?;
-        let pinned = record::pinned(payload);
         let entry = admission::entry(&self.secret, own, message_id, call.content);
-        let entry = pinned.map_or(entry, |pinned| pinned.entry);
+        let entry = record::pinned(payload).map_or(entry, |pinned| pinned.entry);
         let is_before = position < self.erasure.position;
         if self.ids.contains(own) {
             let left = Destroyed { position, timestamp, is_late: false, route: route(own), entry };
@@ -100,9 +102,23 @@ impl Job {
             return None;
         }
         let struck = strike::call(body, &|id| self.ids.contains(id)).ok().flatten()?;
-        let is_refused = self.refused.contains(&position) || pinned.is_some_and(|pinned| pinned.is_refused);
-        let pinned = Pinned { entry, is_refused, is_old: record::is_old(payload) };
-        Some((record::EVENT, record::encode_pinned(kind, pinned, timestamp, message_id, &struck)))
+        let pinned = Pinned { entry, is_old: record::is_old(payload) };
+        let payload = record::encode_pinned(kind, pinned, timestamp, message_id, &struck);
+        if self.surroundings(kind, body) != self.surroundings(kind, &struck) {
+            self.otherwise.lock().expect("nobody panics while holding it").push((position, payload.clone()));
+        }
+        Some((record::EVENT, payload))
+    }
+
+    /// Where and on what a call took place, without what names them.
+    fn surroundings(&self, kind: Kind, body: &str) -> Context {
+        let read = || {
+            let mut call = Call::parse(body, Some(kind)).ok()?;
+            Decoder::new(Arc::default()).event(&mut call, 0, EcoString::new()).ok()?.details
+        };
+        let Some(details) = read() else { return Context::default() };
+        let struck = strike::without(&details, &|id| self.ids.contains(id));
+        struck.map_or_else(|| details.context.clone(), |details| details.context)
     }
 
     fn of_dead_letter(&self, payload: &[u8]) -> Instead {
@@ -110,9 +126,7 @@ impl Job {
         if !names(&letter, &self.ids) {
             return None;
         }
-        let letter =
-            DeadLetter { detail: record::DESTROYED_BODY.into(), body: String::new(), encoding: None, ..letter };
-        Some((record::DEAD_LETTER, json(&letter)))
+        Some((record::DEAD_LETTER, json(&letter.destroyed())))
     }
 }
 
@@ -146,7 +160,7 @@ mod tests {
 
     fn job(until: Millis) -> Job {
         let erasure = Erasure { position: place(5, 0, 0), until, ids: vec!["ada".into(), "7".into()] };
-        Job::new(erasure, 0, SECRET, HashSet::from([place(2, 0, 1)]))
+        Job::new(erasure, 0, SECRET)
     }
 
     fn event(body: &str) -> Vec<u8> {
@@ -177,8 +191,8 @@ mod tests {
         let (kind, struck) = of(&job(60), 2, 1, &event(body)).expect("it is struck");
         let pinned = record::pinned(&struck).expect("it is pinned");
         let call = Call::parse(body, Some(Default::default())).expect("a call");
-        assert_eq!(pinned.entry, admission::entry(&SECRET, "bob", "m", call.content));
-        assert!(kind == record::EVENT && pinned.is_refused);
+        let entry = admission::entry(&SECRET, "bob", "m", call.content);
+        assert_eq!((kind, pinned), (record::EVENT, Pinned { entry, is_old: false }));
         let expected = r#"{"event":"x","userId":"bob","anonymousId":null,"properties":{"by":null,"is":"adamant"}}"#;
         assert_eq!(record::decode_event(&struck).expect("an event").3, expected);
         // Struck again, for another, it is known by what it was at first.
@@ -189,6 +203,27 @@ mod tests {
         assert!(of(&job(50), 6, 0, &event(body)).is_some());
         assert_eq!(of(&job(49), 6, 0, &event(body)), None);
         assert_eq!(of(&job(60), 2, 0, &event(r#"{"event":"x","userId":"bob","properties":{"n":7}}"#)), None);
+    }
+
+    #[test]
+    fn what_reads_otherwise_is_told() {
+        let job = job(60);
+        for (number, (body, is_told)) in [
+            (r#"{"userId":"bob","properties":{"page":"ada","path":"/"}}"#, true),
+            (r#"{"userId":"bob","properties":{"page":"/","path":"ada"}}"#, false),
+            (r#"{"userId":"bob","properties":{"page":"ada"},"name":"ada"}"#, false),
+            (r#"{"userId":"bob","context":{"campaign":{"medium":"ada","source":"mail"}}}"#, true),
+            (r#"{"userId":"bob","context":{"userAgent":"ada iPhone","device":{"type":"ada"}}}"#, true),
+            (r#"{"userId":"bob","context":{"device":{"type":"ada"}},"traits":{"of":"ada"}}"#, false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let payload = record::encode_event(Kind::Page, 50, "m", body);
+            let (_, struck) = of(&job, 2, number, &payload).expect("it is struck");
+            let told = job.otherwise.lock().expect("nobody panics").pop();
+            assert_eq!(told, is_told.then(|| (place(2, 0, number), struck)), "{body}");
+        }
     }
 
     #[test]

@@ -73,6 +73,12 @@ impl Follows {
                 sums.into_iter().filter(|(_, sum)| *sum != 0).map(|(row, sum)| (sum.signum() as i8, row)).collect();
             rows.sort();
             let credit = if *view == Watched::Attribution { std::mem::take(&mut closed.credit) } else { Vec::new() };
+            let is_kept = closed.erased.is_empty();
+            if !is_kept && follow.after != u64::MAX {
+                // Nothing of them is kept: who comes again gets a snapshot, in which they are not.
+                follow.steps.clear();
+                follow.after = closed.number;
+            }
             if rows.is_empty() && credit.is_empty() {
                 continue;
             }
@@ -83,7 +89,7 @@ impl Follows {
             {
                 follow.after = oldest.number;
             }
-            follow.steps.push_back(Arc::clone(&step));
+            follow.steps.extend(Some(&step).filter(|_| is_kept).cloned());
             // Nobody may be listening just now.
             let _ = follow.changes.send(step);
         }

@@ -5,16 +5,23 @@
 mod answers;
 mod audit;
 mod browsers;
+mod campaigns;
 mod channels;
 mod corrections;
+mod dead_letters;
 mod definitions;
 mod described;
 mod erasures;
 mod events;
+mod foreseen;
+mod journeys;
 mod metrics;
 mod opendsr;
+mod profiles;
 mod query;
+mod segments;
 mod subscribe;
+mod sums;
 mod what_if;
 mod why;
 
@@ -85,6 +92,11 @@ impl App {
         }
     }
 
+    /// Whether what is to be done can be noted there: else it is not done.
+    fn can_note(&self) -> Result<(), Problem> {
+        self.audit.as_ref().map_or(Ok(()), Audit::check).map_err(Problem::busy)
+    }
+
     /// All that was noted there, in order.
     async fn noted(&self) -> Result<Vec<Entry>, Problem> {
         let Some(audit) = self.audit.clone() else { return Ok(Vec::new()) };
@@ -132,45 +144,46 @@ pub fn opening(opened: Arc<SetOnce<Router>>) -> Router {
 /// All doors. Each is served and described by one line.
 pub fn router(app: App) -> Router {
     let doors = OpenApiRouter::with_openapi(described::nothing_yet())
+        .routes(routes!(corrections::retract))
+        .routes(routes!(corrections::unlink))
+        .routes(routes!(profiles::profile, erasures::erase))
+        .merge(channels(&app))
+        .route_layer(axum::middleware::from_fn(carried_out))
         .routes(routes!(front_page))
         .routes(routes!(docs))
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::clock))
-        .routes(routes!(corrections::retract))
-        .routes(routes!(corrections::unlink))
         .routes(routes!(corrections::refused))
-        .routes(routes!(answers::profile, erasures::erase))
         .routes(routes!(erasures::erasure))
         .routes(routes!(erasures::export))
         .routes(routes!(why::explain))
-        .routes(routes!(answers::events))
-        .routes(routes!(answers::sessions))
-        .routes(routes!(answers::touchpoints))
-        .routes(routes!(answers::conversions))
-        .routes(routes!(answers::intents))
-        .routes(routes!(answers::changes))
-        .routes(routes!(answers::all_sessions))
-        .routes(routes!(answers::visits))
-        .routes(routes!(answers::segments))
-        .routes(routes!(answers::segment))
-        .routes(routes!(answers::members))
+        .routes(routes!(profiles::events))
+        .routes(routes!(profiles::sessions))
+        .routes(routes!(profiles::touchpoints))
+        .routes(routes!(profiles::conversions))
+        .routes(routes!(profiles::intents))
+        .routes(routes!(profiles::changes))
+        .routes(routes!(sums::all_sessions))
+        .routes(routes!(sums::visits))
+        .routes(routes!(segments::segments))
+        .routes(routes!(segments::segment))
+        .routes(routes!(segments::members))
         .routes(routes!(what_if::preview))
         .routes(routes!(what_if::diff))
         .routes(routes!(what_if::dry_run))
-        .routes(routes!(answers::journeys))
-        .routes(routes!(answers::journey))
-        .routes(routes!(answers::due))
-        .routes(routes!(answers::campaigns))
-        .routes(routes!(answers::campaign))
-        .routes(routes!(answers::campaign_intents))
-        .routes(routes!(answers::attribution))
-        .routes(routes!(answers::dead_letters))
+        .routes(routes!(journeys::journeys))
+        .routes(routes!(journeys::journey))
+        .routes(routes!(journeys::due))
+        .routes(routes!(campaigns::campaigns))
+        .routes(routes!(campaigns::campaign))
+        .routes(routes!(campaigns::campaign_intents))
+        .routes(routes!(sums::attribution))
+        .routes(routes!(dead_letters::dead_letters))
         .routes(routes!(audit::audit))
         .routes(routes!(subscribe::subscribe))
         .routes(routes!(openapi))
-        .merge(channels(&app))
         .merge(tracking(&app));
     let (router, described) = doors.split_for_parts();
     let description = Description(described::settled(&described).into());
@@ -209,6 +222,15 @@ fn channels(app: &App) -> OpenApiRouter<App> {
         .routes(routes!(opendsr::status, opendsr::cancel))
         .routes(routes!(definitions::get, definitions::put, definitions::delete))
         .route_layer(axum::middleware::from_fn_with_state(app.clone(), ask))
+}
+
+/// What changes something is carried out and noted, also if whoever asked for it goes away meanwhile.
+async fn carried_out(request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let done = tokio::spawn(next.run(request)).await;
+    done.unwrap_or_else(|_| Problem::busy("the process is stopping").into_response())
 }
 
 /// The doors that tracking SDKs use, those in browsers too.

@@ -1,7 +1,7 @@
 //! The hub: how everyone else reaches the writer, and what is told when a step is closed.
 //!
-//! Work goes in by one queue. Who waits for a step to close waits here, and is answered from the engine's thread that
-//! says that it did.
+//! Work goes in by one queue, and by a lane beside it what should not stand behind bodies of calls. Who waits for a
+//! step to close waits here, and is answered from the engine's thread that says that it did.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dataflows::admission::Verdict;
 use dataflows::identity::Erasure;
-use dataflows::profile::answers::IntentRow;
+use dataflows::profile::answers::{IntentRow, ProfileRow};
 use dataflows::protocol::{self, Answer, Question};
 use dataflows::time::Millis;
 use ecow::EcoString;
@@ -52,6 +52,8 @@ pub enum Work {
     Define(Box<Book>, oneshot::Sender<AsOf>),
     /// What became of intents, to be kept before it is told.
     Dispatch(Vec<Dispatch>, oneshot::Sender<AsOf>),
+    /// Something has come by the lane.
+    Lane,
     /// Another process writes.
     Letter(usize, Letter),
     /// The stream that is the log has these next.
@@ -102,6 +104,8 @@ pub struct Closed {
     pub as_of: AsOf,
     /// Intents that came (1) and went (-1).
     pub intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once.
+    pub people: Vec<ProfileRow>,
     /// The definitions, if others hold from now on.
     pub book: Option<Arc<Book>>,
     /// Who was erased.
@@ -113,8 +117,8 @@ pub struct Closed {
 pub(crate) enum News {
     /// Somebody is erased, and so many events of theirs had been accepted.
     Erased(Erasure, u64),
-    /// The bodies that the erasure of a place asks for are destroyed in this log.
-    Destroyed(u64),
+    /// The bodies that the erasure of a place asks for are destroyed in this log; calls that read otherwise since.
+    Destroyed(u64, Vec<(u64, Vec<u8>)>),
     /// In the log's segments before this record bodies that are older than they are kept have given way.
     Retained(u64),
 }
@@ -150,6 +154,8 @@ pub enum NotTaken {
 #[derive(Clone)]
 pub struct Hub {
     pub(crate) work: Sender<Work>,
+    /// For what is no call, and waited for.
+    pub(crate) lane: Sender<Work>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -256,13 +262,13 @@ impl Hub {
         as_of: AsOf,
         mut answer: impl FnMut(Question) -> Vec<Answer> + Send + 'static,
     ) -> Hub {
-        let (work, queue) = channel();
-        let hub = Hub { work, shared: Arc::new(Shared::new(Arc::clone(&book))) };
+        let ((work, queue), (lane, asked)) = (channel(), channel());
+        let hub = Hub { work, lane, shared: Arc::new(Shared::new(Arc::clone(&book))) };
         let shared = Arc::clone(&hub.shared);
         let answers = move || {
-            for work in queue {
+            for _ in queue {
                 shared.queued.fetch_sub(1, Ordering::Relaxed);
-                if let Work::Ask(question, reply) = work {
+                if let Ok(Work::Ask(question, reply)) = asked.try_recv() {
                     // Whoever asked may have gone.
                     let _ = reply.send(Answered { as_of, number: 0, book: Arc::clone(&book), parts: answer(question) });
                 }
@@ -278,7 +284,11 @@ impl Hub {
             self.shared.queued.fetch_sub(1, Ordering::Relaxed);
             return Err(NotTaken::Busy);
         }
-        self.work.send(work).map_err(|_| NotTaken::Stopping)
+        let taken = match work {
+            Work::Ask(..) | Work::Dispatch(..) => self.lane.send(work).and_then(|()| self.work.send(Work::Lane)),
+            work => self.work.send(work),
+        };
+        taken.map_err(|_| NotTaken::Stopping)
     }
 
     /// Asks, and waits for the answer of every worker.
@@ -440,6 +450,7 @@ impl Shared {
             let _ = reply.send(as_of);
         }
         let erased = closed.erased.into_iter().map(|(erasure, _)| erasure).collect();
-        let _ = told.send(Told::Closed(Closed { as_of, intents: closed.intents, erased, book: switched }));
+        let protocol::Closed { intents, people, .. } = closed;
+        let _ = told.send(Told::Closed(Closed { as_of, intents, people, erased, book: switched }));
     }
 }

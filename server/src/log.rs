@@ -17,7 +17,7 @@
 pub mod disk;
 mod format;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -588,9 +588,9 @@ impl LogReader {
         Reader { shared, next: (0, 0), group, at: 0, time: 0, read: 0 }
     }
 
-    /// Changes what records say, in every segment but the last, the oldest first: from the one that begins at a position
-    /// on, up to one whose last record was stamped later than some clock. When it is done nothing of what they said
-    /// before is in any file; if it fails or is cut short, each segment is as it was or as it is to be. Gives the
+    /// Changes what records say, in every segment but the last, the oldest first: from the one that begins at a
+    /// position on, up to one whose last record was stamped later than some clock. When it is done nothing of what they
+    /// said before is in any file; if it fails or is cut short, each segment is as it was or as it is to be. Gives the
     /// position to begin from the next time.
     pub fn rewrite(&self, from: u64, until: i64, change: Change<'_>) -> Result<u64, LogError> {
         let _alone = self.0.rewriting.lock().expect("nobody panics while holding it");

@@ -4,87 +4,30 @@
 //! is never sent again. Dispatch is not law: only what came about after the definitions took effect and is not too
 //! old is sent; replays and backfills send nothing.
 
+mod asked;
+mod ledger;
+mod sending;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
-use dataflows::definitions::{Definitions, Deliver, Recommend};
-use dataflows::identity::Erasure;
-use dataflows::profile::answers::{IntentRow, Page, ProfileRow, Rows, View};
+use dataflows::profile::answers::IntentRow;
 use dataflows::profile::campaigns::Status;
-use dataflows::protocol::{Answer, Question};
-use dataflows::time::{HOUR, MINUTE, Millis};
-use ecow::EcoString;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use crate::book::Book;
 use crate::cluster::LEADER;
 use crate::desk::Records;
-use crate::erasing::{is_of, is_of_them};
+use crate::erasing::is_of;
 use crate::hub::{AsOf, Closed, Hub, NotTaken, Told, Work};
-use crate::log::OwnedRecord;
 use crate::record::{Dispatch, Trigger};
-use crate::rows::{Intent, recommending};
-use crate::stream::Stream;
-use crate::triggers::{self, Now, Orders, Outlet, Parcel, Report};
+use crate::triggers::{self, Now, Orders, Outlet, Report};
 use crate::writer::Found;
 
-/// What became of an intent that the law lets pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fate {
-    /// Not yet time.
-    Waiting,
-    /// Came about before its definitions took effect.
-    History,
-    /// Too old to be sent.
-    Expired,
-    /// Withdrawn before it was sent.
-    ConsentWithdrawn,
-    /// No longer stands; it was not sent.
-    Cancelled,
-    /// Sent: told to subscribers, or given to its channel.
-    Sent,
-    /// Sent, and an attempt to deliver it failed; another follows.
-    Failed,
-    /// No longer stands; it had been sent or parked.
-    Revoked,
-    /// Its channel could not deliver it; it can be sent again.
-    Parked,
-}
-
-impl Fate {
-    /// The word used in answers and in the ledger.
-    pub fn name(self) -> &'static str {
-        match self {
-            Fate::Waiting => "waiting",
-            Fate::History => "history",
-            Fate::Expired => "expired",
-            Fate::ConsentWithdrawn => "consent_withdrawn",
-            Fate::Cancelled => "cancelled",
-            Fate::Sent => "sent",
-            Fate::Failed => "failed",
-            Fate::Revoked => "revoked",
-            Fate::Parked => "parked",
-        }
-    }
-}
-
-/// An intent and what became of it.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// The intent.
-    pub row: IntentRow,
-    /// What became of it.
-    pub fate: Fate,
-    /// The message as it was sent.
-    pub body: Option<String>,
-    /// The data as it was sent, where something was recommended.
-    pub data: Option<Box<RawValue>>,
-}
+pub use asked::{Counts, message};
+pub use ledger::{Entry, Fate, Parked};
+use ledger::{State, consolidate};
 
 /// What changed of intents at one time, for those who subscribe.
 #[derive(Clone, Debug)]
@@ -99,16 +42,8 @@ pub struct Change {
 
 /// Changes kept for a slow reader before it is dropped.
 const CHANGES_MAX: usize = 1_024;
-/// How old an intent may be when it is sent, where its campaign does not say.
-const EXPIRES: Millis = HOUR;
-const EXPIRES_REALTIME: Millis = MINUTE;
-/// The latest events of a person that a recommendation looks at: a message cannot wait for all of a long life.
-const EVENTS_READ_MAX: usize = 1_000;
-
 /// Reports of deliveries that are written down together, at most.
 const NOTICES_MAX: usize = 256;
-/// Intents that are prepared and written down together, at most: those after them wait so long and no longer.
-const SENT_TOGETHER_MAX: usize = 64;
 /// How soon a writer that is busy is asked again.
 const BUSY: Duration = Duration::from_millis(10);
 
@@ -147,37 +82,6 @@ struct Resend {
     /// Of one intent, else all.
     id: Option<String>,
     reply: oneshot::Sender<(usize, AsOf)>,
-}
-
-/// How many messages of a channel have not got there.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    /// Still to be delivered.
-    pub pending: usize,
-    /// Of these, intents with an attempt that failed.
-    pub failed: usize,
-    /// Given up, unless they are sent again.
-    pub parked: usize,
-}
-
-/// A message that is parked.
-#[derive(Clone, Debug)]
-pub struct Parked {
-    /// The intent, and what became of it.
-    pub entry: Entry,
-    /// Why it is parked.
-    pub why: String,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    entries: BTreeMap<String, Entry>,
-    ledger: BTreeMap<String, Dispatch>,
-    waiting: BTreeSet<(Millis, String)>,
-    as_of: AsOf,
-    changes: u64,
-    /// Who was erased since the process started: the leader may have written of them before it knew.
-    erased: Vec<Erasure>,
 }
 
 impl Outbox {
@@ -362,7 +266,7 @@ impl Outbox {
         // If the process ends before this is durable, the law says it again at the next start.
         self.revoke(revoked, closed.as_of).await;
         changed.extend(forgotten);
-        changed.extend(self.send(due, closed.as_of).await);
+        changed.extend(self.send(due, closed.people, closed.as_of).await);
         changed
     }
 
@@ -475,41 +379,6 @@ impl Outbox {
         }
     }
 
-    /// What is pending of an intent, if anything is.
-    pub(crate) fn parcel(&self, id: &str) -> Option<Parcel> {
-        let clock = self.hub.clock();
-        let state = self.lock();
-        let (dispatch, entry) = (state.ledger.get(id)?, state.entries.get(id)?);
-        let revokes = entry.fate == Fate::Revoked;
-        let Some(Trigger::Pending(body)) = dispatch.of(revokes) else { return None };
-        let stale = !revokes && clock > dispatch.at + self.expires(&entry.row);
-        Some(Parcel { id: id.to_owned(), campaign: entry.row.campaign.to_string(), revokes, body: body.clone(), stale })
-    }
-
-    /// Whether the person consents, at the latest that is known, to what an intent is for.
-    pub(crate) async fn consents(&self, id: &str) -> bool {
-        let Some(Entry { row, .. }) = self.entry(id) else { return false };
-        let book = self.hub.book();
-        let campaign = book.plan.definitions.campaigns.get(row.campaign.as_str());
-        let Some(purpose) = campaign.and_then(|campaign| campaign.consent.as_ref()) else { return true };
-        loop {
-            let Ok(answered) = self.hub.ask(Question::Profile(row.profile.clone())).await else {
-                tokio::time::sleep(BUSY).await;
-                continue;
-            };
-            let yes = |part: &Answer| matches!(part, Answer::Profile(profile) if profile.consents(purpose));
-            return answered.parts.iter().any(yes);
-        }
-    }
-
-    /// The stream that is the log, if one is.
-    pub(crate) fn stream(&self) -> Option<Stream> {
-        match &self.records {
-            Some(Records::Stream(stream, ..)) => Some(stream.clone()),
-            _ => None,
-        }
-    }
-
     /// Hears what became of a message.
     pub(crate) fn report(&self, report: Report) {
         // The task is gone only when the process ends.
@@ -522,104 +391,6 @@ impl Outbox {
         let (reply, resent) = oneshot::channel();
         self.notices.send(Notice::Resend(Resend { channel, id, reply })).ok()?;
         resent.await.ok()
-    }
-
-    /// What is parked of a channel.
-    pub fn parked(&self, channel: &str) -> Vec<Parked> {
-        self.lock().parked().filter(|parked| self.is_of(&parked.entry.row, channel)).collect()
-    }
-
-    /// What has not got there, by channel.
-    pub fn counts(&self) -> BTreeMap<String, Counts> {
-        let mut by_channel: BTreeMap<String, Counts> = BTreeMap::new();
-        let (state, book) = (self.lock(), self.hub.book());
-        for dispatch in state.ledger.values() {
-            let Some(entry) = state.entries.get(&dispatch.row.id) else { continue };
-            let Some(campaign) = book.plan.definitions.campaigns.get(entry.row.campaign.as_str()) else { continue };
-            let counts = by_channel.entry(campaign.channel.clone()).or_default();
-            match dispatch.of(entry.fate == Fate::Revoked) {
-                Some(Trigger::Pending(_)) => counts.pending += 1,
-                Some(Trigger::Parked(..)) => counts.parked += 1,
-                Some(Trigger::Delivered) | None => {}
-            }
-            counts.failed += usize::from(entry.fate == Fate::Failed);
-        }
-        by_channel
-    }
-
-    /// A channel as messages leave by it, if there is one of that name.
-    pub fn outlet(&self, channel: &str) -> Option<Arc<Outlet>> {
-        self.outlets.read().expect("nobody panics while holding it").get(channel).cloned()
-    }
-
-    /// The definitions in force.
-    pub fn book(&self) -> Arc<Book> {
-        self.hub.book()
-    }
-
-    /// By what an intent leaves, and whether it is told there that one is taken back; none if its campaign is gone.
-    fn channel(&self, row: &IntentRow) -> Option<(Arc<Outlet>, bool)> {
-        let definitions = &self.hub.book().plan.definitions;
-        let name = &definitions.campaigns.get(row.campaign.as_str())?.channel;
-        Some((self.outlet(name)?, definitions.channels.get(name)?.revocations))
-    }
-
-    fn is_of(&self, row: &IntentRow, channel: &str) -> bool {
-        let campaigns = &self.hub.book().plan.definitions.campaigns;
-        campaigns.get(row.campaign.as_str()).is_some_and(|campaign| campaign.channel == channel)
-    }
-
-    /// All entries now, as of when and after how many changes; and all changes after that.
-    pub fn subscribe(&self) -> (AsOf, u64, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
-        let state = self.lock();
-        (state.as_of, state.changes, state.entries.values().cloned().collect(), self.changes.subscribe())
-    }
-
-    /// What it has taken in.
-    pub fn as_of(&self) -> AsOf {
-        self.lock().as_of
-    }
-
-    /// How many follow.
-    pub fn subscribers(&self) -> usize {
-        self.changes.receiver_count()
-    }
-
-    /// What the ledger says of an intent.
-    pub fn entry(&self, id: &str) -> Option<Entry> {
-        self.lock().entries.get(id).cloned()
-    }
-
-    /// The entries of one campaign.
-    pub fn of_campaign(&self, campaign: &str) -> Vec<Entry> {
-        self.lock().entries.values().filter(|entry| entry.row.campaign == campaign).cloned().collect()
-    }
-
-    /// The entries of one person, by whichever of their ids they were told under; oldest first.
-    pub fn of_person(&self, ids: &BTreeSet<&EcoString>) -> Vec<Entry> {
-        let state = self.lock();
-        let of_them = |entry: &&Entry| ids.contains(&entry.row.profile) || ids.contains(&entry.row.root.id);
-        let mut entries: Vec<Entry> = state.entries.values().filter(of_them).cloned().collect();
-        entries.sort_by_key(|entry| entry.row.at);
-        entries
-    }
-
-    /// How many entries of one campaign came to what.
-    pub fn fates(&self, campaign: &str) -> BTreeMap<&'static str, i64> {
-        let mut fates = BTreeMap::new();
-        for entry in self.lock().entries.values().filter(|entry| entry.row.campaign == campaign) {
-            *fates.entry(entry.fate.name()).or_default() += 1;
-        }
-        fates
-    }
-
-    /// An entry as a row.
-    pub fn row<'a>(entry: &'a Entry, definitions: &'a Definitions) -> Intent<'a> {
-        let mut row = Intent::new(&entry.row, definitions);
-        row.status = entry.fate.name();
-        row.body = entry.body.as_deref();
-        row.data = entry.data.clone().or(row.data);
-        row
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -659,260 +430,4 @@ impl Outbox {
         }
         (changed, due)
     }
-
-    /// What becomes of an intent that stands.
-    fn judge(&self, state: &State, row: IntentRow, clock: Millis) -> Entry {
-        if let Some(dispatch) = state.ledger.get(&row.id) {
-            let fate = match (dispatch.status, &dispatch.trigger) {
-                // It stands again: what was sent counts as sent.
-                (Fate::Revoked, Some(Trigger::Parked(..))) => Fate::Parked,
-                (Fate::Revoked, _) => Fate::Sent,
-                (Fate::Sent, _) if state.entries.get(&row.id).is_some_and(|old| old.fate == Fate::Failed) => {
-                    Fate::Failed
-                }
-                (status, _) => status,
-            };
-            return Entry { row, fate, body: dispatch.body.clone(), data: dispatch.data.clone() };
-        }
-        let fate = if row.at <= self.hub.book().active_since(&row.campaign) {
-            Fate::History
-        } else if clock > row.not_before.max(row.at) + self.expires(&row) {
-            Fate::Expired
-        } else {
-            Fate::Waiting
-        };
-        Entry { row, fate, body: None, data: None }
-    }
-
-    /// How old an intent may be when it is sent.
-    fn expires(&self, row: &IntentRow) -> Millis {
-        let definitions = &self.hub.book().plan.definitions;
-        let Some(campaign) = definitions.campaigns.get(row.campaign.as_str()) else { return EXPIRES };
-        let channel = &definitions.channels[&campaign.channel];
-        let pops_up = channel.realtime && channel.deliver == Deliver::Sse;
-        campaign.expires.unwrap_or(if pops_up { EXPIRES_REALTIME } else { EXPIRES })
-    }
-
-    /// Sends intents that are due: what is prepared together is written down together, and then told, or carried.
-    async fn send(&self, due: Vec<String>, as_of: AsOf) -> Vec<(i8, Entry)> {
-        let mut changed = Vec::new();
-        for ids in due.chunks(SENT_TOGETHER_MAX) {
-            let mut preparing = JoinSet::new();
-            for (place, id) in ids.iter().cloned().enumerate() {
-                let outbox = self.clone();
-                preparing.spawn(async move { (place, outbox.prepare(&id).await) });
-            }
-            let mut prepared = preparing.join_all().await;
-            prepared.sort_by_key(|(place, _)| *place);
-            let prepared: Vec<(Entry, Entry)> = prepared.into_iter().filter_map(|(_, entries)| entries).collect();
-            let dispatch = |(_, new): &(Entry, Entry)| {
-                let trigger = self.is_carried(new).then(|| Trigger::Pending(message(self, new).to_string()));
-                Dispatch { trigger, ..Dispatch::new(new.clone(), as_of) }
-            };
-            // Not written down, so not sent: their turn comes again at the next start.
-            let Some(durable) = self.write_down(prepared.iter().map(dispatch).collect()).await else { break };
-            for (old, new) in prepared {
-                self.lock().entries.insert(new.row.id.clone(), new.clone());
-                if let Some((outlet, _)) = self.channel(&new.row) {
-                    if self.is_carried(&new) {
-                        outlet.order(&new.row.id);
-                    } else if new.fate == Fate::Sent {
-                        outlet.delivered(durable.clock - new.row.not_before);
-                    }
-                }
-                changed.extend([(-1, old), (1, new)]);
-            }
-        }
-        changed
-    }
-
-    /// Whether somebody has to carry what was sent.
-    fn is_carried(&self, entry: &Entry) -> bool {
-        let carries = |(outlet, _): (Arc<Outlet>, bool)| outlet.carries();
-        entry.fate == Fate::Sent && self.channel(&entry.row).is_some_and(carries)
-    }
-
-    /// An intent that waits, and what becomes of it now that it is due: asks for consent again, and fixes the message.
-    async fn prepare(&self, id: &str) -> Option<(Entry, Entry)> {
-        let old = self.entry(id).filter(|entry| entry.fate == Fate::Waiting)?;
-        let book = self.hub.book();
-        let campaign = book.plan.definitions.campaigns.get(old.row.campaign.as_str())?;
-        let Some((profile, events)) = self.person(&old.row, campaign.recommend.is_some()).await else {
-            self.lock().waiting.insert((old.row.not_before, id.to_owned()));
-            return None;
-        };
-        let consents = campaign.consent.as_ref().is_none_or(|purpose| profile.consents(purpose));
-        let mut new = Entry { row: old.row.clone(), fate: Fate::ConsentWithdrawn, body: None, data: None };
-        if consents {
-            let recommend = |of: &Recommend| book.templates.recommend(&old.row, &events, of.items as usize);
-            let recommended = campaign.recommend.as_ref().map(recommend);
-            let recommended = recommended.as_deref();
-            let event = match (&self.records, old.row.event) {
-                (Some(records), Some(place)) => records.one(place).await,
-                _ => None,
-            };
-            new.fate = Fate::Sent;
-            new.body = book.templates.render(&old.row, event.as_ref(), &profile, recommended);
-            new.data = recommended.map(|items| recommending(campaign.data.as_deref(), items));
-        }
-        Some((old, new))
-    }
-
-    /// The profile of an intent, and its latest events, newest first, if they are wanted; none if the engine cannot be
-    /// asked now.
-    async fn person(&self, row: &IntentRow, wants_events: bool) -> Option<(Box<ProfileRow>, Vec<OwnedRecord>)> {
-        let id = &row.profile;
-        let profile =
-            self.hub.ask(Question::Profile(id.clone())).await.ok()?.parts.into_iter().find_map(|part| match part {
-                Answer::Profile(profile) => Some(profile),
-                _ => None,
-            })?;
-        let Some(records) = self.records.as_ref().filter(|_| wants_events) else {
-            return Some((profile, Vec::new()));
-        };
-        let page = Page { before: None, limit: EVENTS_READ_MAX };
-        let question = Question::History { id: id.clone(), view: View::Events, page };
-        let events = self.hub.ask(question).await.ok()?.parts.into_iter().find_map(|part| match part {
-            Answer::History(Rows::Events(events), _) => Some(events),
-            _ => None,
-        })?;
-        let places: Vec<u64> = events.into_iter().map(|(_, place)| place).collect();
-        Some((profile, records.get(&places).await.into_iter().flatten().collect()))
-    }
-}
-
-/// The changes of one time, each intent's first and last row alone.
-fn consolidate(changed: Vec<(i8, Entry)>) -> Vec<(i8, Entry)> {
-    let mut by_id: BTreeMap<String, (Option<Entry>, Option<Entry>)> = BTreeMap::new();
-    for (diff, entry) in changed {
-        match by_id.entry(entry.row.id.clone()) {
-            std::collections::btree_map::Entry::Vacant(new) if diff < 0 => drop(new.insert((Some(entry), None))),
-            std::collections::btree_map::Entry::Vacant(new) => drop(new.insert((None, Some(entry)))),
-            std::collections::btree_map::Entry::Occupied(mut old) => {
-                old.get_mut().1 = Some(entry).filter(|_| diff > 0);
-            }
-        }
-    }
-    let (went, came): (Vec<_>, Vec<_>) = by_id.into_values().unzip();
-    let went = went.into_iter().flatten().map(|entry| (-1, entry));
-    went.chain(came.into_iter().flatten().map(|entry| (1, entry))).collect()
-}
-
-impl Dispatch {
-    /// What is written down of an entry that nobody has to carry.
-    fn new(entry: Entry, as_of: AsOf) -> Dispatch {
-        let Entry { row, fate, body, data } = entry;
-        Dispatch { row, status: fate, body, data, trigger: None, revocation: None, at: as_of.clock }
-    }
-
-    /// Whether it says that an intent went out, and nothing else since.
-    fn stands(&self) -> bool {
-        matches!(self.status, Fate::Sent | Fate::Parked)
-    }
-
-    /// The message that brings the intent, or the one that takes it back.
-    fn of(&self, revokes: bool) -> Option<&Trigger> {
-        if revokes { self.revocation.as_ref() } else { self.trigger.as_ref() }
-    }
-}
-
-impl State {
-    /// These were erased: nothing of theirs is known any more.
-    fn forget(&mut self, erased: Vec<Erasure>) -> Vec<(i8, Entry)> {
-        let mut forgotten = Vec::new();
-        if erased.is_empty() {
-            return forgotten;
-        }
-        for erasure in erased {
-            let gone = self.entries.extract_if(.., |_, entry| {
-                let row = &entry.row;
-                [&row.profile, &row.root.id].into_iter().any(|id| is_of_them(&erasure, id, row.at))
-            });
-            forgotten.extend(gone.map(|(_, entry)| (-1, entry)));
-            self.ledger.retain(|_, dispatch| !is_of(&erasure, dispatch));
-            self.erased.push(erasure);
-        }
-        self.waiting.retain(|(_, id)| self.entries.contains_key(id));
-        forgotten
-    }
-
-    /// An intent no longer stands.
-    fn withdraw(&mut self, id: &str) -> Vec<(i8, Entry)> {
-        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.fate != Fate::Revoked) else {
-            return Vec::new();
-        };
-        let old = entry.clone();
-        let went_out = matches!(entry.fate, Fate::Sent | Fate::Failed | Fate::Parked);
-        entry.fate = if went_out { Fate::Revoked } else { Fate::Cancelled };
-        vec![(-1, old), (1, entry.clone())]
-    }
-
-    /// What became of a message: the intent before and now, and what the ledger is to say, if it is news for it.
-    fn settle(&mut self, id: &str, revokes: bool, now: Now, at: Millis) -> Option<((Entry, Entry), Option<Dispatch>)> {
-        let (dispatch, entry) = (self.ledger.get_mut(id)?, self.entries.get_mut(id)?);
-        let trigger = if revokes { &mut dispatch.revocation } else { &mut dispatch.trigger };
-        let Some(Trigger::Pending(body)) = trigger else { return None };
-        let body = std::mem::take(body);
-        let old = entry.clone();
-        let (now, fate) = match now {
-            Now::Delivered => (Some(Trigger::Delivered), Fate::Sent),
-            Now::Failed => (Some(Trigger::Pending(body)), Fate::Failed),
-            Now::Parked(why) => (Some(Trigger::Parked(body, why)), Fate::Parked),
-            Now::Unwanted => (None, Fate::ConsentWithdrawn),
-        };
-        *trigger = now;
-        // What does not stand any more stays so, wherever its message is.
-        if !revokes && entry.fate != Fate::Revoked {
-            entry.fate = fate;
-        }
-        let written = (fate != Fate::Failed).then(|| {
-            dispatch.status = if entry.fate == Fate::Failed { Fate::Sent } else { entry.fate };
-            dispatch.at = at;
-            dispatch.clone()
-        });
-        Some(((old, entry.clone()), written))
-    }
-
-    /// A parked message is pending again: the intent before and now, and what the ledger is to say.
-    fn unpark(&mut self, id: &str, at: Millis) -> Option<((Entry, Entry), Dispatch)> {
-        let (dispatch, entry) = (self.ledger.get_mut(id)?, self.entries.get_mut(id)?);
-        let old = entry.clone();
-        let revokes = entry.fate == Fate::Revoked;
-        let trigger = if revokes { &mut dispatch.revocation } else { &mut dispatch.trigger };
-        let Some(Trigger::Parked(body, _)) = trigger else { return None };
-        *trigger = Some(Trigger::Pending(std::mem::take(body)));
-        if !revokes {
-            (entry.fate, dispatch.status) = (Fate::Sent, Fate::Sent);
-        }
-        dispatch.at = at;
-        Some(((old, entry.clone()), dispatch.clone()))
-    }
-
-    /// The messages that are parked.
-    fn parked(&self) -> impl Iterator<Item = Parked> {
-        self.ledger.values().filter_map(|dispatch| {
-            let entry = self.entries.get(&dispatch.row.id)?;
-            let Some(Trigger::Parked(_, why)) = dispatch.of(entry.fate == Fate::Revoked) else { return None };
-            Some(Parked { entry: entry.clone(), why: why.clone() })
-        })
-    }
-
-    /// An intent stands, but not its gates: where nothing of it is written down, the law's word is all there is to say.
-    fn hold_back(&mut self, id: &str) -> Option<(i8, Entry)> {
-        if self.ledger.contains_key(id) { None } else { self.entries.remove(id).map(|entry| (-1, entry)) }
-    }
-}
-
-/// A row as it goes out: what it is, and the intent.
-pub fn message(outbox: &Outbox, entry: &Entry) -> Box<RawValue> {
-    #[derive(serde::Serialize)]
-    struct Message<'a> {
-        r#type: &'static str,
-        #[serde(flatten)]
-        intent: Intent<'a>,
-    }
-    let kind = if entry.fate == Fate::Revoked { "revoked" } else { "intent" };
-    let book = outbox.book();
-    let message = Message { r#type: kind, intent: Outbox::row(entry, &book.plan.definitions) };
-    serde_json::value::to_raw_value(&message).expect("rows have string keys")
 }

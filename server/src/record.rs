@@ -52,14 +52,14 @@ pub enum Correction {
 }
 
 impl Correction {
-    /// As the engine takes it, at a place.
-    pub fn at(self, position: u64, secret: &[u8; 16]) -> Record {
+    /// As the engine takes it, at a place and a clock.
+    pub fn at(self, position: u64, clock: Millis, secret: &[u8; 16]) -> Record {
         match self {
             Correction::Retract(own, message_id) => {
                 let entry = admission::entry(secret, &own, &message_id, 0);
-                Record::Retract(position, own, message_id, entry)
+                Record::Retract(position, clock, own, message_id, entry)
             }
-            Correction::Unlink(a, b) => Record::Unlink(position, a, b),
+            Correction::Unlink(a, b) => Record::Unlink(position, clock, a, b),
         }
     }
 }
@@ -144,6 +144,11 @@ impl DeadLetter {
         DeadLetter { reason: rejection.reason, detail: rejection.detail.clone(), body, encoding }
     }
 
+    /// It without its body.
+    pub fn destroyed(self) -> Self {
+        DeadLetter { detail: DESTROYED_BODY.into(), body: String::new(), encoding: None, ..self }
+    }
+
     /// The dead letter that a record is, or that it became by how it was decided on.
     pub fn of(record: &OwnedRecord, verdict: Verdict) -> Option<Self> {
         if record.kind == DEAD_LETTER {
@@ -200,6 +205,10 @@ pub struct Erase {
     pub ids: Vec<EcoString>,
     /// The mark of each.
     pub marks: Vec<u128>,
+    /// Places of calls whose links had been refused, in any log, where bodies are to be destroyed in this one: what is
+    /// left then does not say so any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<u64>,
 }
 
 impl Erase {
@@ -207,7 +216,7 @@ impl Erase {
     pub fn new(erasure: &Erasure, of: Option<u64>, events: u64, secret: &[u8; 16]) -> Erase {
         let Erasure { until, ids, .. } = erasure;
         let marks = ids.iter().map(|id| mark(secret, id)).collect();
-        Erase { of, until: *until, events, ids: ids.clone(), marks }
+        Erase { of, until: *until, events, ids: ids.clone(), marks, refused: Vec::new() }
     }
 }
 
@@ -257,36 +266,38 @@ pub fn encode_event(kind: Kind, timestamp: Millis, message_id: &str, body: &str)
     payload
 }
 
-/// An event whose body is not what it was when it was decided on: what it was decided on by.
+/// Gives an event's payload another time.
+pub fn date(payload: &mut [u8], timestamp: Millis) {
+    payload[1..9].copy_from_slice(&timestamp.to_le_bytes());
+}
+
+/// An event whose body is not what it was when it was decided on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinned {
     /// By what admission knows it.
     pub entry: u128,
-    /// Whether its edge was refused.
-    pub is_refused: bool,
     /// Whether its body is older than bodies are kept, and only as much of it left as definitions see.
     pub is_old: bool,
 }
 
-/// Says of an event's kind that it is pinned, and how.
+/// Says of an event's kind that its body changed after it was decided on, and that by what admission knows it follows.
 const PINNED: u8 = 0x80;
 
 /// The payload of an event whose body is not what it was.
 pub fn encode_pinned(kind: Kind, pinned: Pinned, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
     let mut payload = encode_event(kind, timestamp, message_id, body);
     payload[0] |= PINNED;
-    let Pinned { entry, is_refused, is_old } = pinned;
-    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_refused) | u8::from(is_old) << 1]));
+    let Pinned { entry, is_old } = pinned;
+    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_old)]));
     payload
 }
 
-/// By what an event was decided on, if its body has changed since.
+/// By what admission knows an event, and how much of it is left, if its body has changed since.
 pub fn pinned(payload: &[u8]) -> Option<Pinned> {
     let (kind, rest) = payload.split_first()?;
     let (entry, rest) = rest.split_first_chunk()?;
-    let how = *rest.first()?;
-    let (is_refused, is_old) = (how & 1 != 0, how & 2 != 0);
-    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_refused, is_old })
+    let is_old = *rest.first()? != 0;
+    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_old })
 }
 
 /// Whether only as much is left of an event's body as definitions see.
@@ -349,10 +360,7 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let mut call = Call::parse(body, Some(kind))?;
     let mut prepared = Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)?;
-    if let Some(Pinned { entry, is_refused, .. }) = pinned(payload) {
-        prepared.entry = entry;
-        prepared.link = prepared.link.filter(|_| !is_refused);
-    }
+    prepared.entry = pinned(payload).map_or(prepared.entry, |pinned| pinned.entry);
     Ok(prepared)
 }
 
@@ -366,11 +374,11 @@ mod tests {
         assert_eq!(decode_event(&payload), Some((Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#)));
         assert_eq!(decode_event(&payload[..5]), None);
         assert_eq!(pinned(&payload), None);
-        let how = Pinned { entry: 1 << 127 | 5, is_refused: true, is_old: false };
+        let how = Pinned { entry: 1 << 127 | 5, is_old: false };
         let struck = encode_pinned(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
         assert_eq!((decode_event(&struck), pinned(&struck)), (decode_event(&payload), Some(how)));
         assert_eq!(decode_event(&struck[..9]), None);
-        let old = Pinned { is_refused: false, is_old: true, ..how };
+        let old = Pinned { is_old: true, ..how };
         assert_eq!(pinned(&encode_pinned(Kind::Track, old, 0, "m1", "{}")), Some(old));
     }
 
@@ -382,7 +390,7 @@ mod tests {
         }
         assert_eq!(Left::decode(&[]), None);
         let erasure = Erasure { position: 9, until: i64::MAX, ids: vec!["ada".into()] };
-        let erase = Erase::new(&erasure, Some(9), 3, &[1; 16]);
+        let erase = Erase { refused: vec![4, 7], ..Erase::new(&erasure, Some(9), 3, &[1; 16]) };
         let text = serde_json::to_vec(&erase).expect("it has string keys");
         assert_eq!(serde_json::from_slice::<Erase>(&text).expect("it was written so"), erase);
     }

@@ -79,7 +79,7 @@ impl Job {
             let call = Call::parse(body, Some(kind)).ok()?;
             let own = call.user.as_ref().or(call.anonymous.as_ref())?;
             let entry = admission::entry(&self.secret, own, message_id, call.content);
-            Some(Pinned { entry, is_refused: false, is_old: true })
+            Some(Pinned { entry, is_old: true })
         });
         let pinned = Pinned { is_old: true, ..pinned? };
         Some((EVENT, record::encode_pinned(kind, pinned, timestamp, message_id, &left)))

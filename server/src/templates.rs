@@ -20,6 +20,8 @@ const ROOTS: [&str; 5] = ["data", "event", "profile", "recommend", "session"];
 pub struct Templates {
     environment: Environment<'static>,
     data: BTreeMap<String, Value>,
+    /// Campaigns whose templates may speak of the event that matched.
+    of_events: BTreeSet<String>,
     /// The events that are conversions.
     conversions: BTreeSet<String>,
 }
@@ -64,7 +66,7 @@ fn environment() -> Environment<'static> {
 impl Templates {
     /// Compiles all templates of definitions without [`faults`].
     pub fn new(definitions: &Definitions) -> Templates {
-        let (mut environment, mut data) = (environment(), BTreeMap::new());
+        let (mut environment, mut data, mut of_events) = (environment(), BTreeMap::new(), BTreeSet::new());
         for (name, campaign) in &definitions.campaigns {
             if let Some(json) = &campaign.data {
                 let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
@@ -73,10 +75,19 @@ impl Templates {
             if let Some(template) = &campaign.template {
                 let compiled = environment.add_template_owned(name.clone(), template.clone());
                 compiled.expect("templates are looked into before they are used");
+                // Through another template too.
+                if ["event", "extends", "import", "include"].iter().any(|word| template.contains(word)) {
+                    of_events.insert(name.clone());
+                }
             }
         }
         let conversions = definitions.conversions.iter().map(|conversion| conversion.event.clone()).collect();
-        Templates { environment, data, conversions }
+        Templates { environment, data, of_events, conversions }
+    }
+
+    /// Whether a campaign's message needs the record of the event that matched.
+    pub fn reads_event(&self, campaign: &str) -> bool {
+        self.of_events.contains(campaign)
     }
 
     /// What messages speak of an event: keys from the top of a call, two at most; none in one: of all of it.

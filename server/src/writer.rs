@@ -1,9 +1,11 @@
 //! The writer: the one thread that puts everything in order.
 //!
-//! Calls, clocks, questions and the ledger's entries come in by one queue. The writer gives each its place, stamps it,
-//! writes the group to the log with one sync, answers those who wait, and hands the group to the engine as a step: so
-//! an event is acknowledged only when it is durable, and a question asked after an answer sees what was answered.
-//! What a place means, that an event was seen before or comes too late, is the engine's to find.
+//! Calls, clocks and corrections come in by one queue; questions and the ledger's entries by a lane beside it,
+//! which each step empties, so that they wait behind no calls. The writer gives each its place, stamps it, hands
+//! the group to the engine as a step, writes it to the log with one sync meanwhile, and answers those who wait for
+//! that; what the engine makes of the step is told when the group is durable. So an event is acknowledged, and
+//! anything told of it, only when it is durable, and a question asked after an answer sees what was answered. What
+//! a place means, that an event was seen before or comes too late, is the engine's to find.
 
 mod coming;
 mod erasing;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 use dataflows::admission::{Erased, Verdict};
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
+use dataflows::identity::Settled;
 use dataflows::place::place;
 use dataflows::protocol::{Record, Response, Step};
 use dataflows::time::Millis;
@@ -30,7 +33,7 @@ use crate::cluster::{LEADER, Letter, Others, Round, Team, lost};
 use crate::desk::Desk;
 use crate::hub::{AsOf, ClockMode, Hub, Open, Receipt, Shared, Told, Waiting, Work};
 use crate::log::{Log, LogReader};
-use crate::record::{self, Clock, Defined, Dispatch};
+use crate::record::{self, Clock, Defined, Dispatch, Erase};
 use crate::stream::feed::{self, Feed, Feeding};
 use crate::stream::{Kept, Stream};
 
@@ -41,8 +44,8 @@ use stream::Streamed;
 
 /// Events in a step, about.
 const STEP_EVENTS: usize = 1_000;
-/// Steps that the engine may have open before the writer waits for it.
-const STEPS_OPEN_MAX: usize = 8;
+/// Steps that the engine may have open before the writer waits for it: one that it works on, and the next.
+const STEPS_OPEN_MAX: usize = 2;
 /// An idle stream's clock moves this often.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -59,6 +62,8 @@ pub struct Start {
     pub clock: ClockMode,
     /// The definitions.
     pub book: Book,
+    /// Links that were decided on before somebody was erased.
+    pub settled: Option<Settled>,
     /// The other processes, if there are any.
     pub team: Option<Team>,
     /// Told of every step that closes.
@@ -103,12 +108,12 @@ pub struct Started {
 
 /// Reads the log again, then starts the writer's thread.
 pub fn start(start: Start) -> Result<Started, String> {
-    let Start { log, workers, clock, book, team, told, now } = start;
+    let Start { log, workers, clock, book, settled, team, told, now } = start;
     let plan = Arc::clone(&book.plan);
-    let (work, queue) = channel();
+    let ((work, queue), (to_lane, lane)) = (channel(), channel());
     let shared = Arc::new(Shared::new(Arc::new(book.clone())));
     shared.lock().ticks = clock == ClockMode::Wall;
-    let hub = Hub { work: work.clone(), shared: Arc::clone(&shared) };
+    let hub = Hub { work: work.clone(), lane: to_lane, shared: Arc::clone(&shared) };
     let closes = Arc::clone(&shared);
     let acceptance = match clock {
         ClockMode::Wall => Acceptance::Stamped,
@@ -173,7 +178,9 @@ pub fn start(start: Start) -> Result<Started, String> {
         shared,
         told,
         queue,
+        lane,
         held: VecDeque::new(),
+        wants: false,
         mode: clock,
         now,
         clock: 0,
@@ -196,9 +203,11 @@ pub fn start(start: Start) -> Result<Started, String> {
         retaining: Retaining::default(),
     };
     let found = match writer.log {
-        Backing::Own(_) => writer.read_again(book, last_time),
+        Backing::Own(_) => writer.read_again(book, last_time, settled.as_ref()),
         Backing::Stream(_) => writer.read_stream(book, end),
     }?;
+    // What the log held is no news.
+    writer.step.sends = true;
     let thread = std::thread::Builder::new().name("writer".into()).spawn(move || writer.run());
     Ok(Started { hub, found, thread: thread.expect("the system gives a thread"), secret, desk })
 }
@@ -229,11 +238,12 @@ impl Store {
         }
     }
 
-    /// The definitions that it holds last.
-    pub async fn defined(&self) -> Result<Option<Defined>, String> {
+    /// What has to be known before it is read: the definitions that it holds last, and links that were decided on
+    /// before somebody was erased last.
+    pub async fn last(&self) -> Result<(Option<Defined>, Option<Settled>), String> {
         match self {
             Store::Own(log) => {
-                let (mut reader, mut last) = (log.reader(), None);
+                let (mut reader, mut last, mut settled) = (log.reader(), None, None);
                 while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
                     if record.kind == record::DEFINITIONS {
                         let defined = serde_json::from_slice::<Defined>(record.payload);
@@ -243,10 +253,20 @@ impl Store {
                         book::stamp(&mut defined.versions, place(time, LEADER, index), record.received_at);
                         last = Some(defined);
                     }
+                    if record.kind == record::ERASE
+                        && let Ok(Erase { of: Some(before), until, refused, .. }) =
+                            serde_json::from_slice(record.payload)
+                        && settled.as_ref().is_none_or(|known: &Settled| known.before < before)
+                    {
+                        settled = Some(Settled { before, clock: until.min(record.received_at), refused });
+                    }
                 }
-                Ok(last)
+                Ok((last, settled))
             }
-            Store::Stream(stream, ..) => feed::last_defined(stream).await.map_err(|error| error.to_string()),
+            Store::Stream(stream, ..) => {
+                let last = feed::last_defined(stream).await.map_err(|error| error.to_string())?;
+                Ok((last, None))
+            }
         }
     }
 
@@ -278,8 +298,12 @@ struct Writer {
     shared: Arc<Shared>,
     told: mpsc::UnboundedSender<Told>,
     queue: Receiver<Work>,
+    /// What is taken into the next step, however much stands in the queue.
+    lane: Receiver<Work>,
     /// Work that waits until the leader closes a step.
     held: VecDeque<Work>,
+    /// Whether the leader has been told that a step is wanted.
+    wants: bool,
     mode: ClockMode,
     now: fn() -> Millis,
     /// The clock as far as the writer knows it, ms: where events move it, at least that of the last step, and at most
@@ -319,6 +343,16 @@ struct Writer {
 impl Writer {
     /// The writer's life: a step at a time, until it is told to stop. An error is a sentence on why it cannot go on.
     fn run(mut self) -> Result<(), String> {
+        let lived = self.live();
+        if lived.is_err() {
+            // Whoever waits for a step hears that none closes any more.
+            self.shared.lock().steps.clear();
+            self.engine.abandon();
+        }
+        lived
+    }
+
+    fn live(&mut self) -> Result<(), String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
         loop {
             let goes_on = match leads {
@@ -326,8 +360,7 @@ impl Writer {
                 false if self.follow()? => true,
                 false => return Ok(()),
             };
-            self.commit()?;
-            self.close();
+            self.close()?;
             self.retain()?;
             if !goes_on {
                 return Ok(());
@@ -348,6 +381,12 @@ impl Writer {
         let is_due = !patience.is_zero() && self.mode == ClockMode::Events && !is_preparing;
         let mut next = loop {
             match self.carried.take().map_or_else(|| self.queue.recv_timeout(patience), Ok) {
+                Ok(Work::Lane) => {
+                    // Else a step before has it.
+                    if let Ok(work) = self.lane.try_recv() {
+                        break Some(work);
+                    }
+                }
                 Ok(work) => break Some(work),
                 Err(RecvTimeoutError::Timeout) if !is_due => break None,
                 Err(RecvTimeoutError::Timeout) if self.has_news() => break None,
@@ -368,7 +407,7 @@ impl Writer {
                 // That a step is wanted is all it says.
                 Work::Letter(..) => {}
                 // Records of a step are accepted as one set of definitions asks.
-                Work::Define(..) if !self.step.is_empty() || !self.group.is_empty() => {
+                Work::Define(..) if !self.step.records.is_empty() || !self.group.is_empty() => {
                     self.carried = Some(work);
                     break;
                 }
@@ -376,6 +415,7 @@ impl Writer {
             }
             next = if self.step.len() < STEP_EVENTS { self.queue.try_recv().ok() } else { None };
         }
+        self.take_lane()?;
         let until = self.read_on(u64::MAX);
         self.announce(until);
         if !goes_on && let Some(others) = &self.others {
@@ -408,6 +448,7 @@ impl Writer {
                         self.take(work)?;
                     }
                     self.read_up_to(round)?;
+                    self.take_lane()?;
                     if !self.held.is_empty() {
                         self.want();
                     }
@@ -423,6 +464,7 @@ impl Writer {
                     self.want();
                 }
                 Work::Letter(..) => {}
+                Work::Lane => self.want(),
                 Work::Stop => {
                     // The leader closes what is under way, and then tells everyone.
                     self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Stop));
@@ -434,19 +476,17 @@ impl Writer {
 
     /// Keeps work until the leader closes a step; what a stream has to keep need not wait for that.
     fn hold(&mut self, work: Work) -> Result<(), String> {
-        let waits = matches!(self.log, Backing::Own(_)) || matches!(work, Work::Ask(..));
-        if !waits {
+        if matches!(self.log, Backing::Stream(_)) {
             return self.take(work);
         }
-        if self.held.is_empty() {
-            self.want();
-        }
+        self.want();
         self.held.push_back(work);
         Ok(())
     }
 
     /// The leader closes this step.
     fn begin(&mut self, round: Round) {
+        self.wants = false;
         self.step.number = round.number;
         self.clock = self.clock.max(round.clock);
         if let Some((defined, position, clock)) = self.next.take() {
@@ -458,8 +498,18 @@ impl Writer {
         }
     }
 
-    fn want(&self) {
-        self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Want));
+    fn want(&mut self) {
+        if !std::mem::replace(&mut self.wants, true) {
+            self.others.iter().for_each(|others| others.tell(LEADER, &Letter::Want));
+        }
+    }
+
+    /// Takes all that has come by the lane.
+    fn take_lane(&mut self) -> Result<(), String> {
+        while let Ok(work) = self.lane.try_recv() {
+            self.take(work)?;
+        }
+        Ok(())
     }
 
     fn take(&mut self, work: Work) -> Result<(), String> {
@@ -479,6 +529,7 @@ impl Writer {
                 return Ok(());
             }
             Work::Failed(why) => return Err(why),
+            Work::Lane => return Ok(()),
             _ => {}
         }
         self.shared.queued.fetch_sub(1, Ordering::Relaxed);
@@ -493,6 +544,7 @@ impl Writer {
             }
             Work::DeadLetters(letters) => {
                 for letter in letters {
+                    let letter = self.without_erased(letter);
                     let position = self.write_json(record::DEAD_LETTER, &letter);
                     self.step.record(Record::Unreadable(position));
                     self.shared.lock().refused(letter.reason.name(), position);
@@ -515,7 +567,7 @@ impl Writer {
                 let (first, count) = (self.next_position(), corrections.len());
                 for correction in corrections {
                     let position = self.write_json(record::CORRECTION, &correction);
-                    self.step.record(correction.at(position, &self.secret));
+                    self.step.record(correction.at(position, self.clock, &self.secret));
                 }
                 self.waiting.receipts.push((reply, first, count));
             }
@@ -538,7 +590,7 @@ impl Writer {
                 }
                 self.durable.push(Durable::Dispatched(entries, reply));
             }
-            Work::Stop | Work::Letter(..) | Work::Read(_) | Work::NotKept(_) | Work::Failed(_) => {}
+            Work::Stop | Work::Lane | Work::Letter(..) | Work::Read(_) | Work::NotKept(_) | Work::Failed(_) => {}
         }
         Ok(())
     }
@@ -559,14 +611,13 @@ impl Writer {
         place(self.step.number, self.process(), self.group.len())
     }
 
-    /// Makes the group durable, then answers those who wait for that alone.
-    fn commit(&mut self) -> Result<(), String> {
-        let next = self.next_position();
+    /// Makes the group of a step durable, so that the step may be told; then answers those who wait for that alone.
+    fn commit(&mut self, number: u64) -> Result<(), String> {
         if let Backing::Own(log) = &mut self.log
             && !self.group.is_empty()
         {
-            self.step.position = next - 1;
-            log.append(self.step.number, &self.group).map_err(|error| error.to_string())?;
+            log.append(number, &self.group).map_err(|error| error.to_string())?;
+            self.engine.durable(number);
             self.group.clear();
         }
         let as_of = AsOf { position: self.step.position, clock: self.clock };
@@ -590,15 +641,21 @@ impl Writer {
         noted.into_iter().try_for_each(|position| self.destroy(position))
     }
 
-    /// Hands the step to the engine; waits while the engine is too far behind.
-    fn close(&mut self) {
+    /// Hands the step to the engine, and makes it durable meanwhile; waits while the engine is too far behind.
+    fn close(&mut self) -> Result<(), String> {
         if self.mode == ClockMode::Wall {
             self.step.clock = self.clock;
         }
+        if !self.group.is_empty() {
+            self.step.position = self.next_position() - 1;
+            self.step.is_durable = false;
+        }
         let step = self.step.close();
+        let number = step.number;
         let waiting = std::mem::take(&mut self.waiting);
-        self.shared.lock().steps.insert(step.number, (Instant::now(), waiting));
+        self.shared.lock().steps.insert(number, (Instant::now(), waiting));
         self.engine.step(step);
+        self.commit(number)?;
         // What is prepared must not make those wait who are to be answered now.
         let open_max = if self.is_preparing() { 1 } else { STEPS_OPEN_MAX };
         match self.mode {
@@ -608,6 +665,7 @@ impl Writer {
                 self.clock = clock;
             }
         }
+        Ok(())
     }
 
     /// Waits until so many steps are open at most.

@@ -88,7 +88,14 @@ pub fn history_of(random: &mut Random, erases: bool) -> Vec<String> {
             }
         }
     }
-    lines
+    if erases { lines.into_iter().map(|line| naming(&line)).collect() } else { lines }
+}
+
+/// A call that names ids where something else is read when these are struck: as its page, its channel, its device.
+fn naming(line: &str) -> String {
+    let line = line.replace(r#""path":"/0""#, r#""page":"a","path":"/0""#);
+    let line = line.replace(r#""medium":"cpc""#, r#""medium":"b","source":"news""#);
+    line.replace(r#""type":"ios""#, r#""type":"c""#)
 }
 
 fn unlink(random: &mut Random, ids: &[&str]) -> String {
@@ -132,6 +139,57 @@ fn burst(random: &mut Random, ids: &[&'static str], calls: &mut Vec<Call>, numbe
         made.push(call);
     }
     calls.extend(made);
+    lines
+}
+
+/// Two people with long histories, then links between them that come, are taken back, struck and claimed by others, in
+/// between events of either.
+pub fn merging(random: &mut Random) -> Vec<String> {
+    const PEOPLE: [&[&str]; 2] = [&["a", "b"], &["c", "d", "e"]];
+    let (mut lines, mut linking, mut now) = (Vec::new(), Vec::<Call>::new(), START);
+    let event = |random: &mut Random, message: u64, now: &mut i64| {
+        *now += [0, 1, 1_000, 5_000, 10_000, 30_000][random.below(6) as usize];
+        let late = if random.chance(20) { 1_000 * random.below(200) as i64 } else { 0 };
+        let person = PEOPLE[random.below(2) as usize];
+        let mut call = call(random, person, message, *now - late);
+        call.previous = call.previous.filter(|_| random.chance(50));
+        call.line()
+    };
+    let alias = |user, previous, message, timestamp| {
+        let (user, previous) = (Some(user), Some(previous));
+        Call { kind: "alias", message, timestamp, user, anonymous: None, previous, rest: String::new() }
+    };
+    for (number, (user, previous)) in [("a", "b"), ("c", "d"), ("c", "e")].into_iter().enumerate() {
+        lines.push(alias(user, previous, 1_000 + number as u64, now).line());
+    }
+    lines.extend((0..80).map(|number| event(random, number, &mut now)));
+    for message in 100..140 {
+        let [ours, theirs] = PEOPLE.map(|person| random.one(person));
+        match random.below(10) {
+            0..=3 => linking.push(alias(ours, theirs, message, now)),
+            // The earlier it says so, the more it takes away from others.
+            4 | 5 => {
+                let early = now - 1_000 * random.below(300) as i64;
+                let mut call = call(random, PEOPLE[0], message, early);
+                (call.user, call.anonymous, call.previous) = (Some(ours), Some(theirs), None);
+                linking.push(call);
+            }
+            6 | 7 if !linking.is_empty() => {
+                let gone = linking.remove(random.below(linking.len() as u64) as usize);
+                lines.push(retract(gone.own(), gone.message));
+                continue;
+            }
+            8 => {
+                lines.push(format!(r#"{{"type":"unlink","a":"{ours}","b":"{theirs}"}}"#));
+                continue;
+            }
+            _ => {
+                lines.push(event(random, message, &mut now));
+                continue;
+            }
+        }
+        lines.push(linking.last().expect("it was just put there").line());
+    }
     lines
 }
 
@@ -223,8 +281,8 @@ fn call(random: &mut Random, ids: &[&'static str], message: u64, timestamp: i64)
         "screen" => write!(rest, r#","name":"s{}""#, random.below(3)).unwrap(),
         "identify" => {
             let (plan, age) = (random.one(&["\"gold\"", "\"free\"", "null", "7"]), random.below(3) * 10);
-            write!(rest, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{}"}}}}"#, random.one(&["x", "y"]))
-                .unwrap();
+            let city = random.one(&["x", "y", "b"]);
+            write!(rest, r#","traits":{{"plan":{plan},"age":{age},"home":{{"city":"{city}"}}}}"#).unwrap();
         }
         "group" => write!(rest, r#","groupId":"g""#).unwrap(),
         _ => {}
@@ -239,9 +297,9 @@ fn track(event: &str, random: &mut Random) -> String {
 
 fn properties(random: &mut Random) -> String {
     let value = random.one(&["1", "2.5", "10", "0.0000005", "\"7\"", "null", "-3", "true", "1e13", "9000000000000"]);
-    let item = random.one(&["\"shoe\"", "\"hat\"", "3", "null", "true", "[1,2]"]);
+    let item = random.one(&["\"shoe\"", "\"hat\"", "3", "null", "true", "[1,2]", "\"c\""]);
     let order = random.one(&["\"o1\"", "\"o2\"", "1", "null"]);
-    let channel = random.one(&["\"mail\"", "\"ads\"", "\"direct\"", "null"]);
+    let channel = random.one(&["\"mail\"", "\"ads\"", "\"direct\"", "null", "\"e\""]);
     // Each named by one definition alone, which may come late.
     let odd = format!(r#""size":{},"colour":{},"grade":{}"#, random.below(3), random.below(3), random.below(3));
     format!(

@@ -39,7 +39,7 @@ fn pair(a: &str, b: &str) -> (String, String) {
 
 /// The records that take part in anything: not taken back, and not after the clock.
 pub fn present(records: &[Record], clock: i64) -> Vec<&Record> {
-    records.iter().filter(|r| r.live && r.at <= clock).collect()
+    records.iter().filter(|r| r.live && !r.waits && r.at <= clock).collect()
 }
 
 /// The two ids that a record could link by bearing them both.
@@ -144,15 +144,16 @@ pub fn component_of<'a>(components: &'a [BTreeSet<String>], id: &str) -> Option<
     components.iter().find(|group| group.contains(id))
 }
 
-/// Whether the last of the records joins people who were apart into one of more than `max_ids` ids.
-pub fn joins_too_many(records: &[Record], clock: i64, corrections: &Corrections, max_ids: usize) -> bool {
-    let (record, others) = records.split_last().expect("a record");
+/// Whether one of the records joins people who were apart without it into one of more than `max_ids` ids.
+pub fn joins_too_many(records: &[Record], place: usize, clock: i64, corrections: &Corrections, max_ids: usize) -> bool {
+    let record = &records[place];
     let own = [bears_both(record, corrections), alias(record, corrections)];
     if own.iter().all(Option::is_none) {
         return false;
     }
-    let before = components(&present(others, clock), corrections);
     let now = present(records, clock);
+    let others: Vec<&Record> = now.iter().copied().filter(|other| !std::ptr::eq(*other, record)).collect();
+    let before = components(&others, corrections);
     let after = components(&now, corrections);
     let edges = edges(&now, corrections);
     own.into_iter().flatten().any(|(a, b)| {

@@ -107,6 +107,8 @@ pub struct Oracle {
     keys: BTreeMap<(String, String), usize>,
     corrections: Corrections,
     clock: i64,
+    /// Events do not move the clock.
+    is_walled: bool,
     read: usize,
     verdicts: BTreeMap<&'static str, usize>,
 }
@@ -121,6 +123,7 @@ impl Oracle {
             keys: BTreeMap::new(),
             corrections: Corrections::default(),
             clock: 0,
+            is_walled: false,
             read: 0,
             verdicts: BTreeMap::new(),
         }
@@ -130,6 +133,24 @@ impl Oracle {
     pub fn with_lateness(mut self, lateness_ms: Option<i64>) -> Oracle {
         self.lateness = lateness_ms;
         self
+    }
+
+    /// The clock goes on by itself alone, as a wall's does: what is dated after it waits.
+    pub fn by_the_wall(self) -> Oracle {
+        Oracle { is_walled: true, ..self }
+    }
+
+    /// The clock goes on. What is reached takes part from then on, in order; whether it links is decided only now.
+    pub fn tick(&mut self, to: i64) {
+        let is_due = |record: &Record| record.waits && record.at <= to;
+        let mut due: Vec<usize> = (0..self.records.len()).filter(|place| is_due(&self.records[*place])).collect();
+        due.sort_by_key(|place| (self.records[*place].at, *place));
+        for place in due {
+            self.records[place].waits = false;
+            self.clock = self.clock.max(self.records[place].at);
+            self.link(place);
+        }
+        self.clock = self.clock.max(to);
     }
 
     /// Tells it what a user agent says of its device: type, OS, browser.
@@ -195,28 +216,34 @@ impl Oracle {
         if let Some(first) = self.keys.get(&key) {
             return if self.records[*first].same_content(&record) { "duplicate" } else { "conflict" };
         }
-        let stamp = self.clock.max(record.at);
+        let stamp = if self.is_walled { self.clock } else { self.clock.max(record.at) };
         if self.lateness.is_some_and(|lateness| record.at < stamp - lateness) {
             return "too_late";
         }
         self.clock = stamp;
         let at = record.at;
         record.strike(|id| self.corrections.is_erased(id, at));
-        self.keys.insert(key, self.records.len());
+        record.waits = at > self.clock;
+        let place = self.records.len();
+        self.keys.insert(key, place);
         self.records.push(record);
+        if self.records[place].waits || self.link(place) { "accepted" } else { "refused_edge" }
+    }
+
+    /// Whether the record of a place links what it says.
+    fn link(&mut self, place: usize) -> bool {
         let max_ids = self.definitions.max_ids;
-        if identity::joins_too_many(&self.records, self.clock, &self.corrections, max_ids) {
-            self.records.last_mut().expect("just pushed").linked = false;
-            return "refused_edge";
-        }
-        "accepted"
+        let linked = !self.records[place].live
+            || !identity::joins_too_many(&self.records, place, self.clock, &self.corrections, max_ids);
+        self.records[place].linked = linked;
+        linked
     }
 
     // Control lines. One that cannot be read has no effect.
 
     fn move_clock(&mut self, json: &Json) {
         if let Some(to) = json.get("to").integer() {
-            self.clock = self.clock.max(to);
+            self.tick(to);
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Record {
     pub live: bool,
     /// Its edges were not refused.
     pub linked: bool,
+    /// It was dated after the clock when it came, and the clock has not reached it.
+    pub waits: bool,
 }
 
 impl Record {
@@ -77,6 +79,7 @@ impl Record {
             fingerprint: Json::List(same).print(),
             live: true,
             linked: true,
+            waits: false,
         })
     }
 

@@ -18,7 +18,9 @@ use dataflows::intake::prepare;
 use dataflows::plan::{Horizons, Plan};
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
+use dataflows::profile::trial::{Outcome, Reread, Trial};
 use dataflows::protocol::{Answer, Closed, Question, Record, Response, Step, Terms, Watched};
+use dataflows::strike;
 use dataflows::time::Millis;
 use dataflows::total::Total;
 use ecow::EcoString;
@@ -49,6 +51,8 @@ pub struct Run {
     watched: BTreeMap<(Watched, String), i64>,
     credit: BTreeMap<Total, i128>,
     follows: bool,
+    /// Who was erased: all ids, up to which instant.
+    erased: Vec<(Vec<EcoString>, Millis)>,
     /// How records were decided that were not simply taken, by position.
     pub verdicts: BTreeMap<u64, Verdict>,
 }
@@ -89,7 +93,7 @@ const SECRET: [u8; 16] = [9; 16];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Definitions that are right.
-fn parse(definitions: &str) -> Arc<Definitions> {
+pub fn parse(definitions: &str) -> Arc<Definitions> {
     let parsed = Definitions::parse(definitions);
     Arc::new(parsed.unwrap_or_else(|problems| panic!("{problems:#?}\n{definitions}")).0)
 }
@@ -145,6 +149,7 @@ impl Run {
             watched: BTreeMap::new(),
             credit: BTreeMap::new(),
             follows: false,
+            erased: Vec::new(),
             verdicts: BTreeMap::new(),
         }
     }
@@ -196,37 +201,52 @@ impl Run {
 
     /// Takes one line; gives its position, if it can be read.
     pub fn push(&mut self, line: &str) -> Option<u64> {
-        self.lines.push(line.to_owned());
-        let record = prepare(line, self.position + 1, &mut self.decoder, &SECRET);
-        if let Ok(Record::Erase(erasure)) = record {
+        self.push_as(line, None)
+    }
+
+    /// Takes one line as a log stamps it.
+    pub fn push_stamped(&mut self, line: &str, stamp: Millis) -> Option<u64> {
+        self.push_as(line, Some(stamp))
+    }
+
+    fn push_as(&mut self, line: &str, stamp: Option<Millis>) -> Option<u64> {
+        let record = self.read(line);
+        let clock = stamp.unwrap_or_default();
+        self.steps.iter_mut().for_each(|step| step.clock = step.clock.max(clock));
+        if let Some(Record::Erase(erasure)) = record {
             return self.erase(*erasure);
         }
         self.position += 1;
-        let record = record.ok()?;
+        let mut record = record?;
         // Wherever it comes in, its place is the same.
         let process = self.position as usize % self.steps.len();
+        let lateness = self.steps[process].terms.lateness;
+        match (&mut record, stamp) {
+            (Record::Event(prepared), Some(stamp)) => prepared.stamp(stamp, lateness),
+            (Record::Retract(_, at, ..) | Record::Unlink(_, at, ..), Some(stamp)) => *at = stamp,
+            _ => {}
+        }
         self.steps[process].record(record);
         Some(self.position)
     }
 
-    /// Takes one line as a log stamps it whose clock stands at an instant before it, and at another with it.
-    pub fn push_stamped(&mut self, line: &str, before: i64, with: i64) -> Option<u64> {
-        self.lines.push(line.to_owned());
-        let record = prepare(line, self.position + 1, &mut self.decoder, &SECRET);
-        if let Ok(Record::Erase(erasure)) = record {
-            return self.erase(*erasure);
+    /// Reads a line as a log keeps it: without who was erased, where it is dated before that.
+    fn read(&mut self, line: &str) -> Option<Record> {
+        let mut record = prepare(line, self.position + 1, &mut self.decoder, &SECRET).ok();
+        let mut kept = line.to_owned();
+        if let Some(Record::Event(prepared)) = &mut record {
+            let at = prepared.event.timestamp;
+            let erased = self.erased.iter().filter(|(_, until)| at <= *until);
+            let ids: Vec<&EcoString> = erased.flat_map(|(ids, _)| ids).collect();
+            if let Some(struck) = strike::call(line, &|id| ids.iter().any(|gone| *gone == id)).expect("it was read") {
+                if let Ok(Record::Event(again)) = prepare(&struck, self.position + 1, &mut self.decoder, &SECRET) {
+                    prepared.event.details = again.event.details;
+                }
+                kept = struck;
+            }
         }
-        self.position += 1;
-        let mut record = record.ok()?;
-        let process = self.position as usize % self.steps.len();
-        if let Record::Event(prepared) = &mut record {
-            let lateness = self.steps[process].terms.lateness;
-            let earliest = lateness.map(|lateness| before.saturating_sub(lateness));
-            prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
-        }
-        self.steps[process].record(record);
-        self.steps.iter_mut().for_each(|step| step.clock = step.clock.max(with));
-        Some(self.position)
+        self.lines.push(kept);
+        record
     }
 
     /// All ids of whoever has an id by now, and the clock: what an erasure is of. A step under way is closed first,
@@ -247,9 +267,20 @@ impl Run {
         self.position = position;
         if !ids.is_empty() {
             let process = position as usize % self.steps.len();
-            for record in self.engines[process].erasing(Erasure { position, until, ids }) {
+            for record in self.engines[process].erasing(Erasure { position, until, ids: ids.clone() }) {
                 self.steps[process].record(record);
             }
+            // Bodies are struck when the step is closed; what the engine cannot know of them is told then.
+            self.close([], |_, _| {}).expect("a step finishes");
+            for (place, line) in (1..).zip(std::mem::take(&mut self.lines)) {
+                let struck = strike::call(&line, &|id| ids.iter().any(|gone| *gone == id)).ok().flatten();
+                let again = struck.as_ref().map(|line| prepare(line, place, &mut self.decoder, &SECRET));
+                if let Some(Ok(Record::Event(prepared))) = again {
+                    self.steps[process].record(Record::Reread(prepared.event));
+                }
+                self.lines.push(struck.unwrap_or(line));
+            }
+            self.erased.push((ids, until));
         }
         Some(position)
     }
@@ -283,6 +314,54 @@ impl Run {
         }
         self.coming = Some(plan);
         Ok(())
+    }
+
+    /// The definitions that hold.
+    pub fn definitions(&self) -> Arc<Definitions> {
+        Arc::clone(&self.plan.definitions)
+    }
+
+    /// The clock of the last step.
+    pub fn clock(&self) -> Millis {
+        self.clock
+    }
+
+    /// The plan of what holds.
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.plan)
+    }
+
+    /// Tries something; before each time that the engine is asked how far it is, something may come in. What
+    /// definitions name that is not kept is read again from what has come in before.
+    pub fn what_if(&mut self, mut trial: Trial, mut meanwhile: impl FnMut(&mut Run)) -> Result<Vec<Outcome>, Stalled> {
+        if self.steps.iter().any(|step| !step.is_empty()) {
+            self.close([], |_, _| {})?;
+        }
+        let plans = trial.plans(&self.plan);
+        let named = plans.last().map(|plan| Arc::clone(&plan.vocabulary));
+        if let Some(named) = named.filter(|named| named.wants_more_than(&self.plan.vocabulary)) {
+            let mut decoder = Decoder::new(Arc::clone(&named));
+            let lines = (1..).zip(&self.lines);
+            let read = lines.filter_map(|(position, line)| match prepare(line, position, &mut decoder, &SECRET) {
+                Ok(Record::Event(prepared)) => Some(prepared.event),
+                _ => None,
+            });
+            let events = read.filter(|event| named.wants_more_of(event.name, &self.plan.vocabulary)).collect();
+            trial.reread = Some(Reread { until: (self.position, self.clock), events });
+        }
+        let trial = Arc::new(trial);
+        let mut begins = Some(Arc::clone(&trial));
+        loop {
+            meanwhile(self);
+            let mut parts = Vec::new();
+            // Two questions a step, so that the first is asked by one process alone.
+            let questions = [Question::WhatIf(1, begins.take()), Question::Totals];
+            self.close(questions, |place, part| parts.extend(Some(part).filter(|_| place == 0)))?;
+            if let Some(outcomes) = trial.whole(parts) {
+                self.close([Question::Forget(1)], |_, _| {})?;
+                return Ok(outcomes);
+            }
+        }
     }
 
     /// Whether definitions that are to hold do not yet.
@@ -446,7 +525,7 @@ impl Drop for Run {
 }
 
 /// The connections that each of several processes has to the others.
-fn connections(processes: usize) -> Vec<Vec<Option<UnixStream>>> {
+pub fn connections(processes: usize) -> Vec<Vec<Option<UnixStream>>> {
     let mut all: Vec<Vec<_>> = (0..processes).map(|_| (0..processes).map(|_| None).collect()).collect();
     for (low, high) in (0..processes).flat_map(|high| (0..high).map(move |low| (low, high))) {
         let (a, b) = UnixStream::pair().expect("the system gives sockets");

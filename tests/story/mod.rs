@@ -17,10 +17,13 @@
 //!   - expect: { profiles: [ { id: ada, segments: [vip] } ], intents: [ { campaign: hello, at: 10:00 } ] }
 //!     absent: { intents: [ { campaign: bye } ] }
 //!     count: { sessions: 1 }
+//!   - dry_run: { from: 00:00, to: +28d 00:00, define: { ... } }   # this span played again, under these definitions
+//!     expect: { intents: [ { campaign: hello } ] }
 //! ```
 //! Events without an `id` are `m1`, `m2`, … in their order. `expect` holds patterns of rows as the engine dumps them,
 //! each for exactly one row; `absent` those of no row; `count` says how many rows there are. A pattern names what it is
 //! about: a map holds of any with these entries, a list of any with these items in it, and `[]` only of the empty one.
+//! Of a dry run they speak of its intents; one without `define` must list what stands.
 //! A text for a map is its `name` or `state`; a time of the day for a number is that instant.
 
 mod yaml;
@@ -52,7 +55,7 @@ impl Story {
                 What::Call(line) => calls.push(line.clone()),
                 What::Control(line) => controls.push(line.clone()),
                 What::Erasure(ids) => calls = calls.iter().filter_map(|line| struck(line, ids)).collect(),
-                What::Definitions(_) | What::Verdict(_) => {}
+                What::Definitions(_) | What::Verdict(_) | What::DryRun(_) => {}
             }
         }
         (calls, controls)
@@ -98,6 +101,17 @@ pub enum What {
     Definitions(String),
     /// What must be true.
     Verdict(Verdict),
+    /// What would have been.
+    DryRun(DryRun),
+}
+
+/// A span of the past that is played again.
+pub struct DryRun {
+    pub from: i64,
+    pub to: i64,
+    /// Under these definitions; none: those that hold.
+    pub definitions: Option<String>,
+    pub verdict: Verdict,
 }
 
 /// Patterns of rows, and how many rows they are of.
@@ -109,13 +123,14 @@ pub struct Verdict {
 /// A story's own keys.
 const STORY: &[&str] = &["title", "day", "definitions", "clock", "steps"];
 /// What a step may hold, by the first of its keys that it has.
-const STEPS: [&[&str]; 9] = [
+const STEPS: [&[&str]; 10] = [
     &["at", "user", "anonymous", "event", "identify", "alias", "properties", "context", "id"],
     &["clock"],
     &["retract", "of"],
     &["unlink"],
     &["erase"],
     &["define"],
+    &["dry_run", "expect", "absent", "count"],
     &["expect", "absent", "count"],
     &["absent", "count"],
     &["count"],
@@ -196,8 +211,18 @@ impl Day {
                 Ok(What::Erasure(ids.iter().map(word).collect()))
             }
             "define" => {
+                step["define"].as_object().ok_or("what is defined stands by kind")?;
                 define(standing, &step["define"])?;
                 Ok(What::Definitions(standing.to_string()))
+            }
+            "dry_run" => {
+                let run = &step["dry_run"];
+                known(run, &["from", "to", "define"])?;
+                let (from, to) = (self.time(&run["from"])?, self.time(&run["to"])?);
+                let mut tried = standing.clone();
+                define(&mut tried, &run["define"])?;
+                let definitions = Some(tried.to_string()).filter(|_| !run["define"].is_null());
+                Ok(What::DryRun(DryRun { from, to, definitions, verdict: self.verdict(step)? }))
             }
             _ => self.verdict(step).map(What::Verdict),
         }
@@ -262,7 +287,7 @@ impl Verdict {
 
 /// Puts documents in the place of those of their kind and name.
 fn define(standing: &mut Value, change: &Value) -> Result<(), String> {
-    for (kind, documents) in change.as_object().ok_or("what is defined stands by kind")? {
+    for (kind, documents) in change.as_object().into_iter().flatten() {
         let standing = standing.get_mut(kind).and_then(Value::as_object_mut);
         let standing = standing.ok_or_else(|| format!("the story itself defines no `{kind}` by name"))?;
         for (name, document) in documents.as_object().ok_or("what is defined stands by name")? {

@@ -23,6 +23,8 @@ pub(super) struct Turn {
     pub(super) clock: Millis,
     /// What is asked of its records.
     pub(super) terms: Terms,
+    /// Whether intents may go out.
+    pub(super) sends: bool,
     /// Definitions to come, to be prepared for from now on.
     pub(super) plan: Option<Arc<Plan>>,
     /// What is asked here.
@@ -75,8 +77,11 @@ impl Accepting {
         record: Record,
         lateness: Option<Millis>,
         admit: &mut impl FnMut(Admitted),
-        link: &mut impl FnMut(u64, Change),
+        link: &mut impl FnMut(u64, Millis, Change),
     ) -> Option<(u64, Verdict)> {
+        // Where events move the clock none is ever ahead of it.
+        let is_stamped = self.acceptance == Acceptance::Stamped;
+        let mut link = |position, stamp, change| link(position, if is_stamped { stamp } else { Millis::MAX }, change);
         match record {
             Record::Event(mut prepared) => {
                 let (position, timestamp) = (prepared.event.position, prepared.event.timestamp);
@@ -90,27 +95,31 @@ impl Accepting {
                 self.accepted += 1;
                 self.strike(&mut prepared.event);
                 if let Some(stated) = prepared.link.and_then(|link| self.struck(*link)) {
-                    link(position, Change::Link(stated));
+                    link(position, stated.stamp, Change::Link(stated));
                 }
                 admit(Admitted::Event(prepared.event));
             }
-            Record::Retract(position, own, message_id, entry) => {
+            Record::Retract(position, stamp, own, message_id, entry) => {
                 // What was not accepted before cannot be taken back: what comes after stands.
                 if !self.admission.has(entry) {
                     return Some((position, Verdict::Unknown));
                 }
-                link(position, Change::Retract(own.clone(), message_id.clone()));
+                link(position, stamp, Change::Retract(own.clone(), message_id.clone()));
                 admit(Admitted::Retract(own, message_id));
             }
             Record::Reread(mut event) => {
                 self.strike(&mut event);
                 admit(Admitted::Reread(event));
             }
-            Record::Unlink(position, a, b) => link(position, Change::Unlink(a, b)),
+            Record::Unlink(position, stamp, a, b) => link(position, stamp, Change::Unlink(a, b)),
             Record::Clock(_, to) => drop(self.tick(to)),
             Record::Unreadable(position) => return Some((position, Verdict::Invalid)),
             Record::Bar(bar) => bar.marks.iter().for_each(|mark| self.erased.add(*mark, bar.until)),
-            Record::Erase(erasure) => link(erasure.position, Change::Erase(*erasure)),
+            Record::Erase(erasure) => {
+                // Of whom nothing is taken any more, the clock is that of the step.
+                link(erasure.position, erasure.until.min(self.clock), Change::Erase(*erasure));
+            }
+            Record::Settled(settled) => link(0, Millis::MIN, Change::Settled(*settled)),
             Record::Destroyed(Destroyed { position, timestamp, is_late, entry, .. }) => {
                 let verdict = self.admit(entry, timestamp, is_late, lateness);
                 return Some((position, verdict)).filter(|_| verdict != Verdict::Accepted);

@@ -33,7 +33,7 @@ use crate::admission::Verdict;
 use crate::event::Event;
 use crate::identity::{Change, Component, Erasure, Id, Identity, Move};
 use crate::plan::Plan;
-use crate::profile::answers::IntentRow;
+use crate::profile::answers::{IntentRow, ProfileRow};
 use crate::protocol::{Answer, Question, Record, Step, Terms, Watched};
 use crate::time::Millis;
 use crate::total::{Counted, Total};
@@ -52,6 +52,10 @@ pub(super) struct Inputs {
     letters: InputHandle<Time, CapacityContainerBuilder<Vec<Letter>>>,
     records: InputHandle<Time, CapacityContainerBuilder<Batch<Record>>>,
     turns: InputHandle<Time, CapacityContainerBuilder<Vec<Turn>>>,
+    /// Nothing comes in here: it passes a step when that is durable.
+    durable: InputHandle<Time, CapacityContainerBuilder<Vec<Told>>>,
+    /// Whether this worker is the one of its process that is told when.
+    hears: bool,
 }
 
 /// What a worker takes out.
@@ -74,6 +78,8 @@ pub(super) enum Saying {
     Verdict(u64, Verdict),
     /// An intent came or went.
     Intent(IntentRow, i8),
+    /// Whom intents came for that may go out at once.
+    Person(#[serde(with = "as_json")] Box<ProfileRow>),
     /// Somebody is erased.
     Erased(Erasure),
     /// By the erasure of a place so many events are gone from a worker.
@@ -90,17 +96,16 @@ pub(super) enum Saying {
     Answer(u64, #[serde(with = "as_json")] Answer),
 }
 
-/// Answers hold JSON as it is, which goes through JSON alone.
+/// Rows hold JSON as it is, which goes through JSON alone.
 mod as_json {
-    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+    use serde::de::DeserializeOwned;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-    use crate::protocol::Answer;
-
-    pub(super) fn serialize<S: Serializer>(answer: &Answer, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&serde_json::to_string(answer).map_err(ser::Error::custom)?)
+    pub(super) fn serialize<T: Serialize, S: Serializer>(rows: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&serde_json::to_string(rows).map_err(ser::Error::custom)?)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Answer, D::Error> {
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         serde_json::from_str(&String::deserialize(from)?).map_err(de::Error::custom)
     }
 }
@@ -139,8 +144,8 @@ pub(super) struct Ask {
 /// What the identity of ids is made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Linked {
-    /// A change, with its place in the log.
-    Change(u64, Change),
+    /// A change, with its place in the log, and the clock by which it is made.
+    Change(u64, Millis, Change),
     /// The clock goes on.
     Clock(Millis),
 }
@@ -154,8 +159,9 @@ pub(super) enum Assignment {
     Leave(Move),
     /// To the worker of a person: these ids are one.
     Share(Component),
-    /// To a worker: what it keeps of somebody goes, and what it keeps of others that names them.
-    Strike(usize, Erasure),
+    /// To a worker: what it keeps of somebody goes, and what it keeps of others that names them. The keys of those who
+    /// have the ids at the end of the step are told, too.
+    Strike(usize, Erasure, Vec<Id>),
 }
 
 /// What goes on from the worker of an id to that of its person, by its key.
@@ -186,15 +192,26 @@ impl Now {
 impl Inputs {
     /// Puts a step in, and promises that nothing more of it will come from this worker.
     pub(super) fn give(&mut self, time: Time, step: Step) {
-        let Step { position, clock, terms, records, plan, questions, .. } = step;
+        let Step { number, position, clock, terms, is_durable, sends, records, plan, questions } = step;
         self.records.advance_to(time);
         self.turns.advance_to(time);
         for chunk in records {
             self.records.send_batch(&mut chunk.into());
         }
-        self.turns.send(Turn { position, clock, terms, plan, questions });
+        self.turns.send(Turn { position, clock, terms, sends, plan, questions });
         self.records.advance_to(time + 2);
         self.turns.advance_to(time + 2);
+        if is_durable || !self.hears {
+            self.durable(number);
+        }
+    }
+
+    /// All that this process has of steps up to a number is durable.
+    pub(super) fn durable(&mut self, number: u64) {
+        let next = (number + 1) << 1;
+        if *self.durable.time() < next {
+            self.durable.advance_to(next);
+        }
     }
 
     /// Sends a letter from one process to another.
@@ -230,7 +247,13 @@ pub(super) fn assemble(
     (acceptance, secret): (Acceptance, [u8; 16]),
     workers: usize,
 ) -> (Inputs, Outputs) {
-    let mut inputs = Inputs { letters: InputHandle::new(), records: InputHandle::new(), turns: InputHandle::new() };
+    let mut inputs = Inputs {
+        letters: InputHandle::new(),
+        records: InputHandle::new(),
+        turns: InputHandle::new(),
+        durable: InputHandle::new(),
+        hears: worker.index().is_multiple_of(workers),
+    };
     let outputs = Outputs { letters: Rc::default(), said: Rc::default(), through: Rc::default() };
     let arrived = Rc::clone(&outputs.letters);
     // Letters wait for nothing: they are handed over as they come.
@@ -244,6 +267,7 @@ pub(super) fn assemble(
     worker.dataflow_named("Thalweg", |scope| {
         let records = scope.input_from(&mut inputs.records);
         let turns = scope.input_from(&mut inputs.turns);
+        let durable = scope.input_from(&mut inputs.durable);
         let ready = Rc::new(Cell::new(0));
         let accepted = accept(records, turns.clone(), Accepting::new(acceptance, secret), workers, Rc::clone(&ready));
         let (assigned, refused) = identity(accepted.links, accepted.signals.clone(), turns.clone(), workers);
@@ -261,7 +285,7 @@ pub(super) fn assemble(
             profiles(admitted, signals.clone(), assigned, forwarded, turns, Profiles::new(plan, ready), workers);
         forward.connect_loop(loops);
         let counted = totals(changes.arrange_by_self_named("Totals"), signals);
-        let told = scope.concatenate([accepted.told, refused, told, counted]);
+        let told = scope.concatenate([accepted.told, refused, told, counted, durable]);
         collect(told, Rc::clone(&outputs.said), Rc::clone(&outputs.through));
     });
     (inputs, outputs)
@@ -295,10 +319,15 @@ fn accept<'s>(
         _ if is_one => 0,
         Record::Event(prepared) => route(&prepared.event.own),
         Record::Reread(event) => route(&event.own),
-        Record::Retract(_, own, ..) => route(own),
+        Record::Retract(_, _, own, ..) => route(own),
         Record::Bar(bar) => bar.worker,
         Record::Destroyed(destroyed) => destroyed.route,
-        Record::Unlink(..) | Record::Clock(..) | Record::Unreadable(_) | Record::Erase(_) | Record::Decided(..) => 0,
+        Record::Unlink(..)
+        | Record::Clock(..)
+        | Record::Unreadable(_)
+        | Record::Erase(_)
+        | Record::Decided(..)
+        | Record::Settled(_) => 0,
     });
     let mut builder = OperatorBuilder::new("Acceptance".to_owned(), scope);
     let mut records = builder.new_input(records, by_id);
@@ -341,7 +370,7 @@ fn accept<'s>(
                 let mut told = told.session(&on_told);
                 accepting.tick(turn.clock);
                 let mut admit = |admitting| admitted.give(admitting);
-                let mut link = |position, change| links.give(Linked::Change(position, change));
+                let mut link = |position, stamp, change| links.give(Linked::Change(position, stamp, change));
                 for record in in_order(arrived.remove(&time).unwrap_or_default()).into_iter().flatten() {
                     let verdict = accepting.decide(record, turn.terms.lateness, &mut admit, &mut link);
                     if let Some((position, verdict)) = verdict {
@@ -423,17 +452,18 @@ fn identity<'s>(
                 let (mut changes, mut clock) = (Vec::new(), 0);
                 for linked in linked {
                     match linked {
-                        Linked::Change(position, change) => changes.push((position, change)),
+                        Linked::Change(position, stamp, change) => changes.push((position, stamp, change)),
                         Linked::Clock(to) => clock = clock.max(to),
                     }
                 }
-                changes.sort_by_key(|(position, _)| *position);
-                let erased = changes.iter().filter_map(|(_, change)| match change {
+                changes.sort_by_key(|(position, ..)| *position);
+                let erased = changes.iter().filter_map(|(.., change)| match change {
                     Change::Erase(erasure) => Some(erasure.clone()),
                     _ => None,
                 });
                 let erased: Vec<Erasure> = erased.collect();
-                let outcome = identity.apply(changes.into_iter().map(|(_, change)| change), clock, ids_max);
+                let outcome =
+                    identity.apply(changes.into_iter().map(|(_, stamp, change)| (stamp, change)), clock, ids_max);
                 let mut assigned = assigned.session(&on_assigned);
                 for moved in outcome.moves {
                     assigned.give(Assignment::Home(moved.id.clone(), moved.to.clone()));
@@ -442,7 +472,10 @@ fn identity<'s>(
                 assigned.give_iterator(outcome.components.into_iter().map(Assignment::Share));
                 let mut told = told.session(&on_told);
                 for erasure in erased {
-                    assigned.give_iterator((0..peers).map(|peer| Assignment::Strike(peer, erasure.clone())));
+                    let keys = erasure.ids.iter().map(|id| identity.key(id).unwrap_or(id).clone());
+                    let keys: Vec<Id> = keys.collect();
+                    let strike = |peer| Assignment::Strike(peer, erasure.clone(), keys.clone());
+                    assigned.give_iterator((0..peers).map(strike));
                     told.give_iterator((0..peers).step_by(workers).map(|to| (to, Saying::Erased(erasure.clone()))));
                 }
                 for position in outcome.refused {
@@ -456,6 +489,7 @@ fn identity<'s>(
                         Question::Unlinked { after, limit } => {
                             Answer::Unlinked(identity.unlinked(after.as_ref(), *limit))
                         }
+                        Question::Apart(events) => Answer::Apart(identity.without(events)),
                         _ => continue,
                     };
                     told.give((to, Saying::Answer(number, answer)));
@@ -551,6 +585,7 @@ struct Under {
     admitted: Vec<Vec<Admitted>>,
     assigned: Vec<Assignment>,
     forwarded: Vec<(Id, Forward)>,
+    sends: bool,
     plan: Option<Arc<Plan>>,
 }
 
@@ -566,6 +601,7 @@ fn under<'u>(stash: &'u mut BTreeMap<Time, Under>, capability: &InputCapability<
         admitted: Vec::new(),
         assigned: Vec::new(),
         forwarded: Vec::new(),
+        sends: false,
         plan: None,
     }))
 }
@@ -587,7 +623,7 @@ fn profiles<'s>(
     let by_concern = Exchange::new(|assignment: &Assignment| match assignment {
         Assignment::Home(id, _) => route(id),
         Assignment::Leave(Move { from: key, .. }) | Assignment::Share(Component { key, .. }) => route(key),
-        Assignment::Strike(peer, _) => *peer as u64,
+        Assignment::Strike(peer, ..) => *peer as u64,
     });
     let by_key = Batches::new(|(key, _): &(Id, Forward)| route(key));
     let mut builder = OperatorBuilder::new("Profiles".to_owned(), scope);
@@ -605,6 +641,7 @@ fn profiles<'s>(
     let mut forward = OutputBuilder::<_, CapacityContainerBuilder<Batch<(Id, Forward)>>>::from(forward);
     let mut changes = OutputBuilder::<_, CapacityContainerBuilder<Vec<(Counted, Time, i128)>>>::from(changes);
     let mut told = OutputBuilder::<_, CapacityContainerBuilder<Vec<Told>>>::from(told);
+    let again = scope.activator_for(builder.operator_info().address);
     builder.build(move |capabilities| {
         drop(capabilities);
         let mut stash: BTreeMap<Time, Under> = BTreeMap::new();
@@ -625,7 +662,7 @@ fn profiles<'s>(
             });
             turns.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
-                under.plan = data.pop().and_then(|turn| turn.plan);
+                (under.sends, under.plan) = data.pop().map_or((false, None), |turn| (turn.sends, turn.plan));
             });
             admitted.for_each(|capability, data| {
                 let Some(under) = under(&mut stash, &capability) else { return };
@@ -660,10 +697,10 @@ fn profiles<'s>(
                 if frontiers[4].less_equal(&(time + 1)) {
                     break;
                 }
-                let Under { second: [on_changes, on_told], now, forwarded, plan, .. } = step.remove();
+                let Under { second: [on_changes, on_told], now, forwarded, sends, plan, .. } = step.remove();
                 let now = now.unwrap_or_default();
-                let settled = profiles.settle(now, forwarded, plan);
-                let Settled { totals, intents, rows, credit, answers, switched, prepared, gone } = settled;
+                let settled = profiles.settle(now, forwarded, sends, plan);
+                let Settled { totals, intents, people, rows, credit, answers, switched, prepared, gone } = settled;
                 let totals = totals.into_iter().map(|(total, change)| (total, time + 1, change));
                 changes.session(&on_changes).give_iterator(totals);
                 let mut told = told.session(&on_told);
@@ -685,11 +722,16 @@ fn profiles<'s>(
                         told.give((first, Saying::Intent(intent.clone(), change)));
                     }
                 }
+                // Messages leave by the first process.
+                told.give_iterator(people.into_iter().map(|person| (0, Saying::Person(Box::new(person)))));
                 told.give_iterator(
                     rows.into_iter().map(|(to, view, row, change)| (to, Saying::Row(view, row, change))),
                 );
                 told.give_iterator(credit.into_iter().map(|(to, total, change)| (to, Saying::Credit(total, change))));
                 told.give_iterator(answers.into_iter().map(|(to, number, part)| (to, Saying::Answer(number, part))));
+            }
+            if stash.is_empty() && profiles.idle() {
+                again.activate();
             }
         }
     });

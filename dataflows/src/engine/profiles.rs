@@ -1,10 +1,11 @@
 //! The profiles of one worker: what arrives for them in the first beat of a step, and what is true of them after it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use differential_dataflow::hashable::Hashable;
 use ecow::EcoString;
 use hashbrown::{HashMap, HashSet};
 
@@ -12,13 +13,13 @@ use super::acceptance::Admitted;
 use super::assemble::{Ask, Assignment, Forward, Now};
 use super::watch::{Change, Watch};
 use super::what_if::WhatIf;
-use crate::event::Event;
+use crate::event::{Context, Event};
 use crate::identity::{Erasure, Id, Move};
 use crate::keyed::{Folding, Keyed, Slot};
 use crate::plan::Plan;
-use crate::profile::answers::{Asked, IntentRow, Page, Rows, SessionRow, View, intent_row, public_id};
+use crate::profile::answers::{Asked, IntentRow, Page, ProfileRow, Rows, SessionRow, View, intent_row, public_id};
 use crate::profile::attribution::Credit;
-use crate::profile::campaigns::{Intent, Meant};
+use crate::profile::campaigns::{Intent, Meant, Status};
 use crate::profile::explain::{INSTANTS_MAX, explain};
 use crate::profile::sums::{Credited, Span, Visits};
 use crate::profile::trial::Trial;
@@ -36,11 +37,17 @@ pub(super) struct Profiles {
     intents: Vec<(IntentRow, i8)>,
     retracts: Vec<(Id, Id, EcoString)>,
     reread: Vec<(Id, Event)>,
-    erasures: Vec<Erasure>,
+    erasures: Vec<(Erasure, Vec<Id>)>,
+    /// Hashes of all texts that events here carry, since somebody was erased: whose id is none of them, nobody names.
+    texts: Option<HashSet<u64>>,
+    /// By own id, how many events were taken back.
+    retracted: HashMap<Id, u64>,
     /// How many plans came for which to prepare.
     plans: u64,
     /// The number of the one for which all is prepared, which every worker has to know; 0: there is none.
     ready: Rc<Cell<u64>>,
+    /// That of the last step.
+    clock: Millis,
     asked: Vec<(Ask, Option<Id>)>,
     watch: Watch,
     /// Definitions that are tried, by who asks.
@@ -54,6 +61,8 @@ pub(super) struct Settled {
     pub(super) totals: Vec<(Counted, i128)>,
     /// Intents that came and went.
     pub(super) intents: Vec<(IntentRow, i8)>,
+    /// Whom intents came for that may go out at once.
+    pub(super) people: Vec<ProfileRow>,
     /// Rows that are watched, and changed.
     pub(super) rows: Vec<Change>,
     /// Credit that is watched, and changed: to which worker, what, by how much.
@@ -78,8 +87,11 @@ impl Profiles {
             retracts: Vec::new(),
             reread: Vec::new(),
             erasures: Vec::new(),
+            texts: None,
+            retracted: HashMap::new(),
             plans: 0,
             ready,
+            clock: 0,
             asked: Vec::new(),
             watch: Watch::default(),
             tried: BTreeMap::new(),
@@ -93,7 +105,7 @@ impl Profiles {
             Assignment::Home(id, key) => drop(self.away.insert(id, key)),
             Assignment::Share(component) => self.keyed.share(&component.key, component.ids),
             // What comes in the same step has to be there first.
-            Assignment::Strike(_, erasure) => self.erasures.push(erasure),
+            Assignment::Strike(_, erasure, keys) => self.erasures.push((erasure, keys)),
             Assignment::Leave(Move { id, from, to }) => {
                 for event in self.extract(&from, |event| event.own == id) {
                     send(to.clone(), Forward::Event(event));
@@ -134,8 +146,14 @@ impl Profiles {
         if self.away.is_empty() { None } else { self.away.get(id).cloned() }
     }
 
-    /// The second beat: all has arrived.
-    pub(super) fn settle(&mut self, now: Now, forwarded: Vec<(Id, Forward)>, plan: Option<Arc<Plan>>) -> Settled {
+    /// The second beat: all has arrived. Where intents may go out, whom they are for is told.
+    pub(super) fn settle(
+        &mut self,
+        now: Now,
+        forwarded: Vec<(Id, Forward)>,
+        sends: bool,
+        plan: Option<Arc<Plan>>,
+    ) -> Settled {
         let clock = now.clock;
         for (key, forward) in forwarded {
             match forward {
@@ -150,21 +168,40 @@ impl Profiles {
             }
         }
         for (key, own, message_id) in std::mem::take(&mut self.retracts) {
-            self.extract(&key, |event| event.own == own && event.message_id == message_id);
-        }
-        for (key, event) in std::mem::take(&mut self.reread) {
-            let known = self.keyed.find_mut(&key, &event).filter(|known| known.position == event.position);
-            if let Some(known) = known {
-                (known.name, known.details) = (event.name, event.details);
+            let gone = self.extract(&key, |event| event.own == own && event.message_id == message_id);
+            if !gone.is_empty() {
+                *self.retracted.entry(own).or_default() += 1;
             }
         }
+        let nothing = Context::default();
+        for (key, event) in std::mem::take(&mut self.reread) {
+            let known = self.keyed.find_mut(&key, &event).filter(|known| known.position == event.position);
+            let Some(known) = known else { continue };
+            note(&mut self.texts, &event);
+            if event.context().unwrap_or(&nothing) == known.context().unwrap_or(&nothing) {
+                (known.name, known.details) = (event.name, event.details);
+                continue;
+            }
+            // What names somebody who was erased was struck from it, and something else stands there instead.
+            self.extract(&key, |known| known.position == event.position);
+            let slot = self.keyed.touch(&key);
+            self.insert(slot, event);
+        }
         let mut settled = Settled::default();
-        for erasure in std::mem::take(&mut self.erasures) {
-            settled.gone.push((erasure.position, self.strike(&erasure)));
+        for (erasure, keys) in std::mem::take(&mut self.erasures) {
+            settled.gone.push((erasure.position, self.strike(&erasure, keys)));
         }
         let (watch, intents, rows) = (&mut self.watch, &mut self.intents, &mut settled.rows);
         self.keyed.advance(clock, |plan, slot, effects| {
+            let goes_out = |(Meant { intent, .. }, change): &(Meant, i8)| {
+                *change > 0 && intent.status == Status::Due && intent.not_before <= clock
+            };
+            let is_told = sends && effects.intents.iter().any(goes_out);
             tell(plan, slot, effects, intents);
+            if is_told {
+                let one = person(plan, slot, &effects.credit, clock);
+                settled.people.extend(one.map(|one| one.profile()));
+            }
             if !watch.is_idle() {
                 watch.touched(&slot.key, person(plan, slot, &effects.credit, clock), rows);
             }
@@ -184,12 +221,9 @@ impl Profiles {
             self.plans += 1;
             self.ready.set(0);
         }
-        if let Some(next) = self.keyed.coming() {
-            // Nobody is told of them before they hold.
-            next.effects.intents.clear();
-            if self.keyed.prepare(clock, PREPARED_ENTRIES) {
-                self.ready.set(self.plans);
-            }
+        self.clock = clock;
+        if self.keyed.coming().is_some() {
+            self.prepare(PREPARED_ENTRIES);
             let (done, all) = self.keyed.progress();
             settled.prepared = Some((done as u64, all as u64));
         }
@@ -218,6 +252,25 @@ impl Profiles {
         settled
     }
 
+    /// No step is under way: does a little of what can wait. Whether there is more of it.
+    pub(super) fn idle(&mut self) -> bool {
+        // Builds that check leave every other change to the steps, so that many of those see it under way.
+        let prepares = !cfg!(debug_assertions) || self.plans.is_multiple_of(2);
+        self.keyed.give_back(GIVEN_BACK) | (prepares && self.prepare(IDLE_ENTRIES))
+    }
+
+    /// Prepares histories of so many entries for definitions to come. Whether there are more.
+    fn prepare(&mut self, entries: usize) -> bool {
+        let Some(next) = self.keyed.coming().filter(|_| self.ready.get() != self.plans) else { return false };
+        // Nobody is told of them before they hold.
+        next.effects.intents.clear();
+        let is_ready = self.keyed.prepare(self.clock, entries);
+        if is_ready {
+            self.ready.set(self.plans);
+        }
+        !is_ready
+    }
+
     /// What was prepared on every worker holds from now on: tells the difference.
     fn switch(&mut self, clock: Millis, settled: &mut Settled) {
         let intents = &mut self.intents;
@@ -232,6 +285,8 @@ impl Profiles {
         }
         settled.totals.extend(changes.into_iter().filter(|(_, change)| *change != 0));
         settled.switched = Some(self.plans);
+        // They are as the definitions before say.
+        settled.people.clear();
         self.ready.set(0);
         if !self.watch.is_idle() {
             let Folding { fold, effects } = &self.keyed.now;
@@ -251,6 +306,7 @@ impl Profiles {
     }
 
     fn insert(&mut self, slot: u32, event: Event) {
+        note(&mut self.texts, &event);
         let intents = &mut self.intents;
         self.keyed.insert(slot, event, |plan, slot, effects| took_back(plan, slot, effects, intents));
     }
@@ -261,14 +317,27 @@ impl Profiles {
     }
 
     /// Takes out what is kept here of somebody, and of others what names them; gives how many events were theirs.
-    fn strike(&mut self, Erasure { position, ids, .. }: &Erasure) -> u64 {
+    fn strike(&mut self, Erasure { position, ids, .. }: &Erasure, keys: Vec<Id>) -> u64 {
         let ids: HashSet<&str> = ids.iter().map(EcoString::as_str).collect();
         let gone = |id: &str| ids.contains(id);
         let is_meant = |event: &Event| event.position < *position && (gone(&event.own) || names(event, &gone));
-        // Anybody's events may name them, so all are looked at.
         let has_any = |slot: &&Slot<Plan>| slot.history.entries().iter().any(is_meant);
-        let keys: Vec<Id> = self.keyed.slots().iter().filter(has_any).map(|slot| slot.key.clone()).collect();
-        let mut count = 0;
+        let everyone = self.keyed.slots();
+        let texts = self.texts.get_or_insert_with(|| {
+            let (mut texts, mut seen) = (Some(HashSet::new()), HashSet::new());
+            let all = everyone.iter().flat_map(|slot| slot.history.entries());
+            // What many carry alike they share.
+            let different = all.filter(|event| event.details.as_ref().is_some_and(|of| seen.insert(Arc::as_ptr(of))));
+            different.for_each(|event| note(&mut texts, event));
+            texts.unwrap_or_default()
+        });
+        let keys: Vec<Id> = if ids.iter().any(|id| texts.contains(&id.hashed())) {
+            everyone.iter().filter(has_any).map(|slot| slot.key.clone()).collect()
+        } else {
+            keys
+        };
+        // Those too that had been taken back.
+        let mut count = ids.iter().filter_map(|id| self.retracted.remove(*id)).sum();
         for key in keys {
             for mut event in self.extract(&key, is_meant) {
                 if gone(&event.own) {
@@ -363,6 +432,7 @@ impl Profiles {
             | Question::WhatIf(..)
             | Question::Forget(_)
             | Question::Linked(..)
+            | Question::Apart(_)
             | Question::Unlinked { .. } => None,
             Question::Dump(view) => {
                 self.everyone(clock).map(|asked| asked.rows(view)).reduce(Rows::and).map(Answer::Rows)
@@ -477,6 +547,17 @@ impl Profiles {
     }
 }
 
+/// Notes the texts that an event carries, if any are noted.
+fn note(texts: &mut Option<HashSet<u64>>, event: &Event) {
+    if let Some(texts) = texts {
+        let texts = RefCell::new(texts);
+        names(event, &|text| {
+            texts.borrow_mut().insert(text.hashed());
+            false
+        });
+    }
+}
+
 /// Somebody as they are asked, if they are there.
 pub(super) fn person<'a>(plan: &'a Plan, slot: &'a Slot<Plan>, credit: &'a Credit, clock: Millis) -> Option<Asked<'a>> {
     let state = slot.history.state();
@@ -539,7 +620,13 @@ fn retell(old: &Plan, new: &Plan, slot: &mut Slot<Plan>, before: &State, intents
 
 /// Entries of histories that are prepared for definitions to come in one step: as many as delay nobody who waits for
 /// it. Builds that check take fewer, so that short histories too are prepared in several.
-pub(super) const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 2_000 };
+pub(super) const PREPARED_ENTRIES: usize = if cfg!(debug_assertions) { 20 } else { 1_000 };
+
+/// The same between steps, again and again.
+const IDLE_ENTRIES: usize = 250;
+
+/// What so many histories were under definitions that do not hold any more is given back at once.
+const GIVEN_BACK: usize = 50;
 
 fn folding(plan: Arc<Plan>) -> Folding<Plan> {
     let effects = Effects::new(&plan);

@@ -17,7 +17,7 @@ use timely::dataflow::channels::ContainerBytes;
 use super::assemble::Forward;
 use crate::admission::Verdict;
 use crate::event::{Consent, ConsentSource, Context, Details, Event, Kind, Link};
-use crate::identity::Erasure;
+use crate::identity::{Erasure, Settled};
 use crate::intake::Prepared;
 use crate::number::Number;
 use crate::protocol::{Bar, CHUNK, Destroyed, Record};
@@ -269,8 +269,9 @@ macro_rules! fields {
 fields! {
     Event: timestamp position own message_id details name kind known;
     Prepared: event link is_late entry;
-    Link: position timestamp message_id user anonymous previous;
+    Link: position stamp timestamp message_id user anonymous previous;
     Erasure: position until ids;
+    Settled: before clock refused;
     Bar: position worker until marks;
     Destroyed: position timestamp is_late route entry;
     Details: values context tells;
@@ -310,14 +311,15 @@ choices! {
     Record:
         0 Event(prepared);
         1 Clock(position, to);
-        2 Retract(position, own, message_id, entry);
-        3 Unlink(position, a, b);
+        2 Retract(position, stamp, own, message_id, entry);
+        3 Unlink(position, stamp, a, b);
         4 Unreadable(position);
         5 Reread(event);
         6 Bar(bar);
         7 Erase(erasure);
         8 Destroyed(destroyed);
         9 Decided(position, verdict);
+        10 Settled(settled);
     ConsentSource:
         0 Segment;
         1 RudderStack;
@@ -503,6 +505,7 @@ mod tests {
     fn records_arrive_as_they_were() {
         let link = Link {
             position: u64::MAX,
+            stamp: -7,
             timestamp: i64::MIN,
             message_id: "m".into(),
             user: "u".into(),
@@ -522,14 +525,15 @@ mod tests {
             prepared(1 << 35, &details),
             prepared(2, &other),
             Record::Clock(300, i64::MAX),
-            Record::Retract(1, "own".into(), "message".into(), 1 << 100),
-            Record::Unlink(16_384, "a".into(), "b".into()),
+            Record::Retract(1, 5, "own".into(), "message".into(), 1 << 100),
+            Record::Unlink(16_384, -5, "a".into(), "b".into()),
             Record::Unreadable(u64::MAX),
             Record::Reread(event(5, Some(Arc::clone(&details)))),
             Record::Bar(Box::new(Bar { position: 6, worker: 3, until: -1, marks: vec![1 << 90, 0] })),
             Record::Erase(Box::new(Erasure { position: 7, until: 8, ids: vec!["ada".into(), "phone".into()] })),
             Record::Destroyed(Destroyed { position: 9, timestamp: -9, is_late: true, route: 3, entry: 1 << 99 }),
             Record::Decided(10, Verdict::Erased),
+            Record::Settled(Box::new(Settled { before: 1 << 50, clock: -1, refused: vec![3, u64::MAX] })),
         ];
         let arrived = sent(&Batch::from(records.clone()));
         assert_eq!(format!("{arrived:?}"), format!("{records:?}"));

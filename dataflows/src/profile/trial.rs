@@ -1,26 +1,34 @@
-//! Trials: what other definitions would make of people, held against what stands, and added up over all of them.
+//! Trials: what other definitions would make of people, or what would be true without some events, held against what
+//! stands, and added up over all of them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ecow::EcoString;
 use serde::{Deserialize, Serialize};
 
-use super::State;
-use super::answers::{Asked, IntentRow, intent_row};
-use super::campaigns::{Intent, Meant, Status};
-use super::sums::Span;
+use super::answers::{IntentRow, intent_row};
+use super::campaigns::{Meant, Status};
+use super::sums::{Span, pairs};
+use super::{Effects, State};
 use crate::definitions::Definitions;
+use crate::event::Event;
+use crate::history::{Fold, Folded};
 use crate::plan::{Horizons, Plan};
 use crate::protocol::Answer;
 use crate::time::Millis;
+use crate::total::Total;
 
-/// Definitions to try, and what of the outcome is wanted.
+/// What to try, and what of the outcome is wanted.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Trial {
-    /// The definitions, each by itself, and those of them that do not see everything. What they name stands on all
-    /// events.
+    /// Definitions, each by itself, and those of them that do not see everything.
     pub definitions: Vec<(Arc<Definitions>, Horizons)>,
+    /// What they name of events that is not kept of them; none: all that they name is.
+    pub reread: Option<Reread>,
+    /// In place of definitions: those that hold, without some events.
+    pub without: Option<Without>,
     /// Intents that came about in this span.
     pub span: Span,
     /// Only those of these campaigns; none: of all.
@@ -31,15 +39,37 @@ pub struct Trial {
     pub limit: usize,
 }
 
+/// Events as the definitions tried read them, taken from the log up to a place: what came later is not a part of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Reread {
+    /// The last place, and the clock then.
+    pub until: (u64, Millis),
+    /// Those of which they read more than is kept, by place.
+    pub events: Vec<Event>,
+}
+
+/// Events that are taken as if they had never been.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Without {
+    /// Their places, by own id.
+    pub events: BTreeMap<EcoString, BTreeSet<u64>>,
+    /// The ids of each person who would then be another one.
+    pub people: Vec<BTreeSet<EcoString>>,
+}
+
 /// What becomes of one person under the definitions tried.
 #[derive(Clone, Debug)]
 pub struct Tried {
+    exists: bool,
     /// Segments they are in, by number.
     segments: Box<[u32]>,
     /// Intents in the span.
-    intents: Box<[Intent]>,
+    intents: Box<[Meant]>,
     bytes: usize,
 }
+
+/// What an intent is, whatever the definitions: campaign, instant, root, status, not before when.
+type Key<'t> = (&'t EcoString, Millis, &'t Option<(EcoString, EcoString)>, Status, Millis);
 
 /// What definitions make of people.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -52,6 +82,22 @@ pub struct Outcome {
     pub intents: Vec<IntentRow>,
     /// What it takes.
     pub cost: Cost,
+    /// In place of all these: what is true without some events.
+    pub lacks: Lacks,
+}
+
+/// What becomes of the totals without some events.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Lacks {
+    /// The places of those of the events that are there.
+    pub events: Vec<u64>,
+    /// How many people have any of them.
+    pub profiles: u64,
+    /// All totals: what they are, and what they would be.
+    #[serde(with = "pairs")]
+    pub totals: BTreeMap<Total, (i128, i128)>,
+    /// What is left of the events of people who would be other ones.
+    pub rest: Vec<Event>,
 }
 
 /// Who is in a segment, and who would come and go.
@@ -102,6 +148,26 @@ pub struct Cost {
 const SAMPLE: usize = 10;
 
 impl Trial {
+    /// The plans of the definitions, which read events by one vocabulary, that of the last.
+    pub fn plans(&self, standing: &Plan) -> Vec<Plan> {
+        let mut plans: Vec<Plan> = Vec::with_capacity(self.definitions.len());
+        for (definitions, horizons) in &self.definitions {
+            plans.push(plans.last().unwrap_or(standing).after(Arc::clone(definitions), horizons.clone()));
+        }
+        plans
+    }
+
+    /// A person's entries as they are to be folded, and up to which clock.
+    pub fn entries<'e>(&self, entries: &'e [Event], clock: Millis) -> (Cow<'e, [Event]>, Millis) {
+        let Some(Reread { until: (last, clock), events }) = &self.reread else { return (entries.into(), clock) };
+        let read = |event: &Event| {
+            let again = events.binary_search_by_key(&event.position, |event| event.position).ok();
+            let Event { name, details, .. } = again.map_or(event, |place| &events[place]);
+            Event { name: *name, details: details.clone(), ..event.clone() }
+        };
+        (entries.iter().filter(|event| event.position <= *last).map(read).collect(), *clock)
+    }
+
     /// What all workers found at one step, by the definitions tried; none: some are not done.
     pub fn whole(&self, parts: impl IntoIterator<Item = Answer>) -> Option<Vec<Outcome>> {
         let mut whole: Vec<Outcome> = Vec::new();
@@ -111,6 +177,41 @@ impl Trial {
             whole.iter_mut().zip(part).for_each(|(whole, part)| whole.and(part, self));
         }
         (!whole.is_empty()).then_some(whole)
+    }
+}
+
+impl Without {
+    /// Whether an event is one of them.
+    pub fn has(&self, event: &Event) -> bool {
+        self.events.get(&event.own).is_some_and(|places| places.contains(&event.position))
+    }
+}
+
+impl Lacks {
+    /// Adds who would be other people: what is left of their events is folded as theirs.
+    pub fn regroup(&mut self, plan: &Plan, clock: Millis, without: &Without) {
+        let mut effects = Effects::new(plan);
+        for ids in &without.people {
+            let of_them = self.rest.iter().filter(|event| ids.contains(&event.own));
+            let mut entries: Vec<Event> = of_them.cloned().collect();
+            entries.sort_by(Plan::order);
+            Folded::new(plan).advance(clock, &entries, plan, &mut effects);
+            effects.intents.clear();
+        }
+        for (counted, sum) in effects.take(plan) {
+            self.totals.entry(Total::clone(&counted.total)).or_default().1 += sum;
+        }
+        self.rest = Vec::new();
+    }
+
+    fn and(&mut self, other: Lacks) {
+        self.events.extend(other.events);
+        self.profiles += other.profiles;
+        self.rest.extend(other.rest);
+        for (total, (is, would_be)) in other.totals {
+            let sum = self.totals.entry(total).or_default();
+            *sum = (sum.0 + is, sum.1 + would_be);
+        }
     }
 }
 
@@ -136,12 +237,13 @@ impl People {
 
 impl Tried {
     /// What a state is under a plan, as far as a trial asks.
-    pub fn new(plan: &Plan, state: &State, trial: &Trial) -> Tried {
+    pub fn new(plan: &Plan, state: &State, past: &[Event], trial: &Trial) -> Tried {
         let members = (0..plan.segments.len()).filter(|number| state.is_member(*number));
         let intents = state.tapes.intents.iter().filter(|intent| trial.span.contains(intent.at));
         Tried {
+            exists: state.core.exists(),
             segments: members.map(|number| number as u32).collect(),
-            intents: intents.copied().collect(),
+            intents: intents.map(|intent| Meant::new(*intent, past)).collect(),
             bytes: state.bytes(),
         }
     }
@@ -165,59 +267,59 @@ impl Outcome {
         self.segments.keys().map(|name| [plan.segment(name), standing.segment(name)]).collect()
     }
 
-    /// Adds one person: what stands of them, and what would, under which of the definitions tried.
+    /// Adds one person, by their public id: what they would be under which of the definitions tried, and what they are.
     pub fn add(
         &mut self,
         (place, plan): (usize, &Plan),
         numbers: &[[Option<usize>; 2]],
         tried: &Tried,
-        asked: &Asked<'_>,
+        (stands, standing): (&Tried, &Plan),
+        public: &EcoString,
         trial: &Trial,
     ) {
-        let public = asked.public();
+        if !stands.exists {
+            return;
+        }
         self.cost.profiles += 1;
         self.cost.bytes += tried.bytes as u64;
-        self.cost.standing_bytes += asked.state.bytes() as u64;
+        self.cost.standing_bytes += stands.bytes as u64;
         for (shift, [tried_as, standing]) in self.segments.values_mut().zip(numbers) {
             let is = tried_as.is_some_and(|number| tried.is_member(number));
-            let was = standing.is_some_and(|number| asked.state.is_member(number));
+            let was = standing.is_some_and(|number| stands.is_member(number));
             if is {
-                shift.members.add(&public);
+                shift.members.add(public);
             }
             match (was, is) {
-                (false, true) => shift.enter.add(&public),
-                (true, false) => shift.leave.add(&public),
+                (false, true) => shift.enter.add(public),
+                (true, false) => shift.leave.add(public),
                 _ => {}
             }
         }
-        self.add_intents((place, plan), tried, asked, trial);
-    }
-
-    fn add_intents(&mut self, (place, plan): (usize, &Plan), tried: &Tried, asked: &Asked<'_>, trial: &Trial) {
         let is_wanted = |name: &EcoString| trial.campaigns.as_ref().is_none_or(|wanted| wanted.contains(name));
-        let named = |plan: &Plan, intent: &Intent| plan.campaigns[intent.campaign].name.clone();
-        let standing = asked.state.tapes.intents.iter().filter(|intent| trial.span.contains(intent.at));
-        let key = |plan, of: &Intent| (named(plan, of), of.at, of.root, of.status, of.not_before);
-        let stood: BTreeSet<_> = standing.map(|intent| key(asked.plan, intent)).collect();
-        let stands: BTreeSet<_> = tried.intents.iter().map(|intent| key(plan, intent)).collect();
+        fn keys<'t>(tried: &'t Tried, plan: &'t Plan) -> BTreeSet<Key<'t>> {
+            let key = |Meant { intent, root, .. }: &'t Meant| {
+                (&plan.campaigns[intent.campaign].name, intent.at, root, intent.status, intent.not_before)
+            };
+            tried.intents.iter().map(key).collect()
+        }
+        let (would, are) = (keys(tried, plan), keys(stands, standing));
         let mut tally = |name: &EcoString, change: fn(&mut Tally, Status), status| {
             if let Some(tally) = self.campaigns.get_mut(name).filter(|_| is_wanted(name)) {
                 change(tally, status);
             }
         };
-        for (name, .., status, _) in &stands {
+        for (name, .., status, _) in &would {
             tally(name, |tally, status| *tally.by_status.entry(status.name().into()).or_default() += 1, *status);
         }
-        stands.difference(&stood).for_each(|(name, .., status, _)| tally(name, |tally, _| tally.come += 1, *status));
-        stood.difference(&stands).for_each(|(name, .., status, _)| tally(name, |tally, _| tally.go += 1, *status));
+        would.difference(&are).for_each(|(name, .., status, _)| tally(name, |tally, _| tally.come += 1, *status));
+        are.difference(&would).for_each(|(name, .., status, _)| tally(name, |tally, _| tally.go += 1, *status));
         let is_before = |row: &IntentRow| match &trial.before {
             Some((of, at, id)) => place > *of || place == *of && (row.at, &row.id) < (*at, id),
             None => true,
         };
-        let public = asked.public();
-        let wanted = tried.intents.iter().filter(|intent| trial.limit > 0 && is_wanted(&named(plan, intent)));
-        let rows = wanted.map(|intent| intent_row(plan, &public, &Meant::new(*intent, asked.past)));
-        self.intents.extend(rows.filter(is_before));
+        let name = |meant: &&Meant| is_wanted(&plan.campaigns[meant.intent.campaign].name);
+        let rows = tried.intents.iter().filter(|_| trial.limit > 0).filter(name);
+        self.intents.extend(rows.map(|meant| intent_row(plan, public, meant)).filter(is_before));
         if self.intents.len() / 2 > trial.limit {
             self.cut(trial);
         }
@@ -248,5 +350,6 @@ impl Outcome {
         self.cost.events += other.cost.events;
         self.cost.bytes += other.cost.bytes;
         self.cost.standing_bytes += other.cost.standing_bytes;
+        self.lacks.and(other.lacks);
     }
 }

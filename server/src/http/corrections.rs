@@ -1,6 +1,6 @@
 //! Corrections: events taken back, edges struck, and the links that were not made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -17,11 +17,12 @@ use utoipa::ToSchema;
 
 use super::answers::{List, ask};
 use super::described::{Refused, UnknownOrNeedsLog};
-use super::query::{self, Asked, cursor, read_body};
+use super::foreseen::{Figures, foresee};
+use super::query::{self, Asked, Query, cursor, read_body};
 use super::{App, AsOfRow, json};
 use crate::audit::Detail;
 use crate::desk::Selected;
-use crate::hub::{Answered, NotTaken, Receipt, Work};
+use crate::hub::{Answered, AsOf, NotTaken, Receipt, Work};
 use crate::problem::Problem;
 use crate::record::Correction;
 
@@ -50,9 +51,11 @@ struct Done {
 struct Foreseen {
     as_of: AsOfRow,
     events: usize,
-    profiles: usize,
+    /// The people that they belong to.
+    profiles: u64,
     /// The latest of them.
     sample: Vec<RetractedRow>,
+    figures: Figures,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -69,7 +72,7 @@ struct RetractedRow {
 #[serde(untagged)]
 enum Retracted {
     Done(Done),
-    Foreseen(Foreseen),
+    Foreseen(Box<Foreseen>),
 }
 
 /// Events that a preview shows.
@@ -92,7 +95,11 @@ pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Respo
             one(&app, app.id(&id).into(), message_id).await
         }
         ToRetract { id: None, message_id: None, r#where: Some(condition), preview } => {
-            all(&app, &condition, preview).await
+            if preview {
+                foreseen(&app, &condition).await
+            } else {
+                all(&app, &condition).await
+            }
         }
         _ => {
             Err(Problem::bad_request("say `id` and `messageId` of one event, or `where`; `preview` goes with `where`"))
@@ -117,45 +124,68 @@ async fn one(app: &App, id: EcoString, message_id: EcoString) -> Result<Response
     Ok(json(&Retracted::Done(Done { events: 1, position: receipt.as_of.position.to_string() })))
 }
 
-async fn all(app: &App, condition: &str, preview: bool) -> Result<Response, Problem> {
+/// The events of the log that a condition selects, the latest first.
+async fn select(app: &App, condition: &str) -> Result<Vec<Selected>, Problem> {
     Filter::parse(condition).map_err(|error| Problem::bad_request(format!("`where`: {error}")))?;
     let mut selected = app.log()?.select(condition).await.map_err(Problem::not_yet)?;
-    let sought = selected.iter().map(|of| (of.own.clone(), of.position)).collect();
+    selected.sort_by(|a, b| (b.timestamp, &b.message_id).cmp(&(a.timestamp, &a.message_id)));
+    Ok(selected)
+}
+
+/// The places of those events that stand, and when they do.
+pub(super) async fn standing(app: &App, events: &[Selected]) -> Result<(AsOf, BTreeSet<u64>), Problem> {
+    let sought = events.iter().map(|of| (of.own.clone(), of.position)).collect();
     let Answered { as_of, parts, .. } = app.hub.ask(Question::Standing(sought)).await?;
     let standing = parts.into_iter().flat_map(|part| if let Answer::Standing(part) = part { part } else { Vec::new() });
-    let standing: BTreeMap<u64, EcoString> = standing.collect();
-    selected.retain(|of| standing.contains_key(&of.position));
-    if let Some(Selected { own, message_id, .. }) = selected.iter().find(|of| !of.is_sure) {
-        return Err(Problem::conflict(format!(
-            "of events that are older than `retention` only what definitions see is left, and whether `where` selects \
-             that of {own:?} with message id {message_id:?} is not known any more; narrow it down by `event` and `type`, \
-             or take single events back by `id` and `messageId`"
-        )));
-    }
-    selected.sort_by(|a, b| (b.timestamp, &b.message_id).cmp(&(a.timestamp, &a.message_id)));
-    if preview {
-        let profiles: BTreeSet<_> = standing.values().collect();
-        let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| RetractedRow {
-            id: own.clone(),
-            message_id: message_id.clone(),
-            timestamp: *timestamp,
-            event: Some(event.clone()).filter(|event| !event.is_empty()),
-        };
-        let (events, sample) = (selected.len(), selected.iter().take(SAMPLE).map(row).collect());
-        let profiles = profiles.len();
-        return Ok(json(&Retracted::Foreseen(Foreseen { as_of: as_of.into(), events, profiles, sample })));
-    }
-    let mut position = as_of.position;
+    Ok((as_of, standing.map(|(position, _)| position).collect()))
+}
+
+/// Those of selected events that stand; it must be sure of each that it is selected.
+fn certain(mut selected: Vec<Selected>, standing: &BTreeSet<u64>) -> Result<Vec<Selected>, Problem> {
+    selected.retain(|of| standing.contains(&of.position));
+    let Some(Selected { own, message_id, .. }) = selected.iter().find(|of| !of.is_sure) else { return Ok(selected) };
+    Err(Problem::conflict(format!(
+        "of events that are older than `retention` only what definitions see is left, and whether `where` selects that          of {own:?} with message id {message_id:?} is not known any more; narrow it down by `event` and `type`, or take          single events back by `id` and `messageId`"
+    )))
+}
+
+async fn foreseen(app: &App, condition: &str) -> Result<Response, Problem> {
+    let selected = select(app, condition).await?;
+    let (as_of, stand, profiles, figures) = foresee(app, &Query::default(), &selected).await?;
+    let selected = certain(selected, &stand)?;
+    let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| RetractedRow {
+        id: own.clone(),
+        message_id: message_id.clone(),
+        timestamp: *timestamp,
+        event: Some(event.clone()).filter(|event| !event.is_empty()),
+    };
+    let (events, sample) = (selected.len(), selected.iter().take(SAMPLE).map(row).collect());
+    Ok(json(&Retracted::Foreseen(Box::new(Foreseen { as_of: as_of.into(), events, profiles, sample, figures }))))
+}
+
+async fn all(app: &App, condition: &str) -> Result<Response, Problem> {
+    let selected = select(app, condition).await?;
+    let (as_of, standing) = standing(app, &selected).await?;
+    let selected = certain(selected, &standing)?;
+    let (mut position, mut events, mut outcome) = (as_of.position, 0, Ok(()));
     for some in selected.chunks(TOGETHER) {
         let retract = |of: &Selected| Correction::Retract(of.own.clone(), of.message_id.clone());
-        position = correct(app, some.iter().map(retract).collect()).await?.as_of.position;
+        match correct(app, some.iter().map(retract).collect()).await {
+            Ok(receipt) => (position, events) = (receipt.as_of.position, events + some.len() as u64),
+            Err(why) => {
+                outcome = Err(why);
+                break;
+            }
+        }
     }
-    let details = [("where", Detail::Hashed(condition)), ("events", Detail::Number(selected.len() as u64))];
-    app.note("retract", &details).await?;
+    // What is cut short is noted as far as it came.
+    app.note("retract", &[("where", Detail::Hashed(condition)), ("events", Detail::Number(events))]).await?;
+    outcome?;
     Ok(json(&Retracted::Done(Done { events: selected.len(), position: position.to_string() })))
 }
 
 async fn correct(app: &App, corrections: Vec<Correction>) -> Result<Receipt, Problem> {
+    app.can_note()?;
     let (reply, corrected) = oneshot::channel();
     app.hub.give(Work::Correct(corrections, reply))?;
     Ok(corrected.await.map_err(|_| NotTaken::Stopping)?)

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 use utoipa::ToSchema;
 
+use super::answers::totals;
 use super::described::{ByKind, Unknown, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query};
 use super::{App, json};
@@ -85,9 +86,9 @@ pub(super) async fn get(
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
     let of = named(&kind, &name)?;
-    super::answers::totals(&app, &query).await?;
+    totals(&app, &query).await?;
     let book = app.hub.latest();
-    let definition = book.document(&of).0.ok_or_else(|| Problem::not_found(format!("{kind} has no {name:?}")))?;
+    let definition = book.document(&of).0.ok_or_else(|| absent(&kind, &name))?;
     let definition = RawValue::from_string(definition.to_owned()).expect("it was read as JSON");
     let history_from = book.history_from(&of);
     Ok(json(&Whole { document: row(&app, &book, kind, name, &of), definition, history_from }))
@@ -135,17 +136,28 @@ pub(super) async fn delete(
     Asked { query, .. }: Asked<query::Nothing>,
 ) -> Result<Response, Problem> {
     let of = named(&kind, &name)?;
-    let book = app.hub.latest();
+    change(&app, &query, kind, name, &of, None, spoken_of).await
+}
+
+/// Whether a document is there and nobody speaks of it, so that it can be taken away.
+pub(super) fn can_go(book: &Book, kind: &str, name: &str, of: &Name) -> Result<(), Problem> {
+    if book.document(of).0.is_none() {
+        return Err(absent(kind, name));
+    }
     let referrer = |other: &Name| {
         let path = other.replace('/', ".");
         Fault { line: 1, path, message: format!("it speaks of {name:?} of {kind}"), nearest: None }
     };
-    let referrers: Vec<Fault> = book.referrers(&of).into_iter().map(referrer).collect();
-    let told = |faults| Problem::conflict("others speak of it: change or take these away first").with(faults);
-    if !referrers.is_empty() {
-        return Err(told(referrers));
-    }
-    change(&app, &query, kind.clone(), name.clone(), &of, None, told).await
+    let referrers: Vec<Fault> = book.referrers(of).into_iter().map(referrer).collect();
+    if referrers.is_empty() { Ok(()) } else { Err(spoken_of(referrers)) }
+}
+
+fn spoken_of(faults: Vec<Fault>) -> Problem {
+    Problem::conflict("others speak of it: change or take these away first").with(faults)
+}
+
+fn absent(kind: &str, name: &str) -> Problem {
+    Problem::not_found(format!("{kind} has no {name:?}"))
 }
 
 async fn change(
@@ -167,8 +179,8 @@ async fn change(
     }
     let book = app.hub.book();
     let known = book.document(of).0;
-    if known.is_none() && given.is_none() {
-        return Err(Problem::not_found(format!("{kind} has no {name:?}")));
+    if given.is_none() {
+        can_go(&book, &kind, &name, of)?;
     }
     if known == given.as_ref().map(|given| given.get()) {
         return Ok(json(&row(app, &book, kind, name, of)));
@@ -184,6 +196,7 @@ async fn change(
     if let Some(stream) = app.outbox.stream().filter(|_| delivers) {
         stream.open_triggers().await.map_err(|error| Problem::busy(error.to_string()))?;
     }
+    app.can_note()?;
     let (reply, durable) = oneshot::channel();
     app.hub.give(Work::Define(Box::new(next), reply))?;
     let durable = durable.await.map_err(|_| NotTaken::Stopping)?;

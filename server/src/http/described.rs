@@ -27,53 +27,41 @@ pub(super) fn nothing_yet() -> OpenApi {
     openapi
 }
 
-/// The path's id of a person.
-pub(super) struct ById;
-/// The path's name of something that is defined.
-pub(super) struct ByName;
-/// The path's kind of definition, and its name.
-pub(super) struct ByKind;
-/// The path's write key.
-pub(super) struct ByKey;
+macro_rules! in_paths {
+    ($($name:ident $($key:literal $what:literal)*;)*) => {$(
+        /// What stands in a path, described.
+        pub(super) struct $name;
+        impl IntoParams for $name {
+            fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+                vec![$(parameter($key, $what, ParameterIn::Path)),*]
+            }
+        }
+    )*};
+}
+
+in_paths! {
+    ById "id" "Any id of the person.";
+    ByName "name" "The name that the definitions give it.";
+    ByKind "kind" "A key of the definitions file, such as `segments`."
+        "name" "The name below it; where a kind is one document, any.";
+    ByKey "key" "A write key.";
+    ByErasure "id" "The erasure, as it was told when it began.";
+    ByRequest "id" "The `subject_request_id` of a request.";
+}
+
+fn parameter(name: &str, what: &str, of: ParameterIn) -> Parameter {
+    let required = if of == ParameterIn::Path { Required::True } else { Required::False };
+    let parameter = ParameterBuilder::new().name(name).parameter_in(of).required(required);
+    parameter.description(Some(what)).schema(Some(String::schema())).build()
+}
+
 /// The query's write key, where nothing else says it.
 pub(super) struct KeyInQuery;
-
-pub(super) fn in_path(name: &str, what: &str) -> Vec<Parameter> {
-    let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Path).required(Required::True);
-    vec![parameter.description(Some(what)).schema(Some(String::schema())).build()]
-}
-
-impl IntoParams for ById {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        in_path("id", "Any id of the person.")
-    }
-}
-
-impl IntoParams for ByName {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        in_path("name", "The name that the definitions give it.")
-    }
-}
-
-impl IntoParams for ByKind {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let kind = in_path("kind", "A key of the definitions file, such as `segments`.");
-        let name = in_path("name", "The name below it; where a kind is one document, any.");
-        [kind, name].concat()
-    }
-}
-
-impl IntoParams for ByKey {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        in_path("key", "A write key.")
-    }
-}
 
 impl IntoParams for KeyInQuery {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let what = "Who writes, where neither Basic authorization nor the body says it.";
-        let parameter = ParameterBuilder::new().name("writeKey").parameter_in(ParameterIn::Query);
-        vec![parameter.description(Some(what)).schema(Some(String::schema())).build()]
+        vec![parameter("writeKey", what, ParameterIn::Query)]
     }
 }
 

@@ -14,8 +14,11 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use super::answers::{self, At, EventRow, Letter, ask, event_row, one_profile, raw_json, told_intent};
-use super::described::{ById, UnknownOrNeedsLog};
+use super::answers::{At, ask, raw_json};
+use super::campaigns::{intent, told_intent};
+use super::dead_letters::Letter;
+use super::described::{ByErasure, ById, UnknownOrNeedsLog};
+use super::profiles::{EventRow, event_row, one_profile};
 use super::query::{self, Asked};
 use super::{App, json};
 use crate::audit::Detail;
@@ -69,6 +72,7 @@ pub(super) fn can_erase(app: &App) -> Result<(), Problem> {
 
 /// Begins the erasure of a person; gives it, and when it holds.
 pub(super) async fn begin(app: &App, profile: &ProfileRow, for_good: bool) -> Result<(u64, AsOf), Problem> {
+    app.can_note()?;
     let (reply, begun) = oneshot::channel();
     app.hub.give(Work::Erase(profile.ids().cloned().collect(), for_good, reply))?;
     let (erasure, as_of) = begun.await.map_err(|_| NotTaken::Stopping)?;
@@ -107,17 +111,6 @@ pub(super) async fn erasure(
             Ok(desk.of(process_of(position), "GET", uri.path(), String::new()).await.into_response())
         }
         _ => Err(unknown()),
-    }
-}
-
-/// The path's erasure.
-pub(super) struct ByErasure;
-
-impl utoipa::IntoParams for ByErasure {
-    fn into_params(
-        _: impl Fn() -> Option<utoipa::openapi::path::ParameterIn>,
-    ) -> Vec<utoipa::openapi::path::Parameter> {
-        super::described::in_path("id", "The erasure, as it was told when it began.")
     }
 }
 
@@ -183,7 +176,7 @@ pub(super) async fn export(
             Rows::Conversions(_) => export.conversions = lines(&rows),
             Rows::Changes(_) => export.segment_changes = lines(&rows),
             Rows::Intents(intents) => {
-                export.intents = intents.iter().map(|row| answers::intent(&app, row)).collect();
+                export.intents = intents.iter().map(|row| intent(&app, row)).collect();
                 // What was told them and does not stand any more is held too.
                 let mut told = app.outbox.of_person(&export.profile.ids().collect());
                 told.retain(|entry| intents.iter().all(|row| row.id != entry.row.id));

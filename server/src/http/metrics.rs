@@ -8,7 +8,8 @@ use axum::response::{IntoResponse, Response};
 use dataflows::total::Total;
 
 use super::App;
-use super::answers::{by_status, size};
+use super::answers::{size, totals};
+use super::campaigns::by_status;
 use super::query::Query;
 use crate::desk::Records;
 use crate::hub::ClockMode;
@@ -24,7 +25,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     let mut page = Exposition::default();
     of_the_process(&app, &mut page);
     let query = Query::default();
-    if let Ok(Ok((as_of, _, totals))) = tokio::time::timeout(PATIENCE, super::answers::totals(&app, &query)).await {
+    if let Ok(Ok((as_of, _, totals))) = tokio::time::timeout(PATIENCE, totals(&app, &query)).await {
         for (name, help, value) in [
             ("thalweg_log_position", "The last log position that the views include.", as_of.position as i64),
             ("thalweg_clock_milliseconds", "The clock that the views are true at.", as_of.clock),

@@ -11,11 +11,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dataflows::time::{DAY, format_instant, parse_instant};
 use serde::{Deserialize, Serialize};
-use utoipa::openapi::path::{Parameter, ParameterIn};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
-use super::answers::find_profile;
-use super::described::{NeedsLog, UnknownOrNeedsLog, in_path};
+use super::described::{ByRequest, NeedsLog, UnknownOrNeedsLog};
+use super::profiles::find_profile;
 use super::query::{Query, read_body};
 use super::{App, erasures, json};
 use crate::audit::{Detail, Entry};
@@ -106,15 +105,6 @@ struct Discovery {
 struct SupportedIdentity {
     identity_type: &'static str,
     identity_format: &'static str,
-}
-
-/// The path's request.
-pub(super) struct ByRequest;
-
-impl IntoParams for ByRequest {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        in_path("id", "The `subject_request_id` of a request.")
-    }
 }
 
 /// What of OpenDSR is supported.

@@ -7,34 +7,36 @@ use std::time::Instant;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
-use dataflows::definitions::{Definitions, Problem as Fault, document, is_by_name, line_of};
-use dataflows::plan::Horizons;
+use dataflows::definitions::{Problem as Fault, document, is_by_name, line_of};
 use dataflows::profile::answers::IntentRow;
 use dataflows::profile::sums::Span;
-use dataflows::profile::trial::{Outcome, Shift, Tally, Trial};
+use dataflows::profile::trial::{Outcome, Reread, Shift, Tally, Trial};
 use dataflows::protocol::Question;
 use ecow::EcoString;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
+use tokio::time::timeout_at;
 use utoipa::ToSchema;
 
 use super::answers::{At, ask};
-use super::described::NeedsLog;
+use super::definitions::can_go;
+use super::described::{NeedsLog, UnknownOrNeedsLog};
 use super::query::{self, Asked, Query, cursor};
 use super::{App, json};
 use crate::book::{Book, Given, name_of};
+use crate::desk::{Again, REREAD_MAX};
 use crate::hub::{AsOf, Hub, Work};
 use crate::moment::Moment;
 use crate::problem::Problem;
 use crate::rows::Intent;
 
-/// Definitions that were tried: when that was true, what they make of people, and what it took.
+/// What was tried: when that was true, what it comes to, and what it took.
 type TriedOut = (AsOf, Vec<Outcome>, CostRow);
 
 #[derive(Serialize, ToSchema)]
-struct CostRow {
+pub(super) struct CostRow {
     /// Profiles that exist.
     profiles: u64,
     /// Events that were folded for it.
@@ -106,15 +108,34 @@ impl Drop for Forgets {
     }
 }
 
-/// Tries definitions: asks until every worker has its part of the answer at one step.
-async fn try_out(app: &App, query: &Query, trial: Trial) -> Result<TriedOut, Problem> {
-    let mut number = app.trying.lock().await;
+/// Tries something beside the definitions that hold: asks until every worker has its part of the answer at one step.
+/// Where the books tried name more of events than is kept of them, that is read again first.
+pub(super) async fn try_out(
+    app: &App,
+    query: &Query,
+    holds: &Arc<Book>,
+    tried: &[&Book],
+    trial: Trial,
+) -> Result<TriedOut, Problem> {
+    let trying = timeout_at(query.deadline(), app.trying.lock()).await;
+    let mut number =
+        trying.map_err(|_| Problem::busy("something else is being tried here; try again when it is done"))?;
     *number += 1;
-    let (_forgets, trial, began) = (Forgets(app.hub.clone(), *number), Arc::new(trial), Instant::now());
+    let seeing = |book: &&Book| (Arc::clone(&book.plan.definitions), book.plan.horizons.clone());
+    let definitions = tried.iter().map(seeing).collect();
+    let asks_more = tried.iter().any(|book| book.plan.vocabulary.wants_more_than(&holds.plan.vocabulary));
+    let reread = if asks_more { Some(read_again(app, query, holds, tried).await?) } else { None };
+    let (_forgets, began) = (Forgets(app.hub.clone(), *number), Instant::now());
+    let trial = Arc::new(Trial { definitions, reread, ..trial });
     let mut begins = Some(Arc::clone(&trial));
     loop {
         let answered = ask(app, query, Question::WhatIf(*number, begins.take())).await?;
         let Some(outcomes) = trial.whole(answered.parts) else { continue };
+        // What definitions to come name is put to the events before they hold.
+        let changed = trial.reread.is_some() && !Arc::ptr_eq(&app.hub.latest(), holds);
+        if changed || !Arc::ptr_eq(&answered.book, holds) {
+            return Err(Problem::busy("other definitions came meanwhile; try again"));
+        }
         let took_ms = began.elapsed().as_millis() as u64;
         let of = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).max().unwrap_or(0);
         let cost = CostRow {
@@ -124,7 +145,11 @@ async fn try_out(app: &App, query: &Query, trial: Trial) -> Result<TriedOut, Pro
             standing_bytes: of(|outcome| outcome.cost.standing_bytes),
             took_ms,
         };
-        return Ok((answered.as_of, outcomes, cost));
+        let as_of = trial.reread.as_ref().map_or(answered.as_of, |reread| {
+            let (position, clock) = reread.until;
+            AsOf { position, clock }
+        });
+        return Ok((as_of, outcomes, cost));
     }
 }
 
@@ -134,23 +159,25 @@ fn settled(app: &App, mut tried: Book) -> Book {
     tried
 }
 
-fn definitions(tried: &Book) -> (Arc<Definitions>, Horizons) {
-    (Arc::clone(&tried.plan.definitions), tried.plan.horizons.clone())
-}
-
-/// What is tried can read no more of events than is kept of them.
-fn must_be_kept<'b>(standing: &Book, tried: impl IntoIterator<Item = &'b Book>) -> Result<(), Problem> {
-    let before = &standing.plan.vocabulary;
-    let beyond = tried.into_iter().flat_map(|book| book.plan.vocabulary.beyond(before));
-    let beyond: Vec<String> = beyond.collect::<BTreeSet<_>>().into_iter().collect();
-    if beyond.is_empty() {
-        return Ok(());
+/// What the books tried name of events that is not kept of them, as of the last step that closed.
+async fn read_again(app: &App, query: &Query, holds: &Arc<Book>, tried: &[&Book]) -> Result<Reread, Problem> {
+    if !Arc::ptr_eq(&app.hub.latest(), holds) {
+        let why =
+            "the log would be read again for this, and it is for other definitions now; try again when these hold";
+        return Err(Problem::busy(why));
     }
-    let what = beyond.join(", ");
-    Err(Problem::conflict(format!(
-        "not kept of events before now, since no definition that holds reads it: {what}; give the definition by PUT \
-         /v1/definitions, which has the log read again, or try it on files with `thalweg dry-run`"
-    )))
+    let log = app.log()?;
+    let AsOf { position, clock } = ask(app, query, Question::Totals).await?.as_of;
+    let tried = tried.iter().map(|book| book.text().to_owned()).collect();
+    let again = Again { tried, generation: holds.plan.vocabulary.generation(), until: position };
+    let events = log.reread(&again, &holds.plan).await.map_err(Problem::not_yet)?;
+    if events.len() > REREAD_MAX {
+        return Err(Problem::conflict(format!(
+            "more than {REREAD_MAX} events would be read again for what no definition that holds reads of them; give \
+             the definition by PUT /v1/definitions, which keeps it, or try it on files with `thalweg dry-run`"
+        )));
+    }
+    Ok(Reread { until: (position, clock), events })
 }
 
 /// A body in JSON or YAML: its text, and what it says.
@@ -202,9 +229,7 @@ pub(super) async fn preview(
     let inside = |path: &str| Some(format!("definition{}", path.strip_prefix(&of)?));
     let tried = book.with(&of.replacen('.', "/", 1), Some(definition));
     let tried = settled(&app, tried.map_err(|faults| wrong(text, faults, inside))?);
-    must_be_kept(&book, [&tried])?;
-    let trial = Trial { definitions: vec![definitions(&tried)], ..Trial::default() };
-    let (as_of, outcomes, cost) = try_out(&app, &query, trial).await?;
+    let (as_of, outcomes, cost) = try_out(&app, &query, &book, &[&tried], Trial::default()).await?;
     let mut segments = outcomes.into_iter().next().unwrap_or_default().segments;
     let shift = segments.remove(name.as_str()).unwrap_or_default().into();
     Ok(json(&At { as_of: as_of.into(), row: Previewed { shift, cost } }))
@@ -217,13 +242,21 @@ struct Diff {
     definitions: Option<Box<RawValue>>,
     kind: Option<String>,
     name: Option<String>,
-    definition: Option<Box<RawValue>>,
+    /// The document; null: it is taken away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    definition: Option<Option<Box<RawValue>>>,
     /// Intents from this instant on: a UTC date, RFC 3339, or ms.
     #[schema(value_type = Option<serde_json::Value>)]
     from: Option<Moment>,
     /// And before this one.
     #[schema(value_type = Option<serde_json::Value>)]
     to: Option<Moment>,
+}
+
+/// What is given, null too.
+fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Box<RawValue>>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
 
 #[derive(Serialize, ToSchema)]
@@ -250,7 +283,7 @@ struct TriedSegment {
 /// Who and which intents would come and go if definitions were others.
 #[utoipa::path(post, path = "/v1/definitions:diff", tag = "definitions", params(Asked<query::Nothing>),
     request_body(content = Diff), responses((status = 200, description = "What would be true", body = At<Diffed>),
-    NeedsLog))]
+    UnknownOrNeedsLog))]
 pub(super) async fn diff(
     State(app): State<App>,
     Asked { query, .. }: Asked<query::Nothing>,
@@ -270,17 +303,19 @@ pub(super) async fn diff(
         (None, Some(kind), Some(definition)) => {
             let name = name.unwrap_or_default();
             let of = name_of(&kind, &name).ok_or_else(|| Problem::bad_request(format!("there is no kind {kind:?}")))?;
+            if definition.is_none() {
+                can_go(&book, &kind, &name, &of)?;
+            }
             one = Some(EcoString::from(name)).filter(|_| kind == "segments");
             let prefix = of.replacen('/', ".", 1);
             let inside = |path: &str| Some(format!("definition{}", path.strip_prefix(&prefix)?));
-            book.with(&of, Some(definition)).map_err(|faults| wrong(text, faults, inside))
+            book.with(&of, definition).map_err(|faults| wrong(text, faults, inside))
         }
         _ => Err(Problem::bad_request("give either `definitions`, or `kind`, `name` and `definition`")),
-    };
-    let tried = settled(&app, tried?);
-    must_be_kept(&book, [&tried])?;
-    let trial = Trial { definitions: vec![self::definitions(&tried)], span: span(from, to)?, ..Trial::default() };
-    let (as_of, outcomes, cost) = try_out(&app, &query, trial).await?;
+    }?;
+    let tried = settled(&app, tried);
+    let trial = Trial { span: span(from, to)?, ..Trial::default() };
+    let (as_of, outcomes, cost) = try_out(&app, &query, &book, &[&tried], trial).await?;
     let Outcome { segments, campaigns, .. } = outcomes.into_iter().next().unwrap_or_default();
     let shift = one.and_then(|name| segments.get(&name)).cloned().map(ShiftRow::from);
     let count = |of: fn(&ShiftRow) -> u64| shift.as_ref().map(of);
@@ -392,16 +427,16 @@ pub(super) async fn dry_run(
         let variant = tried[0].1.with_all(documents(overrides)?).map_err(|faults| wrong(text, faults, inside))?;
         tried.push((Some(name), settled(&app, variant)));
     }
-    must_be_kept(&book, tried.iter().map(|(_, book)| book))?;
     let trial = Trial {
-        definitions: tried.iter().map(|(_, book)| definitions(book)).collect(),
         span,
         campaigns: wanted.clone(),
         before,
         // One more than asked for tells whether there is a next part.
         limit: query.limit + 1,
+        ..Trial::default()
     };
-    let (as_of, mut outcomes, cost) = try_out(&app, &query, trial).await?;
+    let books: Vec<&Book> = tried.iter().map(|(_, book)| book).collect();
+    let (as_of, mut outcomes, cost) = try_out(&app, &query, &book, &books, trial).await?;
     let (mut items, mut rows) = (Vec::new(), Vec::new());
     for ((name, _), outcome) in tried.iter().zip(&mut outcomes) {
         let mut campaigns = std::mem::take(&mut outcome.campaigns);

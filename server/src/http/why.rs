@@ -11,9 +11,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::answers::{At, ask, at_instant, nobody, raw_json, segment_named};
+use super::answers::{At, ask, at_instant, raw_json};
 use super::described::{ById, Unknown};
+use super::profiles::nobody;
 use super::query::{self, Asked};
+use super::segments::segment_named;
 use super::{App, json};
 use crate::book::Book;
 use crate::hub::Answered;

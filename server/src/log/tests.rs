@@ -1,7 +1,7 @@
 //! The log's promises, on a disk that can be told to fail and on the machine's own.
 
 mod crash;
-mod disk;
+pub(crate) mod disk;
 
 use disk::{Loss, Random, SimDisk};
 

@@ -203,7 +203,7 @@ pub fn message(id: String, calls: &[Incoming]) -> Message {
         if place > 0 {
             body.push(',');
         }
-        body.push_str(&call.body);
+        body.push_str(call.body());
     }
     let settled = calls.iter().map(|call| {
         let event = &call.prepared.event;
@@ -374,7 +374,8 @@ pub fn calls(entry: &Entry, decoder: &mut Decoder, secret: &[u8; 16], stamp: Sta
             let (undated, timestamp) = (timestamp.is_none(), timestamp.unwrap_or(entry.received_at()));
             let prepared = Prepared::new(&mut call, timestamp, (&*message_id).into(), decoder, secret)?;
             let generation = decoder.vocabulary().generation();
-            Ok(Incoming { kind, prepared, undated, generation, body: body.into() })
+            let payload = record::encode_event(kind, timestamp, &message_id, body);
+            Ok(Incoming { kind, prepared, undated, generation, payload })
         };
         take().map_or_else(
             |rejection: Rejection| Arrived::Bad { rejection, message_id: None, body: body.as_bytes().into() },
@@ -413,11 +414,7 @@ pub fn record(
         return Some(letter(&Returned::decode(&entry.body)?.letter));
     }
     match calls(entry, decoder, secret, stamp(entry, clock)).into_iter().nth(index)? {
-        Arrived::Good(incoming) => {
-            let Incoming { kind, prepared, body, .. } = *incoming;
-            let event = prepared.event;
-            Some(own(record::EVENT, record::encode_event(kind, event.timestamp, &event.message_id, &body)))
-        }
+        Arrived::Good(incoming) => Some(own(record::EVENT, incoming.payload)),
         Arrived::Bad { rejection, body, .. } => Some(letter(&DeadLetter::new(&rejection, &body))),
     }
 }

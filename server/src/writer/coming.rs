@@ -1,6 +1,7 @@
 //! The writer while definitions are to come: what they name is read again from the log, on a thread of its own, and
 //! goes to the engine a little with each step; when all processes have done that, the plan does.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
@@ -30,7 +31,7 @@ pub(super) struct Coming {
 }
 
 /// Events that are read again with one step.
-const CHUNK: usize = 500;
+const CHUNK: usize = 2_000;
 
 impl Writer {
     /// What another process or the stream says comes next.
@@ -125,14 +126,15 @@ impl Writer {
         if incoming.generation == self.decoder.vocabulary().generation() {
             return incoming;
         }
-        let Incoming { kind, prepared, undated, body, .. } = incoming;
-        let event = &prepared.event;
-        let private = pseudonyms::call(&body, self.decoder.vocabulary().privacy(), &self.secret);
-        let body = private.map_or(body.clone(), |private| (&*private).into());
-        let payload = record::encode_event(kind, event.timestamp, &event.message_id, &body);
+        let private = pseudonyms::call(incoming.body(), self.decoder.vocabulary().privacy(), &self.secret);
+        let event = &incoming.prepared.event;
+        let payload = match private {
+            Ok(Cow::Owned(body)) => record::encode_event(incoming.kind, event.timestamp, &event.message_id, &body),
+            _ => incoming.payload.clone(),
+        };
         let again = record::prepare(&payload, &mut self.decoder, &self.secret);
-        let prepared: Prepared = again.unwrap_or(prepared);
-        Incoming { kind, prepared, undated, generation: self.decoder.vocabulary().generation(), body }
+        let prepared: Prepared = again.unwrap_or(incoming.prepared);
+        Incoming { prepared, generation: self.decoder.vocabulary().generation(), payload, ..incoming }
     }
 
     fn latest(&self) -> Arc<Book> {

@@ -4,7 +4,7 @@
 //! its own log has bodies to be destroyed, and destroys them; the one that was asked does so last, when all others have
 //! it written down. So wherever any of them ends, what is left to do is found in its log, or told anew by the engine.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use dataflows::admission::{Verdict, mark};
 use dataflows::event::{Event, Kind};
@@ -22,7 +22,7 @@ use super::{Backing, Durable, Writer};
 use crate::cluster::Letter;
 use crate::erasing::Job;
 use crate::hub::{self, AsOf, News};
-use crate::record::{self, Dispatch, Erase, Left, Pinned};
+use crate::record::{self, DeadLetter, Dispatch, Erase, Left, Pinned};
 
 /// An erasure, as far as it is known here.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Writer {
 
     /// An erasure, or that bodies are to be destroyed, stands in the log.
     pub(super) fn found_erase(&mut self, position: u64, erase: Erase) {
-        let Erase { of, until, events, ids, marks } = erase;
+        let Erase { of, until, events, ids, marks, .. } = erase;
         marks.iter().for_each(|mark| self.erased.add(*mark, until));
         let (here, at) = (self.process(), of.unwrap_or(position));
         let is_done = ids.is_empty();
@@ -87,7 +87,15 @@ impl Writer {
         for news in news {
             let here = self.process();
             match news {
-                News::Destroyed(at) => self.hear_of(here, at, 0, true),
+                News::Destroyed(at, otherwise) => {
+                    for (position, payload) in otherwise {
+                        if let Ok(mut prepared) = record::prepare(&payload, &mut self.decoder, &self.secret) {
+                            prepared.place(position);
+                            self.step.record(Record::Reread(prepared.event));
+                        }
+                    }
+                    self.hear_of(here, at, 0, true);
+                }
                 News::Retained(next) => self.retaining = Retaining { next, is_under_way: false, ..self.retaining },
                 News::Erased(erasure, events) => {
                     self.bar(&erasure);
@@ -127,7 +135,11 @@ impl Writer {
         } else if let Some(erasure) = known.erasure.as_ref().filter(|_| !known.is_under_way && (is_noted || may_note)) {
             known.is_under_way = true;
             if !is_noted {
-                let note = Erase::new(erasure, Some(at), known.events, &self.secret);
+                let open = self.shared.lock();
+                let refused = open.dead_letters.iter().filter(|(_, verdict)| **verdict == Verdict::RefusedEdge);
+                let refused = refused.map(|(position, _)| *position).collect();
+                drop(open);
+                let note = Erase { refused, ..Erase::new(erasure, Some(at), known.events, &self.secret) };
                 self.write_json(record::ERASE, &note);
             }
             self.durable.push(Durable::Erasing(at));
@@ -149,35 +161,39 @@ impl Writer {
             others.tell(taker, &Letter::Erasing(at, known.events, false));
         }
         log.roll().map_err(|error| error.to_string())?;
-        let open = self.shared.lock();
-        let refused = open.dead_letters.iter().filter(|(_, verdict)| **verdict == Verdict::RefusedEdge);
-        let refused: HashSet<u64> = refused.map(|(position, _)| *position).collect();
-        drop(open);
-        let (job, log, shared) = (Job::new(erasure, here, secret, refused), log.handle(), self.shared.clone());
+        let (job, log, shared) = (Job::new(erasure, here, secret), log.handle(), self.shared.clone());
         let work = move || {
-            job.run(&log);
-            shared.lock().news.push(News::Destroyed(at));
+            let otherwise = job.run(&log);
+            shared.lock().news.push(News::Destroyed(at, otherwise));
         };
         std::thread::Builder::new().name("erasing".into()).spawn(work).expect("the system gives a thread");
         Ok(())
     }
 
-    /// A call is to be written down: what is kept of it, now that some were erased.
-    pub(super) fn kept(&self, kind: Kind, prepared: &Prepared, body: &str) -> (u8, Vec<u8>) {
+    /// A call is to be written down: what is kept of it, now that some were erased. It is what it will be read as.
+    pub(super) fn kept(&mut self, kind: Kind, prepared: &mut Prepared, payload: Vec<u8>) -> (u8, Vec<u8>) {
         let Event { timestamp, own, message_id, .. } = &prepared.event;
         if self.erased.covers(&self.secret, own, *timestamp) {
             // The engine says so too.
             return (record::DESTROYED, Left::Erased.encode());
         }
         let gone = |id: &str| self.erased.covers(&self.secret, id, *timestamp);
-        let struck = Some(body).filter(|_| self.erased.reaches(*timestamp));
-        let struck = struck.and_then(|body| strike::call(body, &gone).ok().flatten());
-        let pinned = Pinned { entry: prepared.entry, is_refused: false, is_old: false };
-        let payload = match struck {
-            Some(struck) => record::encode_pinned(kind, pinned, *timestamp, message_id, &struck),
-            None => record::encode_event(kind, *timestamp, message_id, body),
-        };
+        let sent = Some(&payload).filter(|_| self.erased.reaches(*timestamp));
+        let struck = sent.and_then(|sent| strike::call(record::decode_event(sent)?.3, &gone).ok().flatten());
+        let Some(struck) = struck else { return (record::EVENT, payload) };
+        let pinned = Pinned { entry: prepared.entry, is_old: false };
+        let payload = record::encode_pinned(kind, pinned, *timestamp, message_id, &struck);
+        if let Ok(again) = record::prepare(&payload, &mut self.decoder, &self.secret) {
+            prepared.event.details = again.event.details;
+        }
         (record::EVENT, payload)
+    }
+
+    /// A dead letter is to be written down: of whom nothing is taken any more its body is not kept.
+    pub(super) fn without_erased(&self, letter: DeadLetter) -> DeadLetter {
+        let gone = |id: &str| self.erased.covers(&self.secret, id, self.clock);
+        let is_named = self.erased.reaches(self.clock) && strike::is_in_json(&letter.body, &gone) == Ok(true);
+        if is_named { letter.destroyed() } else { letter }
     }
 
     /// Nothing of these ids is written down any more that is dated before they were erased.

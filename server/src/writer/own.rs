@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dataflows::admission::Verdict;
 use dataflows::event::Reason;
+use dataflows::identity::Settled;
 use dataflows::place::place;
 use dataflows::protocol::{Destroyed, Record};
 use tokio::sync::oneshot;
@@ -21,18 +22,19 @@ impl Writer {
         // Where events move the clock, the engine alone knows it.
         let mut may_be_late = self.mode == ClockMode::Events;
         for incoming in events {
-            let Incoming { kind, mut prepared, undated, body, .. } = self.current(incoming);
+            let Incoming { kind, mut prepared, undated, mut payload, .. } = self.current(incoming);
             if undated {
                 prepared.date(self.clock);
+                record::date(&mut payload, self.clock);
             }
             let timestamp = prepared.event.timestamp;
             if self.mode == ClockMode::Events {
                 self.clock = self.clock.max(timestamp);
             }
-            prepared.is_late = self.step.terms.lateness.is_some_and(|lateness| timestamp < self.clock - lateness);
+            prepared.stamp(self.clock, self.step.terms.lateness);
             may_be_late |= prepared.is_late;
             prepared.place(self.next_position());
-            let (kind, payload) = self.kept(kind, &prepared, &body);
+            let (kind, payload) = self.kept(kind, &mut prepared, payload);
             may_be_late |= kind == record::DESTROYED;
             self.group.push((kind, self.clock, payload));
             self.step.record(Record::Event(prepared));
@@ -46,8 +48,13 @@ impl Writer {
 
     /// Reads the log from its beginning, as if all of it came now; then writes the definitions down, if they are new.
     /// Where several processes read theirs, the leader says how far each step goes, so that all records are decided on
-    /// in the order of their places.
-    pub(super) fn read_again(&mut self, mut book: Book, last_time: u64) -> Result<Found, String> {
+    /// in the order of their places. What was decided before somebody was erased is not decided again.
+    pub(super) fn read_again(
+        &mut self,
+        mut book: Book,
+        last_time: u64,
+        settled: Option<&Settled>,
+    ) -> Result<Found, String> {
         let leads = self.others.as_ref().is_none_or(Others::leads);
         let mut found = Found { process: self.process(), ..Found::default() };
         let mut last = None;
@@ -55,13 +62,15 @@ impl Writer {
         let Backing::Own(log) = &self.log else { return Ok(found) };
         let mut reader = log.reader();
         let mut at = 0;
+        let was_refused = |position| settled.is_some_and(|settled| settled.refused.binary_search(&position).is_ok());
+        self.step.records.extend(settled.map(|settled| vec![Record::Settled(Box::new(settled.clone()))]));
         while let Some((record, (time, index))) = reader.next().map_err(|error| error.to_string())? {
             // Steps end where groups do.
             if leads && time > at && self.step.len() >= STEP_EVENTS {
-                self.slice(at);
+                self.slice(at)?;
             }
             while !leads && time > until {
-                self.close();
+                self.close()?;
                 until = self.next_slice(&mut found);
             }
             at = time;
@@ -69,13 +78,13 @@ impl Writer {
             self.clock = self.clock.max(record.received_at);
             match record.kind {
                 record::EVENT => {
-                    if record::pinned(record.payload).is_some_and(|pinned| pinned.is_refused) {
-                        self.step.record(Record::Decided(position, Verdict::RefusedEdge));
-                    }
                     if let Ok(mut prepared) = record::prepare(record.payload, &mut self.decoder, &self.secret) {
-                        let earliest = last.as_ref().and_then(|defined: &Defined| defined.lateness);
-                        let earliest = earliest.map(|lateness| record.received_at - lateness);
-                        prepared.is_late = earliest.is_some_and(|earliest| prepared.event.timestamp < earliest);
+                        // What links nobody any more does not say that its link was refused.
+                        if prepared.link.is_none() && was_refused(position) {
+                            self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                        }
+                        let lateness = last.as_ref().and_then(|defined: &Defined| defined.lateness);
+                        prepared.stamp(record.received_at, lateness);
                         prepared.place(position);
                         self.step.record(Record::Event(prepared));
                     }
@@ -86,6 +95,9 @@ impl Writer {
                         let earliest = earliest.map(|lateness| record.received_at - lateness);
                         let is_late = earliest.is_some_and(|earliest| left.timestamp < earliest);
                         self.step.record(Record::Destroyed(Destroyed { position, is_late, ..left }));
+                        if was_refused(position) {
+                            self.step.record(Record::Decided(position, Verdict::RefusedEdge));
+                        }
                     }
                     Some(Left::Erased) => self.step.record(Record::Decided(position, Verdict::Erased)),
                     None => {}
@@ -101,14 +113,15 @@ impl Writer {
                 }
                 record::CORRECTION => {
                     let correction = serde_json::from_slice::<Correction>(record.payload).ok();
-                    let corrections = correction.into_iter().map(|correction| correction.at(position, &self.secret));
+                    let taken = |correction: Correction| correction.at(position, self.clock, &self.secret);
+                    let corrections = correction.into_iter().map(taken);
                     corrections.for_each(|correction| self.step.record(correction));
                 }
                 record::DEFINITIONS => {
                     if let Ok(defined) = serde_json::from_slice::<Defined>(record.payload) {
                         // What came before was accepted by what held then. It is the first of its group.
                         if leads {
-                            self.slice(time - 1);
+                            self.slice(time - 1)?;
                         }
                         self.step.terms = defined.terms();
                         last = Some(defined);
@@ -129,13 +142,13 @@ impl Writer {
             if let Some(others) = &self.others {
                 others.tell_all(&Letter::Ledger(found.dispatched.clone()));
             }
-            self.slice(u64::MAX);
+            self.slice(u64::MAX)?;
         } else {
             while until < u64::MAX {
-                self.close();
+                self.close()?;
                 until = self.next_slice(&mut found);
             }
-            self.close();
+            self.close()?;
         }
         // What is recorded from now on comes after all that is in any log.
         self.step.number = self.step.number.max(last_time + 1);
@@ -154,17 +167,16 @@ impl Writer {
             self.next_slice(&mut found);
         }
         self.found_all();
-        self.commit()?;
-        self.close();
+        self.close()?;
         found.position = self.step.position;
         self.wait(0).log_is_read = true;
         Ok(found)
     }
 
     /// The leader closes a step of what stands in the logs up to a time.
-    fn slice(&mut self, until: u64) {
+    fn slice(&mut self, until: u64) -> Result<(), String> {
         self.announce(Some(until));
-        self.close();
+        self.close()
     }
 
     /// Another process waits until the leader says how far the next step goes.

@@ -84,7 +84,6 @@ impl Writer {
         }
         match what {
             What::Calls(calls) => {
-                let earliest = self.step.terms.lateness.map(|lateness| received_at - lateness);
                 for (index, call) in calls.into_iter().enumerate().take(RECORDS_MAX) {
                     let position = place(sequence, LEADER, index);
                     let incoming = match call {
@@ -103,7 +102,7 @@ impl Writer {
                     if self.mode == ClockMode::Events {
                         self.clock = self.clock.max(timestamp);
                     }
-                    prepared.is_late = earliest.is_some_and(|earliest| timestamp < earliest);
+                    prepared.stamp(received_at, self.step.terms.lateness);
                     prepared.place(position);
                     self.step.record(Record::Event(prepared));
                 }
@@ -119,7 +118,7 @@ impl Writer {
             }
             What::Corrected(corrections) => {
                 for (index, correction) in corrections.into_iter().enumerate().take(RECORDS_MAX) {
-                    self.step.record(correction.at(place(sequence, LEADER, index), &self.secret));
+                    self.step.record(correction.at(place(sequence, LEADER, index), self.clock, &self.secret));
                 }
             }
             What::Defined(mut defined) => {
@@ -249,8 +248,7 @@ impl Writer {
                 false if self.follow()? => {}
                 false => return Err("the leading process ends".into()),
             }
-            self.commit()?;
-            self.close();
+            self.close()?;
         }
         self.wait(0).log_is_read = true;
         self.is_ready = true;

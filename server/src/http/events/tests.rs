@@ -1,4 +1,5 @@
-//! More than can be taken, on a disk that stands still: what is under way stays bounded, and nothing taken is lost.
+//! Doors on a disk that stands still: what is under way stays bounded, nothing taken is lost, and nothing is told
+//! before it is durable.
 
 use std::io;
 use std::path::Path;
@@ -14,19 +15,29 @@ use super::*;
 use crate::book::Book;
 use crate::desk::Records;
 use crate::http::router;
+use crate::hub::Told;
 use crate::log::Log;
 use crate::log::disk::{Disk, DiskFile, RealDisk};
 use crate::outbox::Outbox;
 use crate::record::{self, decode_event};
 use crate::writer::{self, Start, Started, Store};
 
-/// Whether syncs stand still.
+/// How syncs go.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Syncs {
+    #[default]
+    Go,
+    Stand,
+    Fail,
+}
+
+/// How syncs go now.
 #[derive(Clone, Default)]
-struct Still(Arc<(Mutex<bool>, Condvar)>);
+struct Still(Arc<(Mutex<Syncs>, Condvar)>);
 
 impl Still {
-    fn set(&self, still: bool) {
-        *self.0.0.lock().expect("nobody panics while holding it") = still;
+    fn set(&self, syncs: Syncs) {
+        *self.0.0.lock().expect("nobody panics while holding it") = syncs;
         self.0.1.notify_all();
     }
 }
@@ -78,19 +89,25 @@ impl DiskFile for StillFile {
     fn sync(&self) -> io::Result<()> {
         let Still(still) = &self.0;
         let held = still.0.lock().expect("nobody panics while holding it");
-        drop(still.1.wait_while(held, |still| *still).expect("nobody panics while holding it"));
+        let held = still.1.wait_while(held, |syncs| *syncs == Syncs::Stand).expect("nobody panics while holding it");
+        if *held == Syncs::Fail {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        drop(held);
         self.1.sync()
     }
 }
 
-/// All doors, on a log on such a disk, and the writer's thread.
-fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Result<(), String>>) {
+type Writer = std::thread::JoinHandle<Result<(), String>>;
+
+/// All doors, on a log on such a disk, the writer's thread, and what is told of steps.
+fn doors(dir: &Path, still: &Still) -> (axum::Router, Writer, mpsc::UnboundedReceiver<Told>) {
     let log = Log::open_on(Arc::new(StillDisk(still.clone())), dir, 1 << 26, [7; 16]).expect("a log").log;
     let (reader, secret) = (log.handle(), log.id());
-    let (told, _closed) = mpsc::unbounded_channel();
+    let (told, closed) = mpsc::unbounded_channel();
     let book = Book::open("version: 1", None).expect("it is right");
     let (clock, now) = (ClockMode::Wall, crate::clock::now as fn() -> i64);
-    let start = Start { log: Store::Own(log), workers: 1, clock, book, team: None, told, now };
+    let start = Start { log: Store::Own(log), workers: 1, clock, book, settled: None, team: None, told, now };
     let Started { hub, found, thread: writer, .. } = writer::start(start).expect("the log is empty");
     let log = Some(Records::Logs(reader, 0, None));
     let (outbox, _) = Outbox::new(hub.clone(), log.clone(), found);
@@ -110,6 +127,7 @@ fn doors(dir: &Path, still: &Still) -> (axum::Router, std::thread::JoinHandle<Re
             stopping,
         }),
         writer,
+        closed,
     )
 }
 
@@ -144,9 +162,9 @@ fn kept(dir: &Path) -> Vec<String> {
 async fn what_is_under_way_is_bounded_and_what_is_taken_is_kept() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let still = Still::default();
-    let (doors, writer) = doors(dir.path(), &still);
+    let (doors, writer, _told) = doors(dir.path(), &still);
     let room = ROOM_BYTES / batch(100).len();
-    still.set(true);
+    still.set(Syncs::Stand);
     let (mut waiting, mut taken) = (Vec::new(), Vec::new());
     for number in 100..100 + 2 * room {
         let mut answer = send(&doors, batch(number));
@@ -170,7 +188,7 @@ async fn what_is_under_way_is_bounded_and_what_is_taken_is_kept() {
     let refused = tokio::time::timeout(Duration::from_secs(30), send(&doors, batch(1))).await;
     let refused = refused.expect("room that is still taken was given away").expect("no panic");
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    still.set(false);
+    still.set(Syncs::Go);
     for (number, answer) in waiting {
         assert_eq!(answer.await.expect("no panic").status(), StatusCode::OK);
         taken.push(number);
@@ -185,4 +203,54 @@ async fn what_is_under_way_is_bounded_and_what_is_taken_is_kept() {
     expected.sort();
     found.sort();
     assert_eq!(found, expected);
+}
+
+/// What is asked of somebody.
+fn ask(doors: &axum::Router, id: &str) -> JoinHandle<Response> {
+    let request = axum::http::Request::get(format!("/v1/profiles/{id}")).body(Body::empty());
+    let answer = doors.clone().oneshot(request.expect("a request"));
+    tokio::spawn(async move { answer.await.into_response() })
+}
+
+/// Steps that were told of, with events in them.
+fn told(closed: &mut mpsc::UnboundedReceiver<Told>, after: u64) -> usize {
+    let told = std::iter::from_fn(|| closed.try_recv().ok());
+    told.filter(|told| matches!(told, Told::Closed(closed) if closed.as_of.position > after)).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_told_before_it_is_durable() {
+    for ends in [Syncs::Go, Syncs::Fail] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let still = Still::default();
+        let (doors, writer, mut closed) = doors(dir.path(), &still);
+        let last = |closed: &mut mpsc::UnboundedReceiver<Told>| {
+            let told = std::iter::from_fn(|| closed.try_recv().ok()).last();
+            told.map_or(0, |told| if let Told::Closed(closed) = told { closed.as_of.position } else { 0 })
+        };
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = last(&mut closed);
+        still.set(Syncs::Stand);
+        let taken = send(&doors, batch(1));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let asked = ask(&doors, "u");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!taken.is_finished() && !asked.is_finished(), "nobody is answered");
+        assert_eq!(told(&mut closed, before), 0, "no step is told of");
+        still.set(ends);
+        if ends == Syncs::Go {
+            assert_eq!(taken.await.expect("no panic").status(), StatusCode::OK);
+            assert_eq!(asked.await.expect("no panic").status(), StatusCode::OK, "she is known by then");
+            assert!(told(&mut closed, before) > 0);
+            drop(doors);
+            writer.join().expect("no panic").expect("the disk works");
+        } else {
+            let ended = tokio::task::spawn_blocking(|| writer.join()).await.expect("no panic").expect("no panic");
+            assert!(ended.is_err_and(|why| why.contains("the disk is gone")));
+            assert_ne!(taken.await.expect("no panic").status(), StatusCode::OK);
+            assert_ne!(asked.await.expect("no panic").status(), StatusCode::OK);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(told(&mut closed, before), 0, "nothing was told");
+        }
+    }
 }

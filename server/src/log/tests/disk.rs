@@ -9,7 +9,7 @@ use super::super::disk::{Disk, DiskFile, SECTOR};
 
 /// What becomes of everything that was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
+pub(crate) enum Loss {
     /// The power goes, and nothing of it was written.
     All,
     /// The power goes, and all of it was written.
@@ -22,7 +22,7 @@ pub(super) enum Loss {
 
 /// What befalls one operation that changes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// The process ends in it; what the operation had begun is as if unsynced.
     Crash,
     /// It fails. A write may have written a part; a sync loses what it had to write and never tells again.
@@ -31,7 +31,7 @@ pub(super) enum Fate {
 
 /// The disk; clones are the same one.
 #[derive(Clone)]
-pub(super) struct SimDisk(Arc<Mutex<State>>);
+pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
 struct State {
     random: Random,
@@ -67,7 +67,7 @@ struct SimFile {
 }
 
 impl SimDisk {
-    pub(super) fn new(seed: u64) -> SimDisk {
+    pub(crate) fn new(seed: u64) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(State {
             random: Random(seed),
             seen: BTreeMap::new(),
@@ -83,22 +83,22 @@ impl SimDisk {
     }
 
     /// Operations so far that changed something.
-    pub(super) fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.state().operations
     }
 
     /// Lets something befall an operation to come.
-    pub(super) fn strike(&self, operation: u64, fate: Fate) {
+    pub(crate) fn strike(&self, operation: u64, fate: Fate) {
         self.state().fate = Some((operation, fate));
     }
 
     /// So many looks at what is there succeed, and no more.
-    pub(super) fn blind(&self, looks: u64) {
+    pub(crate) fn blind(&self, looks: u64) {
         self.state().looks = looks;
     }
 
     /// The process ends, and perhaps the power goes; then everything runs again.
-    pub(super) fn restart(&self, loss: Loss) {
+    pub(crate) fn restart(&self, loss: Loss) {
         let state = &mut *self.state();
         (state.fate, state.is_down) = (None, false);
         if loss == Loss::Process {
@@ -113,17 +113,17 @@ impl SimDisk {
     }
 
     /// Names of files that are seen, in order.
-    pub(super) fn names(&self) -> Vec<PathBuf> {
+    pub(crate) fn names(&self) -> Vec<PathBuf> {
         self.state().seen.keys().filter(|path| path.extension().is_some()).cloned().collect()
     }
 
-    pub(super) fn bytes(&self, path: &Path) -> Vec<u8> {
+    pub(crate) fn bytes(&self, path: &Path) -> Vec<u8> {
         let state = self.state();
         state.files[state.seen[path]].seen.clone()
     }
 
     /// Has a file hold these bytes, durably, whatever it held.
-    pub(super) fn put(&self, path: &Path, bytes: &[u8]) {
+    pub(crate) fn put(&self, path: &Path, bytes: &[u8]) {
         let state = &mut *self.state();
         let number = state.files.len();
         state.files.push(Contents { seen: bytes.to_vec(), kept: bytes.to_vec(), changes: Vec::new() });
@@ -132,14 +132,14 @@ impl SimDisk {
     }
 
     /// Takes a file away, durably.
-    pub(super) fn take(&self, path: &Path) {
+    pub(crate) fn take(&self, path: &Path) {
         let state = &mut *self.state();
         state.seen.remove(path);
         state.kept.remove(path);
     }
 
     /// The most that was read in one go, until now.
-    pub(super) fn largest_read(&self) -> usize {
+    pub(crate) fn largest_read(&self) -> usize {
         std::mem::take(&mut self.state().largest_read)
     }
 
@@ -340,7 +340,7 @@ impl DiskFile for SimFile {
         let state = &mut *self.disk.state();
         let fate = state.begin()?;
         let written = match fate {
-            Some(Fate::Fail(_)) => &bytes[..state.random.below(bytes.len())],
+            Some(Fate::Fail(_)) => &bytes[..state.random.below(bytes.len().max(1))],
             _ => bytes,
         };
         state.files[self.number].write(offset as usize, written);
@@ -373,10 +373,10 @@ impl DiskFile for SimFile {
 }
 
 /// Numbers that look drawn (splitmix64), the same for the same seed.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut drawn = self.0;
         drawn = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
