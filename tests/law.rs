@@ -103,7 +103,7 @@ fn hold(
     }
     let (mut told, mut held) = (Vec::new(), 0);
     // Under a retention what changes sees the latest part of the past alone.
-    let (keeps_all, mut seen) = (random.below(2) == 0, BTreeMap::new());
+    let (keeps_all, mut seen, mut instants) = (random.below(2) == 0, BTreeMap::new(), Vec::new());
     // Of several changes each waits until the one before holds.
     changes.sort();
     changes.reverse();
@@ -116,7 +116,9 @@ fn hold(
         if changes_now {
             let other = changed(&mut random, &definitions);
             if !keeps_all {
-                let from = oracle.clock() - 1_000 * random.below(150) as i64;
+                // Every other time to the millisecond that of a call.
+                let exact = instants.get(random.below(2 * instants.len() as u64 + 1) as usize).copied();
+                let from = exact.unwrap_or(oracle.clock() - 1_000 * random.below(150) as i64).min(oracle.clock());
                 seen = horizons(&definitions, &other, &seen, from);
             }
             definitions = other;
@@ -140,6 +142,7 @@ fn hold(
             if clock == Clock::Wall {
                 oracle.tick(wall(&mut random, line, oracle.clock()));
             }
+            instants.extend(serde_json::from_str::<Value>(line).expect("lines are JSON")["timestamp"].as_i64());
             let verdict = oracle.push(line);
             let position = match clock {
                 Clock::File => run.push(line),
