@@ -123,7 +123,7 @@ impl Loaded {
             ("and changed back", DEFINITIONS.to_owned()),
         ] {
             let definitions = Arc::clone(&plan_of(&yaml).definitions);
-            self.plan = Arc::new(self.plan.after(definitions));
+            self.plan = Arc::new(self.plan.after(definitions, Default::default()));
             self.running.change(Arc::clone(&self.plan));
             let started = Instant::now();
             let mut times = Vec::new();

@@ -13,7 +13,7 @@ use dataflows::profile::answers::View;
 use dataflows::profile::sums::{Credited, Sought, Span};
 use dataflows::total::Total;
 use ecow::EcoString;
-use histories::{Random, changed, definitions, history_of, merging};
+use histories::{Random, changed, definitions, history_of, horizons, merging};
 use oracle::{Dump, Oracle};
 use run::totals::{billionths, totals};
 use run::{Run, Totals, VIEWS};
@@ -102,6 +102,8 @@ fn hold(
         run.follow().expect("an empty step finishes");
     }
     let (mut told, mut held) = (Vec::new(), 0);
+    // Under a retention what changes sees the latest part of the past alone.
+    let (keeps_all, mut seen, mut instants) = (random.below(2) == 0, BTreeMap::new(), Vec::new());
     // Of several changes each waits until the one before holds.
     changes.sort();
     changes.reverse();
@@ -112,20 +114,27 @@ fn hold(
         let Some(step) = steps.next().or_else(|| is_open.then(Vec::new)) else { break };
         let changes_now = !run.is_preparing() && changes.pop_if(|change| *change <= number).is_some();
         if changes_now {
-            definitions = changed(&mut random, &definitions);
+            let other = changed(&mut random, &definitions);
+            if !keeps_all {
+                // Every other time to the millisecond that of a call.
+                let exact = instants.get(random.below(2 * instants.len() as u64 + 1) as usize).copied();
+                let from = exact.unwrap_or(oracle.clock() - 1_000 * random.below(150) as i64).min(oracle.clock());
+                seen = horizons(&definitions, &other, &seen, from);
+            }
+            definitions = other;
         }
         let fail = |told: &[String], now: i64, why: &str| -> ! {
             let history = told.join("\n");
             panic!(
                 "seed {seed}, {clock:?}, {processes} processes, {workers} workers, step {number}: {why}\n\
-                 clock {now}\n{history}\n{definitions}"
+                 clock {now}\n{history}\n{definitions}\n{seen:?}"
             )
         };
         if changes_now {
             oracle.accept_as(&definitions);
             let stalled = |stalled: run::Stalled| fail(&told, oracle.clock(), &stalled.to_string());
-            run.redefine(&definitions).unwrap_or_else(stalled);
-            told.push(format!("(other definitions) {definitions}"));
+            run.redefine(&definitions, seen.clone()).unwrap_or_else(stalled);
+            told.push(format!("(other definitions) {definitions} {seen:?}"));
         }
         let was_preparing = run.is_preparing();
         let mut verdicts = Vec::new();
@@ -133,6 +142,7 @@ fn hold(
             if clock == Clock::Wall {
                 oracle.tick(wall(&mut random, line, oracle.clock()));
             }
+            instants.extend(serde_json::from_str::<Value>(line).expect("lines are JSON")["timestamp"].as_i64());
             let verdict = oracle.push(line);
             let position = match clock {
                 Clock::File => run.push(line),
@@ -144,6 +154,7 @@ fn hold(
         let found = run.dump().unwrap_or_else(|stalled| fail(&told, oracle.clock(), &stalled.to_string()));
         if was_preparing && !run.is_preparing() {
             oracle.redefine(&definitions);
+            oracle.see(&seen);
             told.push("(they hold)".to_owned());
             held += 1;
         }

@@ -228,6 +228,7 @@ fn judged(text: &str) -> bool {
     let told = BTreeMap::from([("plan".to_string(), Json::Text("pro".to_string()))]);
     let computed = BTreeMap::from([("k".to_string(), Value::Number(2_000_000)), ("e".to_string(), Value::Nothing)]);
     let subject = Subject {
+        at: 1,
         event: Some("buy"),
         kind: Some("track"),
         properties: &properties,

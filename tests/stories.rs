@@ -62,7 +62,7 @@ fn tell(story: &Story, workers: usize, pace: Pace) -> Dump {
             What::Erasure(ids) => assert!(run.push(&erasure(ids)).is_some(), "{at}"),
             What::Definitions(definitions) => {
                 let stalled = |stalled: run::Stalled| panic!("{at}: {stalled}");
-                run.redefine(definitions).unwrap_or_else(stalled);
+                run.redefine(definitions, Default::default()).unwrap_or_else(stalled);
                 while run.is_preparing() {
                     run.close([], |_, _| {}).unwrap_or_else(stalled);
                 }
@@ -120,7 +120,8 @@ fn shuffle(story: &Story, workers: usize, seed: u64) -> Dump {
 fn dry_run(run: &mut Run, DryRun { from, to, definitions, .. }: &DryRun) -> Result<Dump, run::Stalled> {
     let span = Span { from: Some(*from), to: Some(*to) };
     let definitions = definitions.as_ref().map_or_else(|| run.definitions(), |text| run::parse(text));
-    let trial = Trial { definitions: vec![Arc::clone(&definitions)], span, limit: usize::MAX, ..Trial::default() };
+    let tried = vec![(Arc::clone(&definitions), Default::default())];
+    let trial = Trial { definitions: tried, span, limit: usize::MAX, ..Trial::default() };
     let rows = run.what_if(trial, |_| {})?.remove(0).intents;
     let mut dump = Dump::default();
     dump.rows[INTENTS] = server::rows::lines(&Rows::Intents(rows), &definitions);

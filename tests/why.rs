@@ -327,7 +327,7 @@ fn what_is_tried_is_what_is_true_when_it_is_defined() {
         };
         let (standing, other) = (limited(definitions(&mut random)), limited(definitions(&mut random)));
         let plan = Plan::new(checked(&standing));
-        let names_more = plan.after(checked(&other)).vocabulary.wants_more_than(&plan.vocabulary);
+        let names_more = plan.after(checked(&other), Default::default()).vocabulary.wants_more_than(&plan.vocabulary);
         let lines = history(&mut random);
         let (processes, workers) = [(1, 1), (1, 2), (2, 1)][seed as usize % 3];
         let mut run = Run::start_among(&standing, None, processes, workers);
@@ -335,7 +335,8 @@ fn what_is_tried_is_what_is_true_when_it_is_defined() {
         known.iter().for_each(|line| _ = run.push(line));
         let mut more = lines[known.len()..].iter().cloned();
         let (both, mut came) = ([&standing, &other], 0);
-        let trial = Trial { definitions: both.map(|text| checked(text)).to_vec(), limit: 10_000, ..Trial::default() };
+        let seeing_all = both.map(|text| (checked(text), Default::default())).to_vec();
+        let trial = Trial { definitions: seeing_all, limit: 10_000, ..Trial::default() };
         let outcomes = run.what_if(trial, |run| {
             steps += 1;
             if !names_more {

@@ -194,6 +194,32 @@ impl<P> Condition<P> {
         }
     }
 
+    /// Whether it holds where some paths lead to what nobody knows any more; none: that depends on it.
+    pub fn judge<'v>(&self, look: &impl Fn(&P) -> Option<&'v Value>, gone: &impl Fn(&P) -> bool) -> Option<bool> {
+        // Whatever part is this decides it.
+        let settled = |parts: &[Condition<P>], by: bool| {
+            let mut whole = Some(!by);
+            for part in parts {
+                match part.judge(look, gone) {
+                    Some(part) if part == by => return Some(by),
+                    Some(_) => {}
+                    None => whole = None,
+                }
+            }
+            whole
+        };
+        match self {
+            Condition::All(parts) => settled(parts, false),
+            Condition::Any(parts) => settled(parts, true),
+            Condition::Not(part) => part.judge(look, gone).map(|holds| !holds),
+            plain => {
+                let mut is_known = true;
+                plain.paths(&mut |path| is_known &= !gone(path));
+                is_known.then(|| plain.holds(look))
+            }
+        }
+    }
+
     /// Whether it holds, where `look` finds the value of a path, or none.
     pub fn holds<'v>(&self, look: &impl Fn(&P) -> Option<&'v Value>) -> bool {
         match self {

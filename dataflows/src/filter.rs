@@ -50,24 +50,27 @@ impl Filter {
         Ok(Filter { condition, decoder: Decoder::new(Arc::new(vocabulary)) })
     }
 
-    /// The event that a call is, and its name, if it is selected. The call has this time and this message id.
+    /// The event that a call is, and its name, if it is selected; and whether that is sure: of one whose body is not
+    /// whole what is missing may have been there. The call has this time and this message id.
     pub fn select(
         &mut self,
         kind: Kind,
         body: &str,
         timestamp: Millis,
         message_id: &str,
-    ) -> Option<(Event, EcoString)> {
+        is_whole: bool,
+    ) -> Option<(Event, EcoString, bool)> {
         let mut call = Call::parse(body, Some(kind)).ok()?;
         let name = EcoString::from(&*call.event);
         let event = self.decoder.event(&mut call, timestamp, message_id.into()).ok()?;
         let (named, values) = (Value::Text(name.clone()), event.values());
-        let holds = self.condition.holds(&|looked| match looked {
+        let look = |looked: &Looked| match looked {
             Looked::Event => Some(&named),
             Looked::Type => Some(kind_value(kind)),
             Looked::Slot(slot) => values.iter().find(|(other, _)| other == slot).map(|(_, value)| value),
-        });
-        holds.then_some((event, name))
+        };
+        let holds = self.condition.judge(&look, &|looked| !is_whole && look(looked).is_none());
+        (holds != Some(false)).then_some((event, name, holds.is_some()))
     }
 }
 
@@ -79,12 +82,17 @@ mod tests {
     fn it_looks_at_what_nobody_keeps() {
         let mut filter =
             Filter::parse(r#"event == "buy" && properties["Order ID"] > 2 && context.bot && type == "track""#).unwrap();
-        let mut select = |kind, body| filter.select(kind, body, 5, "m").map(|(event, name)| (event.own, name));
+        let mut select = |kind, body| filter.select(kind, body, 5, "m", true).map(|(event, name, _)| (event.own, name));
         let body = r#"{"userId":"ada","event":"buy","properties":{"Order ID":3},"context":{"bot":true}}"#;
         assert_eq!(select(Kind::Track, body), Some(("ada".into(), "buy".into())));
         let other = body.replace('3', "2");
         assert_eq!(select(Kind::Track, &other), None);
         assert_eq!(select(Kind::Page, body), None);
+        // Of what is left of a body nobody knows what else was in it.
+        let left = r#"{"userId":"ada","event":"buy","properties":{"Order ID":3}}"#;
+        let mut judge = |kind, body| filter.select(kind, body, 5, "m", false).map(|(_, _, is_sure)| is_sure);
+        assert_eq!((judge(Kind::Track, left), judge(Kind::Track, body)), (Some(false), Some(true)));
+        assert_eq!((judge(Kind::Page, left), judge(Kind::Track, &left.replace('3', "2"))), (None, None));
         assert!(Filter::parse("traits.plan == 1").unwrap_err().contains("`traits.plan` is of a person"));
         assert!(Filter::parse("event ==").is_err());
     }

@@ -23,6 +23,7 @@ pub mod place; // where a record stands
 pub mod plan; // the definitions, ready to run
 pub mod profile; // everything that is true of one person
 pub mod protocol; // what may be asked of the engine, and what it says
+pub mod retain; // what is left of it when it is old
 pub mod strike; // what of others names who was erased
 pub mod time; // instants and spans, in ms
 pub mod total; // what is counted over people

@@ -6,7 +6,7 @@
 mod explaining;
 mod make;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ecow::EcoString;
@@ -18,6 +18,10 @@ use crate::time::Millis;
 use crate::total::{Counted, Total};
 use crate::value::Value;
 use crate::vocabulary::{NameId, Slot, Vocabulary};
+
+/// By definition, such as `segments/vip`, the instant up to which it sees no event, ms; those that see everything are
+/// not in it. Touchpoints and conversions go by their place: `conversions/0`.
+pub type Horizons = BTreeMap<String, Millis>;
 
 /// What a path of a condition reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub struct Feed {
     pub field: Option<Field>,
     /// Whether events emitted by timers are seen.
     pub emitted: bool,
+    /// Only what is later than this is seen, ms.
+    pub after: Millis,
     /// The tape on which what is seen is kept, where some aggregate needs more of it than a count or a sum.
     pub kept: Option<usize>,
     /// The aggregates that it feeds.
@@ -190,6 +196,8 @@ pub struct SequencePlan {
     pub absence: Option<AbsencePlan>,
     /// How long a completion counts, ms; none: for ever.
     pub recent: Option<Millis>,
+    /// Only what is later than this is seen, ms.
+    pub after: Millis,
     /// The segments to judge again when it changes.
     pub readers: Vec<usize>,
 }
@@ -227,6 +235,8 @@ pub struct SegmentPlan {
     pub test: Test,
     /// The windows it reads, directly or through traits and other segments.
     pub windows: BTreeSet<Window>,
+    /// Whoever has no event later than this is not seen, ms.
+    pub after: Millis,
     /// The views to judge again when it changes.
     pub readers: Vec<usize>,
     /// Campaigns that begin at an entry.
@@ -305,6 +315,8 @@ pub struct JourneyPlan {
     pub name: EcoString,
     /// The state everyone begins in.
     pub start: usize,
+    /// Whoever has no event later than this is not seen, ms.
+    pub after: Millis,
     /// Its states, by name.
     pub states: Vec<StatePlan>,
     /// The segments to judge again when it moves.
@@ -353,6 +365,8 @@ pub struct CampaignPlan {
     pub name: EcoString,
     /// What begins it.
     pub cause: Cause,
+    /// Whoever has no event later than this is not seen, ms.
+    pub after: Millis,
     /// For an event: holds for those that count.
     pub rule: Option<Rule>,
     /// For a date: when, and who.
@@ -376,6 +390,8 @@ pub struct CampaignPlan {
 /// A rule that makes touches.
 #[derive(Clone, Debug)]
 pub struct TouchRule {
+    /// Only what is later than this is seen, ms.
+    pub after: Millis,
     /// Holds for the events that count.
     pub rule: Option<Rule>,
     /// The channel.
@@ -387,6 +403,8 @@ pub struct TouchRule {
 /// A rule that makes conversions.
 #[derive(Clone, Debug)]
 pub struct ConversionRule {
+    /// Only what is later than this is seen, ms.
+    pub after: Millis,
     /// Its name.
     pub name: EcoString,
     /// Holds for the events that count.
@@ -436,6 +454,10 @@ pub enum View {
 pub struct Plan {
     /// The definitions it was made of.
     pub definitions: Arc<Definitions>,
+    /// Those that do not see everything.
+    pub horizons: Horizons,
+    /// Whoever has an event later than this is seen by all of them, ms.
+    pub in_full_sight: Millis,
     /// What of an event is kept.
     pub vocabulary: Arc<Vocabulary>,
     /// What happens at an event, by name.

@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dataflows::definitions::{Definitions, Problem, document, is_by_name, line_of, written};
-use dataflows::plan::Plan;
+use dataflows::json::canonical;
+use dataflows::plan::{Horizons, Plan};
 use dataflows::protocol::Terms;
 use dataflows::time::Millis;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::record::Defined;
+use crate::record::{Defined, Sight};
 use crate::templates::{self, Templates};
 
 /// Documents given at run time, by kind and name, in place of the file's; none: taken away.
@@ -42,6 +43,9 @@ pub struct Book {
     text: String,
     documents: BTreeMap<Name, String>,
     versions: BTreeMap<Name, Version>,
+    sight: Sight,
+    /// Until the clock is known at which it comes: the definitions that are new, and how long things were kept before.
+    unsettled: Option<(Vec<String>, Option<Millis>)>,
     /// Where it is written down.
     position: Option<u64>,
     /// What it all says.
@@ -62,12 +66,13 @@ impl Book {
             Some(last) => (last.given.clone(), last.versions.clone(), documents(&last.text)),
             None => Default::default(),
         };
+        let sight = last.map(|last| last.sight.clone());
         let text = composed(file, &given);
         let plan = Plan::new(Arc::new(checked(&text)?));
         if let Some((before, _)) = last.and_then(|last| Definitions::parse(&last.text).ok()) {
             keeps_ids(&before, &plan.definitions, &text)?;
         }
-        Ok(Book::of(file.to_owned(), given, text, plan, versions, &before))
+        Ok(Book::of(file.to_owned(), given, text, plan, versions, &before).after(&before, sight))
     }
 
     fn of(
@@ -85,7 +90,39 @@ impl Book {
             versions.insert(name.clone(), Version { number, since: None, position: None });
         }
         let templates = Arc::new(Templates::new(&plan.definitions));
-        Book { file, given, text, documents, versions, position: None, plan: Arc::new(plan), templates }
+        let sight = Sight { retention: plan.definitions.retention, ..Sight::default() };
+        let (plan, unsettled) = (Arc::new(plan), None);
+        Book { file, given, text, documents, versions, sight, unsettled, position: None, plan, templates }
+    }
+
+    /// The same where it comes after documents that saw this much: what stands goes on to, and what is new sees what is
+    /// left when it comes. None: it is the first, and sees everything.
+    fn after(mut self, before: &BTreeMap<Name, String>, sight: Option<Sight>) -> Book {
+        if let Some(Sight { retention, gone, horizons }) = sight {
+            let (carried, new) = carried(&horizons, before, &self.documents);
+            self.unsettled = Some((new, retention));
+            self.sees(Sight { gone, horizons: carried, ..self.sight.clone() });
+        }
+        self
+    }
+
+    fn sees(&mut self, sight: Sight) {
+        if sight.horizons != self.plan.horizons {
+            self.plan = Arc::new(self.plan.seeing(sight.horizons.clone()));
+        }
+        self.sight = sight;
+    }
+
+    /// It comes at a clock: what is new in it sees what retention leaves by then.
+    pub fn settle(&mut self, clock: Millis) {
+        let Some((new, before)) = self.unsettled.take() else { return };
+        let mut sight = self.sight.clone();
+        let left = |retention: Option<Millis>| retention.map(|retention| clock.saturating_sub(retention));
+        sight.gone = sight.gone.max(left(before));
+        if let Some(from) = sight.gone.max(left(sight.retention)) {
+            sight.horizons.extend(new.into_iter().map(|name| (name, from)));
+        }
+        self.sees(sight);
     }
 
     /// The book after a document is given, or taken away.
@@ -108,21 +145,25 @@ impl Book {
 
     /// The book after what another process, or the stream, says comes next.
     pub fn then(&self, next: &Defined) -> Result<Book, Vec<Problem>> {
-        self.followed_by(next.given.clone(), self.versions.clone(), next.text.clone())
+        let mut book = self.followed_by(next.given.clone(), self.versions.clone(), next.text.clone())?;
+        book.unsettled = None;
+        book.sees(next.sight.clone());
+        Ok(book)
     }
 
     fn followed_by(&self, given: Given, versions: BTreeMap<Name, Version>, text: String) -> Result<Book, Vec<Problem>> {
         let definitions = Arc::new(checked(&text)?);
         keeps_ids(&self.plan.definitions, &definitions, &text)?;
-        let plan = self.plan.after(definitions);
-        Ok(Book::of(self.file.clone(), given, text, plan, versions, &self.documents))
+        let plan = self.plan.after(definitions, Horizons::new());
+        let book = Book::of(self.file.clone(), given, text, plan, versions, &self.documents);
+        Ok(book.after(&self.documents, Some(self.sight.clone())))
     }
 
     /// What is written down of it.
     pub fn defined(&self) -> Defined {
         let Terms { lateness, ids_max } = self.terms();
         let (given, versions) = (self.given.clone(), self.versions.clone());
-        Defined { lateness, ids_max, text: self.text.clone(), given, versions }
+        Defined { lateness, ids_max, text: self.text.clone(), given, versions, sight: self.sight.clone() }
     }
 
     /// It is written down at a position and at a clock.
@@ -174,16 +215,31 @@ impl Book {
     /// Since when a campaign, and everything that it reads, means what it does, ms.
     pub fn active_since(&self, campaign: &str) -> Millis {
         let settings = ["sessions", "identity", "conversions", "timezone"].map(str::to_owned);
-        let mut found = BTreeSet::from(settings);
-        let mut open = vec![format!("campaigns/{campaign}")];
+        let found = self.with_read(&format!("campaigns/{campaign}")).into_iter().chain(settings);
+        found.filter_map(|name| self.versions.get(&name)?.since).max().unwrap_or(0)
+    }
+
+    /// Up to when a document, or anything that it reads, sees no events, ms; none: it sees all of them.
+    pub fn history_from(&self, name: &str) -> Option<Millis> {
+        let all = self.with_read(name);
+        // Of a list of rules, those of its places.
+        let of = |definition: &String| {
+            let list = definition.rsplit_once('/').map(|(list, _)| list);
+            all.contains(definition) || list.is_some_and(|list| all.contains(list))
+        };
+        self.sight.horizons.iter().filter(|(definition, _)| of(definition)).map(|(_, from)| *from).max()
+    }
+
+    /// A document and those that it reads, directly or not.
+    fn with_read(&self, name: &str) -> BTreeSet<Name> {
+        let (mut found, mut open) = (BTreeSet::new(), vec![name.to_owned()]);
         while let Some(name) = open.pop() {
             let json = self.documents.get(&name).and_then(|json| serde_json::from_str(json).ok());
             if found.insert(name) {
                 json.iter().for_each(|json| named_in("", json, &mut open));
             }
         }
-        let since = found.iter().filter_map(|name| self.versions.get(name)?.since);
-        since.max().unwrap_or(0)
+        found
     }
 
     /// Documents that speak of another.
@@ -195,6 +251,38 @@ impl Book {
         };
         self.documents.iter().filter(|(other, json)| *other != name && speaks(json)).map(|(other, _)| other).collect()
     }
+}
+
+/// Kinds of documents that see events, by name; touchpoints and conversions do rule by rule.
+const SEEING: [&str; 4] = ["traits/", "segments/", "journeys/", "campaigns/"];
+
+/// The horizons that stand on after a change, and the definitions that are new.
+fn carried(
+    horizons: &Horizons,
+    before: &BTreeMap<Name, String>,
+    after: &BTreeMap<Name, String>,
+) -> (Horizons, Vec<String>) {
+    let rules = |json: &String| -> Vec<String> {
+        let rules: Vec<&RawValue> = serde_json::from_str(json).unwrap_or_default();
+        rules.into_iter().map(|rule| canonical(rule.get()).unwrap_or_default()).collect()
+    };
+    let (mut carried, mut new) = (Horizons::new(), Vec::new());
+    let mut see = |name: String, stood: Option<String>| match stood {
+        Some(stood) => carried.extend(horizons.get(&stood).map(|from| (name, *from))),
+        None => new.push(name),
+    };
+    for (name, json) in after {
+        if SEEING.iter().any(|kind| name.starts_with(kind)) {
+            see(name.clone(), (before.get(name) == Some(json)).then(|| name.clone()));
+        } else if ["touchpoints", "conversions"].contains(&name.as_str()) {
+            let stood = before.get(name).map(rules).unwrap_or_default();
+            for (place, rule) in rules(json).into_iter().enumerate() {
+                let stood = stood.iter().position(|other| *other == rule).map(|stood| format!("{name}/{stood}"));
+                see(format!("{name}/{place}"), stood);
+            }
+        }
+    }
+    (carried, new)
 }
 
 /// The documents that a value under a key speaks of.
@@ -343,6 +431,38 @@ channels: { popup: { deliver: sse } }
         let other = Book::open(&FILE.replace("at_least: 3", "at_least: 4"), Some(&kept)).unwrap();
         assert_eq!((other.version("segments", "vip"), other.version("traits", "spent")), (2, 2));
         assert_eq!(other.document("segments/vip").1.and_then(|version| version.since), None);
+    }
+
+    #[test]
+    fn what_is_new_sees_what_retention_has_left() {
+        let day = |number: Millis| number * dataflows::time::DAY;
+        let file = FILE.replace("version: 1", "version: 1\nretention: 60d\ntouchpoints: [ { event: click } ]");
+        let mut first = Book::open(&file, None).unwrap();
+        first.settle(day(100));
+        assert!(first.plan.horizons.is_empty());
+        let mut next = first.with("traits/spent", json(r#"{"count":"purchase"}"#)).unwrap();
+        next.settle(day(200));
+        next.settle(day(300));
+        assert_eq!(next.plan.horizons, Horizons::from([("traits/spent".to_owned(), day(140))]));
+        // Whatever reads it knows no more; what it is read from again is the same.
+        let from = ["segments/vip", "campaigns/thanks", "segments/known"].map(|name| next.history_from(name));
+        assert_eq!(from, [Some(day(140)), Some(day(140)), None]);
+        assert_eq!(first.then(&next.defined()).unwrap().plan.horizons, next.plan.horizons);
+        let mut again = Book::open(&file, Some(&next.defined())).unwrap();
+        again.settle(day(400));
+        assert_eq!(again.plan.horizons, next.plan.horizons);
+        // Rules stand by themselves, wherever in their list.
+        let mut rules = next.with("touchpoints", json(r#"[{"event":"tap"},{ "event": "click" }]"#)).unwrap();
+        rules.settle(day(210));
+        assert_eq!(rules.plan.horizons.get("touchpoints/0"), Some(&day(150)));
+        assert_eq!((rules.plan.horizons.len(), rules.history_from("touchpoints")), (2, Some(day(150))));
+        // What was gone before does not come back when everything is to be kept.
+        let unlimited = file.replace("60d", "unlimited");
+        let mut unlimited = Book::open(&unlimited, Some(&rules.defined())).unwrap();
+        unlimited.settle(day(220));
+        let mut last = unlimited.with("segments/known", json(r#"{"visitor":"paying"}"#)).unwrap();
+        last.settle(day(500));
+        assert_eq!(last.plan.horizons.get("segments/known"), Some(&day(160)));
     }
 
     #[test]

@@ -398,18 +398,19 @@ async fn serve_async(serving: Serving) -> Result<(), String> {
     let now = if demo { demo::now } else { crate::clock::now };
     let (log, records, kept_in) = open(&data, nats, &plan, clock, demo).await?;
     let (secret, last_time) = log.identity();
-    let (defined, settled) = log.last().await?;
+    let ((defined, settled), at) = (log.last().await?, log.clock(clock, now));
     let greeting = among.map(|(hosts, process)| {
         let purpose = purpose(&format!("serve --clock {clock:?}, its log in {kept_in}"), &text);
         let greeting = greeting(process, hosts.len(), workers, purpose);
-        (hosts, Greeting { last_time, secret, defined: defined.clone(), ..greeting })
+        (hosts, Greeting { last_time, secret, defined: defined.clone(), clock: at, ..greeting })
     });
     let (file, dir) = (name.clone(), data.clone());
     let start = move || {
         let team = greeting.map(|(hosts, greeting)| cluster::meet(hosts, &greeting)).transpose()?;
         let defined = team.as_ref().map_or(defined, |team| team.defined.clone());
-        let book = Book::open(&text, defined.as_ref())
+        let mut book = Book::open(&text, defined.as_ref())
             .map_err(|problems| format!("{file} does not go with what the log holds:{}", self::told(&problems)))?;
+        team.as_ref().map_or(at, |team| team.clock).into_iter().for_each(|at| book.settle(at));
         book.given().for_each(|name| tracing::info!(name, "given at run time, in place of what the file says"));
         let secret = team.as_ref().map_or(secret, |team| team.secret);
         let audit = Audit::open(&dir, secret, now)?;
@@ -527,7 +528,8 @@ async fn watch(hub: Hub) {
 /// What a process says when it meets others.
 fn greeting(process: usize, processes: usize, workers: usize, purpose: String) -> Greeting {
     let program = format!("thalweg {}", env!("CARGO_PKG_VERSION"));
-    Greeting { program, process, processes, workers, purpose, last_time: 0, secret: [0; 16], defined: None }
+    let (last_time, secret, defined, clock) = (0, [0; 16], None, None);
+    Greeting { program, process, processes, workers, purpose, last_time, secret, defined, clock }
 }
 
 /// What must be the same in all processes that work together.

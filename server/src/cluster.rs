@@ -49,6 +49,8 @@ pub struct Greeting {
     pub secret: [u8; 16],
     /// The definitions that its log holds last; those of the leader count.
     pub defined: Option<Defined>,
+    /// How far its clock has come, as far as it is known, ms; that of the leader counts.
+    pub clock: Option<Millis>,
 }
 
 /// The processes that have met.
@@ -63,6 +65,8 @@ pub struct Team {
     pub last_time: u64,
     /// The definitions that the leader's log holds last.
     pub defined: Option<Defined>,
+    /// How far the leader's clock has come, ms.
+    pub clock: Option<Millis>,
     /// Addresses, by number.
     pub hosts: Vec<String>,
 }
@@ -212,7 +216,7 @@ fn meet_at(listener: &TcpListener, hosts: Vec<String>, mine: &Greeting) -> Resul
         std::thread::sleep(AGAIN);
     }
     let (mut secret, mut last_time, mut connections) = (mine.secret, mine.last_time, Vec::new());
-    let mut defined = mine.defined.clone();
+    let (mut defined, mut clock) = (mine.defined.clone(), mine.clock);
     for (other, met) in met.into_iter().enumerate() {
         let Some((stream, theirs)) = met else {
             connections.push(None);
@@ -221,12 +225,12 @@ fn meet_at(listener: &TcpListener, hosts: Vec<String>, mine: &Greeting) -> Resul
         mine.agrees(&theirs)?;
         if other == LEADER {
             secret = theirs.secret;
-            defined = theirs.defined;
+            (defined, clock) = (theirs.defined, theirs.clock);
         }
         last_time = last_time.max(theirs.last_time);
         connections.push(Some(stream));
     }
-    Ok(Team { process, connections, secret, last_time, defined, hosts })
+    Ok(Team { process, connections, secret, last_time, defined, clock, hosts })
 }
 
 /// Says who this is, and hears who that is.
@@ -292,6 +296,7 @@ mod tests {
             last_time,
             secret,
             defined: None,
+            clock: None,
         }
     }
 

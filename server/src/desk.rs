@@ -86,6 +86,8 @@ pub struct Selected {
     pub event: EcoString,
     /// Its place in the log.
     pub position: u64,
+    /// Whether it is sure that it is selected: what is left of a body may not say.
+    pub is_sure: bool,
 }
 
 /// A record on its way.
@@ -323,7 +325,8 @@ impl Records {
                 let end = stream.last_sequence().await.map_err(|error| error.to_string())?;
                 events_of(stream, end, decoder, *clock, secret, |incoming, position| {
                     let event = &incoming.prepared.event;
-                    let found = filter.select(incoming.kind, incoming.body(), event.timestamp, &event.message_id);
+                    let (kind, body) = (incoming.kind, incoming.body());
+                    let found = filter.select(kind, body, event.timestamp, &event.message_id, true);
                     all.extend(found.map(|found| Selected::new(found, position)));
                     true
                 })
@@ -370,9 +373,9 @@ impl Records {
 }
 
 impl Selected {
-    fn new((event, name): (Event, EcoString), position: u64) -> Selected {
+    fn new((event, name, is_sure): (Event, EcoString, bool), position: u64) -> Selected {
         let Event { own, message_id, timestamp, .. } = event;
-        Selected { own, message_id, timestamp, event: name, position }
+        Selected { own, message_id, timestamp, event: name, position, is_sure }
     }
 }
 
@@ -382,7 +385,9 @@ impl Again {
         if holds.vocabulary.generation() != self.generation {
             return Err("definitions are changing there".into());
         }
-        let parsed = |text: &String| Definitions::parse(text).map(|(definitions, _)| Arc::new(definitions));
+        let parsed = |text: &String| {
+            Definitions::parse(text).map(|(definitions, _)| (Arc::new(definitions), Default::default()))
+        };
         let definitions = self.tried.iter().map(parsed).collect::<Result<_, _>>();
         let definitions = definitions.map_err(|_| "it is of another version".to_owned())?;
         let last = Trial { definitions, ..Trial::default() }.plans(holds).pop();
@@ -441,7 +446,7 @@ fn selected(log: &LogReader, process: usize, condition: &str) -> Result<Vec<Sele
         if record.kind == record::EVENT
             && let Some((kind, timestamp, message_id, body)) = record::decode_event(record.payload)
         {
-            let found = filter.select(kind, body, timestamp, message_id);
+            let found = filter.select(kind, body, timestamp, message_id, !record::is_old(record.payload));
             all.extend(found.map(|found| Selected::new(found, place::place(time, process, index))));
         }
     }

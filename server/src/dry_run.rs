@@ -65,12 +65,13 @@ pub fn dry_run(run: DryRun) -> Result<Report, String> {
     let (names, others): (Vec<_>, Vec<_>) = variants.into_iter().unzip();
     // What any of them names is read of each event.
     let first = Plan::new(Arc::clone(&standing));
-    let plan = others.iter().fold(first, |plan, definitions| plan.after(Arc::clone(definitions)));
-    let plan = Arc::new(plan.after(Arc::clone(&standing)));
+    let plan = others.iter().fold(first, |plan, definitions| plan.after(Arc::clone(definitions), Default::default()));
+    let plan = Arc::new(plan.after(Arc::clone(&standing), Default::default()));
     let replayed = replay(&Replay { files, plan, workers, lateness, dump: None }, None)?;
     let (_, mut replayed) = replayed.expect("alone a process leads");
     let definitions: Vec<_> = [standing].into_iter().chain(others).collect();
-    let trial = Trial { definitions: definitions.clone(), span, limit: usize::MAX, ..Trial::default() };
+    let tried = definitions.iter().map(|definitions| (Arc::clone(definitions), Default::default())).collect();
+    let trial = Trial { definitions: tried, span, limit: usize::MAX, ..Trial::default() };
     let outcomes = replayed.what_if(trial);
     let names = std::iter::once(None).chain(names.into_iter().map(Some));
     let variants = names.zip(definitions).zip(outcomes).map(|((name, definitions), outcome)| {

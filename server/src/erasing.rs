@@ -20,7 +20,7 @@ use dataflows::time::Millis;
 use ecow::EcoString;
 
 use crate::log::{LogReader, Record};
-use crate::record::{self, Correction, DESTROYED, DeadLetter, Dispatch, ERASE, Erase, Left};
+use crate::record::{self, Correction, DESTROYED, DeadLetter, Dispatch, ERASE, Erase, Left, Pinned};
 
 /// Bodies to be destroyed in a log.
 pub struct Job {
@@ -51,9 +51,8 @@ impl Job {
     /// Does it, however often the disk fails. Gives calls that the engine cannot strike as their bodies were, since
     /// something else is read in the place of what went: where they stand, and what stands there now.
     pub fn run(self, log: &LogReader) -> Vec<(u64, Vec<u8>)> {
-        while let Err(error) =
-            log.rewrite(&|time, index, record| self.instead(place(time, self.process, index), record))
-        {
+        let change = |time, index, record: &Record<'_>| self.instead(place(time, self.process, index), record);
+        while let Err(error) = log.rewrite(0, i64::MAX, &change) {
             tracing::error!(%error, "bodies that are to be destroyed are not yet: tried again in {AGAIN:?}");
             std::thread::sleep(AGAIN);
         }
@@ -102,7 +101,7 @@ impl Job {
         let call = Call::parse(body, Some(kind)).ok()?;
         let own = call.user.as_ref().or(call.anonymous.as_ref())?;
         let entry = admission::entry(&self.secret, own, message_id, call.content);
-        let entry = record::pinned(payload).unwrap_or(entry);
+        let entry = record::pinned(payload).map_or(entry, |pinned| pinned.entry);
         let is_before = position < self.erasure.position;
         if self.ids.contains(own) {
             let left = Destroyed { position, timestamp, is_late: false, route: route(own), entry };
@@ -113,7 +112,8 @@ impl Job {
             return None;
         }
         let struck = strike::call(body, &|id| self.ids.contains(id)).ok().flatten()?;
-        let payload = record::encode_struck(kind, entry, timestamp, message_id, &struck);
+        let pinned = Pinned { entry, is_old: record::is_old(payload) };
+        let payload = record::encode_pinned(kind, pinned, timestamp, message_id, &struck);
         if self.surroundings(kind, body) != self.surroundings(kind, &struck) {
             self.otherwise.lock().expect("nobody panics while holding it").push((position, payload.clone()));
         }
@@ -209,7 +209,8 @@ mod tests {
         let (kind, struck) = of(&job(60), 2, 1, &event(body)).expect("it is struck");
         let pinned = record::pinned(&struck).expect("it is pinned");
         let call = Call::parse(body, Some(Default::default())).expect("a call");
-        assert_eq!((kind, pinned), (record::EVENT, admission::entry(&SECRET, "bob", "m", call.content)));
+        let entry = admission::entry(&SECRET, "bob", "m", call.content);
+        assert_eq!((kind, pinned), (record::EVENT, Pinned { entry, is_old: false }));
         let expected = r#"{"event":"x","userId":"bob","anonymousId":null,"properties":{"by":null,"is":"adamant"}}"#;
         assert_eq!(record::decode_event(&struck).expect("an event").3, expected);
         // Struck again, for another, it is known by what it was at first.

@@ -112,13 +112,15 @@ pub struct Closed {
     pub erased: Vec<Erasure>,
 }
 
-/// What the writer has to hear of erasures.
+/// What the writer has to hear of erasures, and of what else is done in the log.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
     /// Somebody is erased, and so many events of theirs had been accepted.
     Erased(Erasure, u64),
     /// The bodies that the erasure of a place asks for are destroyed in this log; calls that read otherwise since.
     Destroyed(u64, Vec<(u64, Vec<u8>)>),
+    /// In the log's segments before this record bodies that are older than they are kept have given way.
+    Retained(u64),
 }
 
 /// How far an erasure is.

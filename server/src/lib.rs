@@ -25,6 +25,7 @@ pub mod pseudonyms; // what is kept in the place of what is private
 pub mod recommend; // what a person may like
 pub mod record; // what stands in it
 pub mod replay; // files through the engine
+pub mod retaining; // what is left of it when it is old
 pub mod rows; // rows as JSON
 pub mod stream; // a broker as the log
 pub mod templates; // messages

@@ -302,6 +302,13 @@ impl Log {
         Ok(())
     }
 
+    /// The stamp of the first record of the last segment; none: there is none yet.
+    pub fn last_began(&self) -> Result<Option<i64>, LogError> {
+        let mut group = Vec::new();
+        self.last_segment().read_group(&self.shared.codec, 0, &mut group)?;
+        Ok(records(&group).next().map(|first| first.received_at))
+    }
+
     fn begin_segment(&mut self) -> Result<(), LogError> {
         let first = self.last_position + 1;
         let path = self.shared.dir.join(format::segment_name(first));
@@ -581,18 +588,29 @@ impl LogReader {
         Reader { shared, next: (0, 0), group, at: 0, time: 0, read: 0 }
     }
 
-    /// Changes what records say, in every segment but the last, the oldest first. When it is done nothing of what they
-    /// said before is in any file; if it fails or is cut short, each segment is as it was or as it is to be.
-    pub fn rewrite(&self, change: Change<'_>) -> Result<(), LogError> {
+    /// Changes what records say, in every segment but the last, the oldest first: from the one that begins at a
+    /// position on, up to one whose last record was stamped later than some clock. When it is done nothing of what they
+    /// said before is in any file; if it fails or is cut short, each segment is as it was or as it is to be. Gives the
+    /// position to begin from the next time.
+    pub fn rewrite(&self, from: u64, until: i64, change: Change<'_>) -> Result<u64, LogError> {
         let _alone = self.0.rewriting.lock().expect("nobody panics while holding it");
         let ended = self.0.segments.read().expect("unpoisoned").len() - 1;
+        let (mut next, mut group) = (from, Vec::new());
         for number in 0..ended {
             let segment = Arc::clone(&self.0.segments.read().expect("unpoisoned")[number]);
+            let groups = segment.groups.read().expect("unpoisoned").clone();
+            if groups.first().is_none_or(|group| group.first < from) {
+                continue;
+            }
+            segment.read_group(&self.0.codec, groups.len() - 1, &mut group)?;
+            let last = records(&group).last().map(|last| (last.position + 1, last.received_at));
+            let Some((after, _)) = last.filter(|(_, stamp)| *stamp <= until) else { break };
+            next = after;
             if let Some(anew) = self.0.written_anew(&segment, change)? {
                 self.0.segments.write().expect("unpoisoned")[number] = Arc::new(anew);
             }
         }
-        Ok(())
+        Ok(next)
     }
 
     /// How many bytes of the disk it takes, and in how many files.

@@ -9,6 +9,8 @@ use serde_json::Value;
 const VIEWED: [&str; 2] = ["product_view", "Product Viewed"];
 /// The event by which products were bought, besides those that the definitions call conversions.
 const BOUGHT: &str = "Order Completed";
+/// The properties that are looked at.
+pub const READ: [&str; 4] = [NAMES[0], NAMES[1], NAMES[2], "products"];
 /// What names a product, the best name first.
 const NAMES: [&str; 3] = ["sku", "product_id", "productId"];
 

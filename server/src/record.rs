@@ -11,6 +11,7 @@ use dataflows::admission::{self, Verdict, mark};
 use dataflows::event::{Call, Decoder, Kind, Reason, Rejection};
 use dataflows::identity::Erasure;
 use dataflows::intake::Prepared;
+use dataflows::plan::Horizons;
 use dataflows::profile::answers::IntentRow;
 use dataflows::protocol::{Destroyed, Record, Terms};
 use dataflows::time::Millis;
@@ -70,6 +71,17 @@ pub struct Clock {
     pub to: Millis,
 }
 
+/// What definitions see of the past.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sight {
+    /// How long bodies and history are kept, ms; none: for good.
+    pub retention: Option<Millis>,
+    /// What is dated up to here may be gone, however long things are kept now, ms; none: all is there.
+    pub gone: Option<Millis>,
+    /// The definitions that do not see everything.
+    pub horizons: Horizons,
+}
+
 /// Definitions, and what acceptance asks of them: what was accepted under them stays accepted, also where a later
 /// version reads the text differently.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +96,9 @@ pub struct Defined {
     pub given: Given,
     /// The versions of all documents.
     pub versions: BTreeMap<Name, Version>,
+    /// What they see.
+    #[serde(default)]
+    pub sight: Sight,
 }
 
 impl PartialEq for Defined {
@@ -161,7 +176,15 @@ impl DeadLetter {
                 Rejection::new(Reason::Conflict, detail)
             }
         };
-        Some(DeadLetter::new(&rejection, body.as_bytes()))
+        let letter = DeadLetter::new(&rejection, body.as_bytes());
+        if is_old(&record.payload) { letter.without_body() } else { Some(letter) }
+    }
+
+    /// The same without its body, which is older than bodies are kept; none: it has none.
+    pub fn without_body(self) -> Option<Self> {
+        let detail = format!("{} (its body is older than `retention` keeps it)", self.detail);
+        let is_there = !self.body.is_empty();
+        is_there.then(|| DeadLetter { detail, body: String::new(), encoding: None, ..self })
     }
 }
 
@@ -249,23 +272,38 @@ pub fn date(payload: &mut [u8], timestamp: Millis) {
     payload[1..9].copy_from_slice(&timestamp.to_le_bytes());
 }
 
-/// Says of an event's kind that its body was struck after it was decided on, and that by what admission knows it
-/// follows.
+/// An event whose body is not what it was when it was decided on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// By what admission knows it.
+    pub entry: u128,
+    /// Whether its body is older than bodies are kept, and only as much of it left as definitions see.
+    pub is_old: bool,
+}
+
+/// Says of an event's kind that its body changed after it was decided on, and that by what admission knows it follows.
 const PINNED: u8 = 0x80;
 
-/// The payload of an event whose body was struck: admission knows it by what it was.
-pub fn encode_struck(kind: Kind, entry: u128, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
+/// The payload of an event whose body is not what it was.
+pub fn encode_pinned(kind: Kind, pinned: Pinned, timestamp: Millis, message_id: &str, body: &str) -> Vec<u8> {
     let mut payload = encode_event(kind, timestamp, message_id, body);
     payload[0] |= PINNED;
-    payload.splice(1..1, entry.to_le_bytes());
+    let Pinned { entry, is_old } = pinned;
+    payload.splice(1..1, entry.to_le_bytes().into_iter().chain([u8::from(is_old)]));
     payload
 }
 
-/// By what admission knows an event, if its body was struck since.
-pub fn pinned(payload: &[u8]) -> Option<u128> {
+/// By what admission knows an event, and how much of it is left, if its body has changed since.
+pub fn pinned(payload: &[u8]) -> Option<Pinned> {
     let (kind, rest) = payload.split_first()?;
-    let entry = rest.first_chunk()?;
-    (kind & PINNED != 0).then(|| u128::from_le_bytes(*entry))
+    let (entry, rest) = rest.split_first_chunk()?;
+    let is_old = *rest.first()? != 0;
+    (kind & PINNED != 0).then(|| Pinned { entry: u128::from_le_bytes(*entry), is_old })
+}
+
+/// Whether only as much is left of an event's body as definitions see.
+pub fn is_old(payload: &[u8]) -> bool {
+    pinned(payload).is_some_and(|pinned| pinned.is_old)
 }
 
 /// What is left of a call whose body was destroyed.
@@ -307,7 +345,7 @@ impl Left {
 pub fn decode_event(payload: &[u8]) -> Option<(Kind, Millis, &str, &str)> {
     let (kind, mut rest) = payload.split_first()?;
     if kind & PINNED != 0 {
-        rest = rest.get(size_of::<u128>()..)?;
+        rest = rest.get(size_of::<u128>() + 1..)?;
     }
     let kind = kind & !PINNED;
     let (timestamp, rest) = rest.split_first_chunk::<8>()?;
@@ -323,7 +361,7 @@ pub fn prepare(payload: &[u8], decoder: &mut Decoder, secret: &[u8; 16]) -> Resu
         decode_event(payload).ok_or_else(|| Rejection::new(Reason::Invalid, "a record of the log is not an event"))?;
     let mut call = Call::parse(body, Some(kind))?;
     let mut prepared = Prepared::new(&mut call, timestamp, message_id.into(), decoder, secret)?;
-    prepared.entry = pinned(payload).unwrap_or(prepared.entry);
+    prepared.entry = pinned(payload).map_or(prepared.entry, |pinned| pinned.entry);
     Ok(prepared)
 }
 
@@ -337,10 +375,12 @@ mod tests {
         assert_eq!(decode_event(&payload), Some((Kind::Page, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#)));
         assert_eq!(decode_event(&payload[..5]), None);
         assert_eq!(pinned(&payload), None);
-        let how = 1 << 127 | 5;
-        let struck = encode_struck(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
+        let how = Pinned { entry: 1 << 127 | 5, is_old: false };
+        let struck = encode_pinned(Kind::Page, how, 1_767_225_600_000, "m1", r#"{"userId":"ada"}"#);
         assert_eq!((decode_event(&struck), pinned(&struck)), (decode_event(&payload), Some(how)));
         assert_eq!(decode_event(&struck[..9]), None);
+        let old = Pinned { is_old: true, ..how };
+        assert_eq!(pinned(&encode_pinned(Kind::Track, old, 0, "m1", "{}")), Some(old));
     }
 
     #[test]

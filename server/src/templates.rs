@@ -90,6 +90,14 @@ impl Templates {
         self.of_events.contains(campaign)
     }
 
+    /// What messages speak of an event: keys from the top of a call, two at most; none in one: of all of it.
+    pub fn of_events(&self) -> BTreeSet<Vec<String>> {
+        let spoken = self.environment.templates().flat_map(|(_, template)| template.undeclared_variables(true));
+        let paths = spoken.map(|path| path.split('.').map(str::to_owned).collect::<Vec<_>>());
+        let of_events = paths.filter(|path| path[0] == "event");
+        of_events.map(|path| path.into_iter().skip(1).take(2).collect()).collect()
+    }
+
     /// So many items to recommend with an intent. `events` are the records of its profile's events, newest first: those
     /// up to its root count, and where that is not among them those up to its instant.
     pub fn recommend(&self, row: &IntentRow, events: &[OwnedRecord], items: usize) -> Vec<String> {

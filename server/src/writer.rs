@@ -10,6 +10,7 @@
 mod coming;
 mod erasing;
 mod own;
+mod retaining;
 mod stream;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -39,6 +40,7 @@ use crate::stream::{Kept, Stream};
 
 use coming::Coming;
 use erasing::Erasing;
+use retaining::Retaining;
 use stream::Streamed;
 
 /// Events in a step, about.
@@ -203,6 +205,7 @@ pub fn start(start: Start) -> Result<Started, String> {
         published: 0,
         erased: Erased::default(),
         erasing: BTreeMap::new(),
+        retaining: Retaining::default(),
     };
     let found = match writer.log {
         Backing::Own(_) => writer.read_again(book, last_time, settled.as_ref()),
@@ -272,6 +275,16 @@ impl Store {
         }
     }
 
+    /// How far the clock has come, ms; none: where a stream has the events that move it, it has to be read first.
+    pub fn clock(&self, mode: ClockMode, now: fn() -> Millis) -> Option<Millis> {
+        match (self, mode) {
+            (Store::Own(log), ClockMode::Wall) => Some(log.last_received_at().max(now())),
+            (Store::Own(log), ClockMode::Events) => Some(log.last_received_at()),
+            (Store::Stream(..), ClockMode::Wall) => Some(now()),
+            (Store::Stream(..), ClockMode::Events) => None,
+        }
+    }
+
     /// The key of its hashes, and its last time.
     pub fn identity(&self) -> ([u8; 16], u64) {
         match self {
@@ -328,6 +341,8 @@ struct Writer {
     erased: Erased,
     /// Erasures under way, by their places.
     erasing: BTreeMap<u64, Erasing>,
+    /// How far bodies that are older than they are kept have given way.
+    retaining: Retaining,
 }
 
 impl Writer {
@@ -351,6 +366,7 @@ impl Writer {
                 false => return Ok(()),
             };
             self.close()?;
+            self.retain()?;
             if !goes_on {
                 return Ok(());
             }
@@ -562,7 +578,9 @@ impl Writer {
             }
             Work::Erase(ids, for_good, reply) => self.erase(ids, for_good, reply),
             Work::Define(mut book, reply) => {
-                let (clock, defined) = (self.clock, book.defined());
+                let clock = self.clock;
+                book.settle(clock);
+                let defined = book.defined();
                 let position = self.write_json(record::DEFINITIONS, &defined);
                 book.stamp(position, clock);
                 if let Some(others) = &self.others {

@@ -2,6 +2,7 @@
 //! two minutes, few ids, several events in one millisecond, duplicates, conflicts, lateness, nulls and strings for
 //! numbers, links, links that come again in another form, corrections, alone and in bursts, and changed definitions.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::Value;
@@ -379,6 +380,30 @@ pub fn changed(random: &mut Random, standing: &str) -> String {
             return changed.to_string();
         }
     }
+}
+
+/// What definitions that follow others see when all that is new among them sees only what is later than an instant: by
+/// name, or by the place in a list, up to when they see nothing.
+pub fn horizons(before: &str, after: &str, seen: &BTreeMap<String, i64>, from: i64) -> BTreeMap<String, i64> {
+    let [before, after] =
+        [before, after].map(|text| serde_json::from_str::<Value>(text).expect("definitions are JSON"));
+    let mut all = BTreeMap::new();
+    for (kind, _) in KINDS {
+        for (name, document) in after[kind].as_object().expect("documents by name") {
+            let key = format!("{kind}/{name}");
+            let horizon = if before[kind].get(name) == Some(document) { seen.get(&key).copied() } else { Some(from) };
+            all.extend(horizon.map(|horizon| (key, horizon)));
+        }
+    }
+    for kind in ["touchpoints", "conversions"] {
+        let rules = |of: &Value| of[kind].as_array().cloned().unwrap_or_default();
+        for (place, rule) in rules(&after).iter().enumerate() {
+            let stood = rules(&before).iter().position(|other| other == rule);
+            let horizon = stood.map_or(Some(from), |stood| seen.get(&format!("{kind}/{stood}")).copied());
+            all.extend(horizon.map(|horizon| (format!("{kind}/{place}"), horizon)));
+        }
+    }
+    all
 }
 
 /// Whether a document speaks of another of some kind.

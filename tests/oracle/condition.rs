@@ -21,6 +21,7 @@ pub enum Expr {
 
 /// What a condition is asked of: one event, and what was known of its profile as of it.
 pub struct Subject<'a> {
+    pub at: i64,
     pub event: Option<&'a str>,
     pub kind: Option<&'a str>,
     pub properties: &'a Json,

@@ -28,17 +28,22 @@ pub struct Definitions {
     pub windows: Vec<Window>,
     /// Type, OS and browser of the devices of user agents: the model is told them, and reads no agent itself.
     pub agents: BTreeMap<String, [String; 3]>,
+    /// The instants up to which definitions see no events, by names such as `segments/vip`, `touchpoints/0`.
+    pub horizons: BTreeMap<String, i64>,
 }
 
 /// Events of some names under a condition.
 pub struct Pattern {
     pub names: Vec<String>,
     pub condition: Option<Expr>,
+    /// Only later events match.
+    pub after: i64,
 }
 
 impl Pattern {
     pub fn matches(&self, subject: &Subject) -> bool {
-        let named = subject.event.is_some_and(|event| self.names.iter().any(|name| name == event));
+        let named =
+            subject.at > self.after && subject.event.is_some_and(|event| self.names.iter().any(|name| name == event));
         named && self.condition.as_ref().is_none_or(|condition| condition.is_true(subject))
     }
 }
@@ -219,6 +224,7 @@ impl Definitions {
             attribution: attribution(json.get("attribution")),
             windows: windows(&traits, &segments, &clauses.patterns),
             agents: BTreeMap::new(),
+            horizons: BTreeMap::new(),
             traits,
             segments,
             patterns: clauses.patterns,
@@ -228,6 +234,34 @@ impl Definitions {
         };
         definitions.check_names();
         definitions
+    }
+
+    /// Definitions see no events up to these instants.
+    pub fn see(&mut self, horizons: BTreeMap<String, i64>) {
+        self.horizons = horizons;
+        let horizon = |kind: &str, name: &str| horizon_of(&self.horizons, kind, name);
+        for computed in &mut self.traits {
+            if let Source::Events { pattern, .. } = &mut computed.source {
+                pattern.after = horizon("traits", &computed.name);
+            }
+        }
+        for (name, clause) in &self.segments {
+            for pattern in clause.leaves().into_iter().flat_map(Clause::patterns) {
+                self.patterns[pattern].after = horizon("segments", name);
+            }
+        }
+        for (place, touchpoint) in self.touchpoints.iter_mut().enumerate() {
+            touchpoint.pattern.after = horizon("touchpoints", &place.to_string());
+        }
+        for (place, conversion) in self.conversions.iter_mut().enumerate() {
+            let after = horizon("conversions", &place.to_string());
+            conversion.pattern.after = after;
+            conversion.refund.iter_mut().for_each(|refund| refund.pattern.after = after);
+        }
+    }
+
+    pub fn horizon(&self, kind: &str, name: &str) -> i64 {
+        horizon_of(&self.horizons, kind, name)
     }
 
     pub fn computed_named(&self, name: &str) -> bool {
@@ -270,6 +304,10 @@ impl Definitions {
     }
 }
 
+fn horizon_of(horizons: &BTreeMap<String, i64>, kind: &str, name: &str) -> i64 {
+    horizons.get(&format!("{kind}/{name}")).copied().unwrap_or(i64::MIN)
+}
+
 impl Clause {
     /// Itself, or what it is put together from.
     pub fn leaves(&self) -> Vec<&Clause> {
@@ -277,6 +315,17 @@ impl Clause {
             Clause::All(parts) | Clause::Any(parts) => parts.iter().flat_map(Clause::leaves).collect(),
             Clause::Not(part) => part.leaves(),
             leaf => vec![leaf],
+        }
+    }
+
+    /// The patterns that a leaf counts.
+    fn patterns(&self) -> Vec<usize> {
+        match self {
+            Clause::Performed { pattern, .. } => vec![*pattern],
+            Clause::Sequence { steps, absence, .. } => {
+                steps.iter().map(|step| step.pattern).chain(absence.map(|(pattern, _)| pattern)).collect()
+            }
+            _ => vec![],
         }
     }
 }
@@ -360,7 +409,7 @@ fn plain_pattern(json: &Json) -> Pattern {
 
 fn pattern(json: &Json, key: &str) -> Pattern {
     assert!(!json.get(key).is_null(), "{key} is missing in {}", json.print());
-    Pattern { names: name_list(json.get(key)), condition: condition(json) }
+    Pattern { names: name_list(json.get(key)), condition: condition(json), after: i64::MIN }
 }
 
 /// A path or literal; a JSON number or boolean stands for itself.
@@ -428,7 +477,8 @@ fn computed(name: &str, json: &Json) -> Computed {
         Source::Sessions(session_field(name, kind, json))
     } else {
         let value = if *kind == "count" { None } else { operand(json, kind) };
-        Source::Events { pattern: Pattern { names: name_list(of), condition: condition(json) }, value }
+        let pattern = Pattern { names: name_list(of), condition: condition(json), after: i64::MIN };
+        Source::Events { pattern, value }
     };
     Computed { name: name.to_string(), kind: kind.to_string(), source, within: span(json, "within") }
 }

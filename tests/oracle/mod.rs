@@ -42,6 +42,13 @@
 //! 19. An identify call whose `traits` are absent or empty has those of `context.traits`, also in the comparison of
 //!     duplicates. Told traits and `data` print canonically: keys by bytes, numbers exact and plain.
 //!
+//! Definitions added under a retention
+//! 32. A definition with a horizon counts events, also emitted ones, that are later than it. Segments, journeys and
+//!     campaigns know nobody before the first accepted event that they see: a journey starts there, a segment is judged
+//!     from there on. Deadlines have no anchor up to the horizon.
+//! 33. What is no definition of its own is whole: told traits, consent, ids, sessions, and so what reads them. What one
+//!     definition reads of another is what that one says.
+//!
 //! Windows and sequences
 //! 20. For the root of a window item these leave a window: the events that count in a `performed`; the events that
 //!     give a value to a computed trait; the first event of a session; the earlier step's event when an absence is
@@ -156,6 +163,12 @@ impl Oracle {
     pub fn redefine(&mut self, definitions_json: &str) {
         let agents = std::mem::take(&mut self.definitions.agents);
         self.definitions = Definitions { agents, ..Definitions::read(definitions_json) };
+    }
+
+    /// Definitions that were added under a retention see no events up to these instants, by names such as
+    /// `segments/vip` and `touchpoints/0`.
+    pub fn see(&mut self, horizons: &BTreeMap<String, i64>) {
+        self.definitions.see(horizons.clone());
     }
 
     /// Records are accepted from now on as these definitions ask; answers stay those of the ones before.
@@ -328,7 +341,8 @@ impl Oracle {
 
     fn journey_figures(&self, stories: &[(Person, Story, Now)]) -> String {
         let size = |name: &str, state: &String| {
-            count(stories.iter().filter(|(_, story, _)| story.stays[name].state == *state).count())
+            let is_in = |story: &Story| story.stays.get(name).is_some_and(|stay| stay.state == *state);
+            count(stories.iter().filter(|(_, story, _)| is_in(story)).count())
         };
         let states = |name: &str, journey: &definitions::Journey| {
             let rows: Vec<(&str, String)> = journey.states.keys().map(|s| (s.as_str(), size(name, s))).collect();

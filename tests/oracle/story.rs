@@ -110,9 +110,7 @@ impl<'a> Story<'a> {
         }
         for record in events.iter().filter(|r| r.at == at) {
             let happening = Happening::of_record(record);
-            if self.past.is_empty() {
-                self.start_journeys(at, &happening.root);
-            }
+            self.start_journeys(at, &happening.root);
             self.happen(happening);
         }
         self.run_schedules(at);
@@ -120,24 +118,28 @@ impl<'a> Story<'a> {
 
     // Journeys.
 
+    /// At the first event that a journey sees.
     fn start_journeys(&mut self, at: i64, root: &Root) {
         let definitions = self.definitions;
         for (name, journey) in &definitions.journeys {
-            self.enter(name, &journey.start, at, root);
+            if !self.stays.contains_key(name) && at > definitions.horizon("journeys", name) {
+                self.enter(name, &journey.start, at, root);
+            }
         }
     }
 
     fn enter(&mut self, journey: &str, state: &str, at: i64, root: &Root) {
         let definitions = self.definitions;
         let timers = definitions.journeys[journey].states[state].timers.iter();
-        let timers = timers.map(|timer| self.arm(timer, at, Some((at, root.clone())))).collect();
+        let timers = timers.map(|timer| self.arm(journey, timer, at, Some((at, root.clone())))).collect();
         self.stays.insert(journey.to_string(), Stay { state: state.to_string(), since: at, timers });
     }
 
     /// A deadline is armed only if it is later than now.
-    fn arm(&mut self, timer: &Timer, now: i64, entry: Option<(i64, Root)>) -> Option<Armed> {
+    fn arm(&mut self, journey: &str, timer: &Timer, now: i64, entry: Option<(i64, Root)>) -> Option<Armed> {
+        let horizon = self.definitions.horizon("journeys", journey);
         let latest = |is_anchor: &dyn Fn(&Happening) -> bool| {
-            self.past.iter().rev().find(|h| is_anchor(h)).map(|h| (h.at, h.root.clone()))
+            self.past.iter().rev().find(|h| h.at > horizon && is_anchor(h)).map(|h| (h.at, h.root.clone()))
         };
         let (anchor, root) = match timer.since.as_str() {
             "entry" => entry,
@@ -188,7 +190,7 @@ impl<'a> Story<'a> {
     fn step_journeys(&mut self, event: usize, now: &Now) -> Vec<(String, String)> {
         let definitions = self.definitions;
         let mut moves = Vec::new();
-        for name in &definitions.journey_order {
+        for name in definitions.journey_order.iter().filter(|name| self.stays.contains_key(*name)).collect::<Vec<_>>() {
             match self.transition(name, event, now) {
                 Some(to) => {
                     let root = self.past[event].root.clone();
@@ -226,7 +228,7 @@ impl<'a> Story<'a> {
                 name => happening.is_named(name),
             };
             if is_anchor {
-                let armed = self.arm(timer, happening.at, None);
+                let armed = self.arm(journey, timer, happening.at, None);
                 self.stays.get_mut(journey).expect("a stay").timers[place] = armed;
             }
         }
@@ -307,7 +309,8 @@ impl<'a> Story<'a> {
 
     fn holds(&self, segment: &str, now: &Now) -> bool {
         let scene = Scene { definitions: self.definitions, past: &self.past, now, states: &self.states() };
-        scene.holds(&self.definitions.segments[segment])
+        views::is_seen(self.definitions, "segments", segment, &self.past)
+            && scene.holds(&self.definitions.segments[segment])
     }
 
     /// Writes down each flip; gives the segments entered with their roots.
@@ -316,6 +319,9 @@ impl<'a> Story<'a> {
         let scene = Scene { definitions: self.definitions, past: &self.past, now, states: &states };
         let mut flips = Vec::new();
         for (name, clause) in &self.definitions.segments {
+            if !views::is_seen(self.definitions, "segments", name, &self.past) {
+                continue;
+            }
             let entered = scene.holds(clause);
             if entered == self.members.contains_key(name) {
                 continue;
@@ -342,6 +348,9 @@ impl<'a> Story<'a> {
     fn run_campaigns(&mut self, item: &Item, entered: &[(String, Root)], now: &Now) {
         let definitions = self.definitions;
         for (name, campaign) in &definitions.campaigns {
+            if !views::is_seen(definitions, "campaigns", name, &self.past) {
+                continue;
+            }
             let cause = match &campaign.when {
                 When::Event(pattern) => {
                     let matches = |event: usize| pattern.matches(&self.past[event].subject(&now.told, &now.computed));
@@ -368,7 +377,8 @@ impl<'a> Story<'a> {
         for (name, campaign) in &definitions.campaigns {
             let When::Schedule { from, every, segment } = &campaign.when else { continue };
             let due = at == *from || every.is_some_and(|every| at > *from && (at - from) % every == 0);
-            if due && self.members.contains_key(segment) {
+            let is_seen = views::is_seen(definitions, "campaigns", name, &self.past);
+            if due && is_seen && self.members.contains_key(segment) {
                 let root = Root { id: self.public_id.clone(), message_id: String::new() };
                 self.intend(name, campaign, at, "schedule", root);
             }

@@ -96,6 +96,7 @@ impl<'a> Happening<'a> {
         computed: &'b BTreeMap<String, Value>,
     ) -> Subject<'b> {
         Subject {
+            at: self.at,
             event: self.name.as_deref(),
             kind: self.record.map(|record| record.kind.as_str()),
             properties: self.record.map_or(&self.properties, |record| &record.properties),
@@ -372,6 +373,11 @@ fn most_frequent(values: &[&Value]) -> Value {
 
 // Segments.
 
+/// Whether a definition sees this person: some event of theirs is later than its horizon.
+pub fn is_seen(definitions: &Definitions, kind: &str, name: &str, past: &[Happening]) -> bool {
+    past.iter().any(|h| h.record.is_some() && h.at > definitions.horizon(kind, name))
+}
+
 /// What a clause is asked of.
 pub struct Scene<'a> {
     pub definitions: &'a Definitions,
@@ -395,7 +401,9 @@ impl Scene<'_> {
                 times.holds(self.now.sessions.iter().filter(|s| in_window(s.start, *within, self.now.at)).count())
             }
             Clause::Journey { name, state } => self.states.get(name) == Some(state),
-            Clause::Segment(name) => self.holds(&self.definitions.segments[name]),
+            Clause::Segment(name) => {
+                is_seen(self.definitions, "segments", name, self.past) && self.holds(&self.definitions.segments[name])
+            }
             Clause::Performed { pattern, times, within } => {
                 let inside = |event: &usize| in_window(self.past[*event].at, *within, self.now.at);
                 times.holds(self.matches(*pattern).into_iter().filter(inside).count())

@@ -15,7 +15,7 @@ use dataflows::engine::{Acceptance, Config, Engine, Peers};
 use dataflows::event::Decoder;
 use dataflows::identity::{Erasure, Linked, Unlinked};
 use dataflows::intake::prepare;
-use dataflows::plan::Plan;
+use dataflows::plan::{Horizons, Plan};
 use dataflows::profile::answers::{IntentRow, Page, Rows, View};
 use dataflows::profile::sums::{Credited, Sought, Span, Visits};
 use dataflows::profile::trial::{Outcome, Reread, Trial};
@@ -292,11 +292,11 @@ impl Run {
 
     /// Other definitions are to hold. A step under way is closed first; what came before is read again, with what they
     /// name, while steps go on.
-    pub fn redefine(&mut self, definitions: &str) -> Result<(), Stalled> {
+    pub fn redefine(&mut self, definitions: &str, horizons: Horizons) -> Result<(), Stalled> {
         if self.steps.iter().any(|step| !step.is_empty()) {
             self.close([], |_, _| {})?;
         }
-        let plan = Arc::new(self.plan.after(parse(definitions)));
+        let plan = Arc::new(self.plan.after(parse(definitions), horizons));
         self.decoder = Decoder::new(Arc::clone(&plan.vocabulary));
         for (position, line) in (1..).zip(std::mem::take(&mut self.lines)) {
             if let Ok(Record::Event(prepared)) = prepare(&line, position, &mut self.decoder, &SECRET) {

@@ -26,10 +26,10 @@ impl Plan {
             plan.keeps = plan.keeps.max(tape + 1);
             feed.aggregates.iter().for_each(|aggregate| plan.aggregates[*aggregate].tape = tape);
         }
-        for step in self.sequences.iter().flat_map(|sequence| &sequence.steps) {
+        for (step, after) in self.sequences.iter().flat_map(|of| of.steps.iter().map(|step| (step, of.after))) {
             let feed = plan.feeds.len();
             let (rule, kept) = (step.rule.clone(), Some(plan.keeps));
-            plan.feeds.push(Feed { rule, field: None, emitted: true, kept, aggregates: Vec::new() });
+            plan.feeds.push(Feed { rule, field: None, emitted: true, after, kept, aggregates: Vec::new() });
             plan.rules[step.name.0 as usize].feeds.push(feed);
             plan.keeps += 1;
         }

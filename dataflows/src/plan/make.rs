@@ -1,6 +1,7 @@
 //! Making a plan of checked definitions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::Arc;
 
 use ecow::EcoString;
@@ -8,22 +9,28 @@ use ecow::EcoString;
 use super::*;
 use crate::condition::{Path, Root};
 use crate::definitions::{Judged, Since, Source, TraitOp, When};
+use crate::profile::NEVER as ALL;
 use crate::profile::campaigns::Status;
 
 impl Plan {
     /// Makes definitions that were checked ready to run.
     pub fn new(definitions: Arc<Definitions>) -> Plan {
-        Plan::with(definitions, Vocabulary::default())
+        Plan::with(definitions, Vocabulary::default(), Horizons::new())
     }
 
     /// The plan of definitions that come after others: what those named keeps its numbers, so that events decoded
     /// before can be folded again. What only the new ones name is not on such events.
-    pub fn after(&self, definitions: Arc<Definitions>) -> Plan {
-        Plan::with(definitions, self.vocabulary.after())
+    pub fn after(&self, definitions: Arc<Definitions>, horizons: Horizons) -> Plan {
+        Plan::with(definitions, self.vocabulary.after(), horizons)
     }
 
-    fn with(definitions: Arc<Definitions>, vocabulary: Vocabulary) -> Plan {
-        let mut maker = Maker::new(&definitions, vocabulary);
+    /// The same definitions with other horizons.
+    pub fn seeing(&self, horizons: Horizons) -> Plan {
+        Plan::with(Arc::clone(&self.definitions), (*self.vocabulary).clone(), horizons)
+    }
+
+    fn with(definitions: Arc<Definitions>, vocabulary: Vocabulary, horizons: Horizons) -> Plan {
+        let mut maker = Maker::new(&definitions, vocabulary, horizons);
         maker.traits();
         maker.name_views();
         maker.segments();
@@ -50,21 +57,28 @@ struct Maker<'d> {
     rules: Vec<Rules>,
     plan: Plan,
     /// Feeds and aggregates made so far: equal ones are made once.
-    feeds: BTreeMap<(Vec<String>, Option<Condition>, Option<Path>, bool), usize>,
+    feeds: BTreeMap<FeedKey, usize>,
     aggregates: BTreeMap<(usize, Op, Option<Millis>), usize>,
     anchors: BTreeMap<String, usize>,
     trait_numbers: BTreeMap<String, usize>,
     views: BTreeMap<View, usize>,
+    /// Up to when the definition at hand sees no events.
+    after: Millis,
 }
 
+/// What tells feeds apart.
+type FeedKey = (Vec<String>, Option<Condition>, Option<Path>, bool, Millis);
+
 impl<'d> Maker<'d> {
-    fn new(definitions: &'d Definitions, mut vocabulary: Vocabulary) -> Self {
+    fn new(definitions: &'d Definitions, mut vocabulary: Vocabulary, horizons: Horizons) -> Self {
         let totals = [Total::Profiles, Total::Sessions, Total::SessionEvents, Total::SessionMillis, Total::Bounces];
         vocabulary.hold(definitions.schemas.clone());
         vocabulary.keep_private(definitions.privacy.clone());
         let rules = vec![Rules::default(); vocabulary.len()];
         let plan = Plan {
             definitions: Arc::new(Definitions::default()),
+            in_full_sight: horizons.values().copied().max().unwrap_or(ALL),
+            horizons,
             vocabulary: Arc::new(Vocabulary::default()),
             rules: Vec::new(),
             feeds: Vec::new(),
@@ -101,7 +115,16 @@ impl<'d> Maker<'d> {
             anchors: BTreeMap::new(),
             trait_numbers: definitions.traits.keys().cloned().zip(0..).collect(),
             views: BTreeMap::new(),
+            after: ALL,
         }
+    }
+
+    /// Up to when a definition sees no events.
+    fn after(&self, kind: &str, name: impl Display) -> Millis {
+        if self.plan.horizons.is_empty() {
+            return ALL;
+        }
+        self.plan.horizons.get(&format!("{kind}/{name}")).copied().unwrap_or(ALL)
     }
 
     fn learn(&mut self, event: &str) -> NameId {
@@ -150,7 +173,7 @@ impl<'d> Maker<'d> {
     }
 
     fn feed(&mut self, events: &[String], condition: Option<&Condition>, path: Option<&Path>, emitted: bool) -> usize {
-        let key = (events.to_vec(), condition.cloned(), path.cloned(), emitted);
+        let key = (events.to_vec(), condition.cloned(), path.cloned(), emitted, self.after);
         if let Some(feed) = self.feeds.get(&key) {
             return *feed;
         }
@@ -158,7 +181,8 @@ impl<'d> Maker<'d> {
         let rule = self.rule(&names, condition);
         let field = path.map(|path| self.field(&names, path));
         let number = self.plan.feeds.len();
-        self.plan.feeds.push(Feed { rule, field, emitted, kept: None, aggregates: Vec::new() });
+        let after = self.after;
+        self.plan.feeds.push(Feed { rule, field, emitted, after, kept: None, aggregates: Vec::new() });
         for name in names.into_iter().collect::<BTreeSet<_>>() {
             self.rules[name.0 as usize].feeds.push(number);
         }
@@ -202,6 +226,7 @@ impl<'d> Maker<'d> {
         for judged in &definitions.order {
             let Judged::Trait(name) = judged else { continue };
             let of = &definitions.traits[name];
+            self.after = self.after("traits", name);
             let source = match &of.of {
                 Source::Sessions => {
                     let op = match &of.op {
@@ -243,7 +268,8 @@ impl<'d> Maker<'d> {
             });
             let states: Vec<StatePlan> = states.collect();
             let start = state_number(&states, &journey.start);
-            self.plan.journeys.push(JourneyPlan { name: name.into(), start, states, readers: Vec::new() });
+            let after = self.after("journeys", name);
+            self.plan.journeys.push(JourneyPlan { name: name.into(), start, after, states, readers: Vec::new() });
         }
     }
 
@@ -255,6 +281,7 @@ impl<'d> Maker<'d> {
                 name: name.into(),
                 test: Test::All(Vec::new()),
                 windows: BTreeSet::new(),
+                after: self.after("segments", name),
                 readers: Vec::new(),
                 campaigns: Vec::new(),
                 total,
@@ -266,6 +293,7 @@ impl<'d> Maker<'d> {
             let View::Segment(number) = view else { continue };
             let definition = definitions.segments.values().nth(number).expect("views number the segments");
             let mut windows = BTreeSet::new();
+            self.after = self.plan.segments[number].after;
             let test = self.test(definition, self.views[&view], &mut windows);
             let segment = &mut self.plan.segments[number];
             (segment.test, segment.windows) = (test, windows);
@@ -347,7 +375,8 @@ impl<'d> Maker<'d> {
         let first_step = self.plan.steps;
         let steps: Vec<StepPlan> = steps;
         self.plan.steps += steps.len();
-        self.plan.sequences.push(SequencePlan { steps, first_step, absence, recent, readers: vec![reader] });
+        let after = self.after;
+        self.plan.sequences.push(SequencePlan { steps, first_step, absence, recent, after, readers: vec![reader] });
         for name in names {
             self.rules[name.0 as usize].sequences.push(number);
         }
@@ -440,6 +469,7 @@ impl<'d> Maker<'d> {
         for touch in &definitions.touchpoints {
             let name = self.learn(&touch.event);
             let rule = TouchRule {
+                after: self.after("touchpoints", self.plan.touches.len()),
                 rule: self.rule(&[name], touch.condition.as_ref()),
                 channel: self.term(name, touch.channel.as_ref()),
                 campaign: self.term(name, touch.campaign.as_ref()),
@@ -457,6 +487,7 @@ impl<'d> Maker<'d> {
                 (self.field(&[name], &refund.id), refund.value.as_ref().map(|path| self.field(&[name], path)))
             });
             let rule = ConversionRule {
+                after: self.after("conversions", number),
                 name: conversion.name.as_str().into(),
                 rule: self.rule(&[name], conversion.condition.as_ref()),
                 id: conversion.id.as_ref().map(|path| self.field(&[name], path)),
@@ -507,6 +538,7 @@ impl<'d> Maker<'d> {
             self.plan.campaigns.push(CampaignPlan {
                 name: name.into(),
                 cause,
+                after: self.after("campaigns", name),
                 rule,
                 schedule,
                 audience: campaign.audience.as_ref().map(|segment| self.plan.segment(segment).expect("checked")),

@@ -89,7 +89,8 @@ impl Instant<'_> {
         let plan = self.plan;
         for feed in &seen.rules.feeds {
             let looks = &plan.feeds[*feed];
-            if (seen.kind.is_none() && !looks.emitted) || !self.holds(looks.rule.as_ref(), seen) {
+            let is_seen = self.at > looks.after && (seen.kind.is_some() || looks.emitted);
+            if !is_seen || !self.holds(looks.rule.as_ref(), seen) {
                 continue;
             }
             let value = match &looks.field {

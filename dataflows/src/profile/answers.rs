@@ -535,6 +535,7 @@ impl Asked<'_> {
                 .journeys
                 .iter()
                 .enumerate()
+                .filter(|(_, journey)| state.is_seen(journey.after))
                 .map(|(number, journey)| (journey.name.clone(), self.standing(number)))
                 .collect(),
             consent: state.all_consent().map(|(purpose, answer)| (purpose.clone(), consent(answer))).collect(),
@@ -567,7 +568,8 @@ impl Asked<'_> {
                 members.map(|(of, since)| json(Member { segment: &of.name, profile: self.public(), since })).collect()
             }
             Watched::Journeys => {
-                let stands = self.plan.journeys.iter().enumerate().map(|(number, of)| Stands {
+                let seen = self.plan.journeys.iter().enumerate().filter(|(_, of)| self.state.is_seen(of.after));
+                let stands = seen.map(|(number, of)| Stands {
                     journey: &of.name,
                     profile: self.public(),
                     standing: self.standing(number),

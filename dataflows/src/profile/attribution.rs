@@ -175,7 +175,8 @@ impl Instant<'_> {
         let plan = self.plan;
         let rules = &seen.rules.touches;
         let utm = event.context().and_then(|context| context.utm.as_ref());
-        let rule = rules.iter().map(|rule| &plan.touches[*rule]).find(|rule| self.holds(rule.rule.as_ref(), seen));
+        let mut rules = rules.iter().map(|rule| &plan.touches[*rule]);
+        let rule = rules.find(|rule| self.at > rule.after && self.holds(rule.rule.as_ref(), seen));
         let (channel, campaign) = match (rule, utm) {
             (Some(rule), _) => (self.text(rule.channel.as_ref(), seen), self.text(rule.campaign.as_ref(), seen)),
             (None, Some((channel, campaign))) if plan.definitions.attribution.utm => {
@@ -193,7 +194,7 @@ impl Instant<'_> {
         let rules = seen.rules;
         for number in &rules.conversions {
             let rule = &plan.conversions[*number];
-            if !self.holds(rule.rule.as_ref(), seen) {
+            if self.at <= rule.after || !self.holds(rule.rule.as_ref(), seen) {
                 continue;
             }
             let id = rule.id.as_ref().and_then(|field| self.scalar(field, seen));
@@ -217,7 +218,8 @@ impl Instant<'_> {
 
     fn refund(&mut self, number: usize, seen: Seen<'_>) {
         let plan = self.plan;
-        let Some((id, value)) = &plan.conversions[number].refund else { return };
+        let rule = &plan.conversions[number];
+        let Some((id, value)) = rule.refund.as_ref().filter(|_| self.at > rule.after) else { return };
         let Some(id) = self.scalar(id, seen) else { return };
         // Without a path to a value a refund is whole; with one, an event that says no number takes nothing.
         let value = value.as_ref().map(|field| match self.read(field, seen) {

@@ -107,7 +107,8 @@ pub fn intent_id(campaign: &str, root: (&str, &str), at: Millis) -> String {
 impl Instant<'_> {
     /// Begins an intent; its first two gates are judged when the item is whole.
     pub(super) fn candidate(&mut self, campaign: usize, cause: Cause, root: Root, event: Option<Root>) {
-        if self.plan.campaigns[campaign].cause == cause {
+        let of = &self.plan.campaigns[campaign];
+        if of.cause == cause && self.state.is_seen(of.after) {
             self.candidates.push(Candidate { campaign, root, event, status: Status::Due });
         }
     }

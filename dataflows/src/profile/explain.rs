@@ -155,7 +155,8 @@ impl Looking<'_> {
             Test::Journey(journey, _) => {
                 let standing = state.standing(plan, *journey);
                 let name = &plan.journeys[*journey].states[standing.state].name;
-                (json(name), self.event(standing.root).into_iter().collect())
+                let stands = Some(name).filter(|_| state.is_seen(plan.journeys[*journey].after));
+                (json(stands), stands.and_then(|_| self.event(standing.root)).into_iter().collect())
             }
             Test::Segment(segment) => (json(state.is_member(*segment)), Vec::new()),
             Test::Performed(aggregate, _) => {

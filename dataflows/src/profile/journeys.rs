@@ -104,7 +104,11 @@ impl Instant<'_> {
     pub(super) fn judge_journey(&mut self, journey: usize, item: Item<'_>) {
         let Item::Event(seen) = item else { return };
         let plan = self.plan;
-        let state = &plan.journeys[journey].states[self.state.standing(plan, journey).state];
+        let of = &plan.journeys[journey];
+        if !self.state.is_seen(of.after) {
+            return;
+        }
+        let state = &of.states[self.state.standing(plan, journey).state];
         let taken = state.transitions.iter().find(|way| {
             way.name == seen.name
                 && way.segment.is_none_or(|segment| self.state.is_member(segment))
@@ -173,12 +177,14 @@ impl Instant<'_> {
 
     fn stand(&mut self, journey: usize, state: usize, root: Root) {
         let plan = self.plan;
-        let of = &plan.journeys[journey].states[state];
+        let JourneyPlan { states, after, .. } = &plan.journeys[journey];
+        let of = &states[state];
+        let seen = |latest: Option<Latest>| latest.filter(|latest| latest.at > *after);
         for (number, timer) in of.timers.iter().enumerate() {
             let deadline = match timer.since {
                 Anchor::Entry => self.deadline(timer, self.at, root),
-                Anchor::Activity => self.since_latest(timer, self.state.latest_activity()),
-                Anchor::Event(anchor) => self.since_latest(timer, self.state.latest(plan, anchor)),
+                Anchor::Activity => self.since_latest(timer, seen(self.state.latest_activity())),
+                Anchor::Event(anchor) => self.since_latest(timer, seen(self.state.latest(plan, anchor))),
             };
             self.state.arm(plan, journey, number, deadline);
             self.due_by(deadline.map_or(Millis::MAX, |(at, _)| at));

@@ -203,6 +203,11 @@ pub struct State {
 }
 
 impl State {
+    /// Whether who sees only what is later than an instant sees this person.
+    pub fn is_seen(&self, after: Millis) -> bool {
+        self.core.last_seen > after
+    }
+
     /// How much is kept of a profile besides its events, about, in bytes.
     pub fn bytes(&self) -> usize {
         let tapes = &self.tapes;
@@ -393,7 +398,7 @@ impl Plan {
                 effects.counts[segment.total] += sign;
             }
         }
-        for (number, journey) in self.journeys.iter().enumerate() {
+        for (number, journey) in self.journeys.iter().enumerate().filter(|(_, of)| state.is_seen(of.after)) {
             effects.counts[journey.states[state.standing(self, number).state].total] += sign;
         }
     }
@@ -498,7 +503,7 @@ impl Instant<'_> {
         let entries = self.entries;
         let event = &entries[index];
         let root = Root(index as u32);
-        if !self.state.core.exists() {
+        if !self.state.is_seen(self.plan.in_full_sight) {
             self.begin(root);
         }
         self.tell(event, index);
@@ -527,17 +532,30 @@ impl Instant<'_> {
         self.judge(Item::Event(seen));
     }
 
-    /// The first event of a profile: it exists, and stands at the start of each journey.
+    /// The first event of a profile: it exists, and stands at the start of each journey. So it does where a definition
+    /// sees only what is later than some instant, at the first event that it sees.
     fn begin(&mut self, root: Root) {
-        self.state.core.first_seen = self.at;
-        self.effects.counts[counts::PROFILES] += 1;
-        for journey in 0..self.plan.journeys.len() {
-            self.enter_start(journey, root);
+        let (plan, before, at) = (self.plan, self.state.core.last_seen, self.at);
+        let begins = |after: Millis| before <= after && after < at;
+        if !self.state.core.exists() {
+            self.state.core.first_seen = self.at;
+            self.effects.counts[counts::PROFILES] += 1;
+            self.arm_schedules();
         }
-        for view in 0..self.plan.views.len() {
-            self.wake(view);
+        for (number, journey) in plan.journeys.iter().enumerate() {
+            if begins(journey.after) {
+                self.enter_start(number, root);
+            }
         }
-        self.arm_schedules();
+        for (number, view) in plan.views.iter().enumerate() {
+            let after = match view {
+                View::Segment(segment) => plan.segments[*segment].after,
+                View::Journey(journey) => plan.journeys[*journey].after,
+            };
+            if begins(after) {
+                self.wake(number);
+            }
+        }
     }
 
     /// Judges segments and journeys that may have changed, each after what it reads; then campaigns.

@@ -30,6 +30,9 @@ impl Instant<'_> {
     pub(super) fn judge_segment(&mut self, segment: usize, item: Item<'_>) {
         let plan = self.plan;
         let of = &plan.segments[segment];
+        if !self.state.is_seen(of.after) {
+            return;
+        }
         let member = self.state.passes(plan, &of.test);
         if member == self.state.is_member(segment) {
             return;
@@ -78,7 +81,9 @@ impl State {
                 let count = self.session_count() - self.session_head(plan, *window);
                 count_passes(*test, count as u64)
             }
-            Test::Journey(journey, state) => self.core.exists() && self.standing(plan, *journey).state == *state,
+            Test::Journey(journey, state) => {
+                self.is_seen(plan.journeys[*journey].after) && self.standing(plan, *journey).state == *state
+            }
             Test::Segment(segment) => self.is_member(*segment),
             Test::Performed(aggregate, test) => count_passes(*test, self.counted(plan, *aggregate)),
             Test::Sequence(number) => self.is_complete(plan, *number),

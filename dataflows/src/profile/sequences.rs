@@ -105,6 +105,9 @@ impl Instant<'_> {
         let left = Left { at: self.at, accepted: seen.kind.is_some(), root: seen.root };
         for number in &seen.rules.sequences {
             let of = &plan.sequences[*number];
+            if self.at <= of.after {
+                continue;
+            }
             if let Some(absence) = &of.absence
                 && absence.name == seen.name
                 && self.holds(absence.rule.as_ref(), seen)

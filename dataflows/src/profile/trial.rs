@@ -15,7 +15,7 @@ use super::{Effects, State};
 use crate::definitions::Definitions;
 use crate::event::Event;
 use crate::history::{Fold, Folded};
-use crate::plan::Plan;
+use crate::plan::{Horizons, Plan};
 use crate::protocol::Answer;
 use crate::time::Millis;
 use crate::total::Total;
@@ -23,8 +23,8 @@ use crate::total::Total;
 /// What to try, and what of the outcome is wanted.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Trial {
-    /// Definitions, each by itself.
-    pub definitions: Vec<Arc<Definitions>>,
+    /// Definitions, each by itself, and those of them that do not see everything.
+    pub definitions: Vec<(Arc<Definitions>, Horizons)>,
     /// What they name of events that is not kept of them; none: all that they name is.
     pub reread: Option<Reread>,
     /// In place of definitions: those that hold, without some events.
@@ -151,8 +151,8 @@ impl Trial {
     /// The plans of the definitions, which read events by one vocabulary, that of the last.
     pub fn plans(&self, standing: &Plan) -> Vec<Plan> {
         let mut plans: Vec<Plan> = Vec::with_capacity(self.definitions.len());
-        for definitions in &self.definitions {
-            plans.push(plans.last().unwrap_or(standing).after(Arc::clone(definitions)));
+        for (definitions, horizons) in &self.definitions {
+            plans.push(plans.last().unwrap_or(standing).after(Arc::clone(definitions), horizons.clone()));
         }
         plans
     }

@@ -140,10 +140,19 @@ pub(super) async fn standing(app: &App, events: &[Selected]) -> Result<(AsOf, BT
     Ok((as_of, standing.map(|(position, _)| position).collect()))
 }
 
+/// Those of selected events that stand; it must be sure of each that it is selected.
+fn certain(mut selected: Vec<Selected>, standing: &BTreeSet<u64>) -> Result<Vec<Selected>, Problem> {
+    selected.retain(|of| standing.contains(&of.position));
+    let Some(Selected { own, message_id, .. }) = selected.iter().find(|of| !of.is_sure) else { return Ok(selected) };
+    Err(Problem::conflict(format!(
+        "of events that are older than `retention` only what definitions see is left, and whether `where` selects that          of {own:?} with message id {message_id:?} is not known any more; narrow it down by `event` and `type`, or take          single events back by `id` and `messageId`"
+    )))
+}
+
 async fn foreseen(app: &App, condition: &str) -> Result<Response, Problem> {
-    let mut selected = select(app, condition).await?;
+    let selected = select(app, condition).await?;
     let (as_of, stand, profiles, figures) = foresee(app, &Query::default(), &selected).await?;
-    selected.retain(|of| stand.contains(&of.position));
+    let selected = certain(selected, &stand)?;
     let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| RetractedRow {
         id: own.clone(),
         message_id: message_id.clone(),
@@ -155,9 +164,9 @@ async fn foreseen(app: &App, condition: &str) -> Result<Response, Problem> {
 }
 
 async fn all(app: &App, condition: &str) -> Result<Response, Problem> {
-    let mut selected = select(app, condition).await?;
+    let selected = select(app, condition).await?;
     let (as_of, standing) = standing(app, &selected).await?;
-    selected.retain(|of| standing.contains(&of.position));
+    let selected = certain(selected, &standing)?;
     let (mut position, mut events, mut outcome) = (as_of.position, 0, Ok(()));
     for some in selected.chunks(TOGETHER) {
         let retract = |of: &Selected| Correction::Retract(of.own.clone(), of.message_id.clone());

@@ -47,6 +47,8 @@ struct Whole {
     document: Document,
     /// As it was written, in JSON.
     definition: Box<RawValue>,
+    /// Since when it, and what it reads, knows the past, ms; null: from its beginning.
+    history_from: Option<i64>,
 }
 
 /// A moment later.
@@ -88,7 +90,8 @@ pub(super) async fn get(
     let book = app.hub.latest();
     let definition = book.document(&of).0.ok_or_else(|| absent(&kind, &name))?;
     let definition = RawValue::from_string(definition.to_owned()).expect("it was read as JSON");
-    Ok(json(&Whole { document: row(&app, &book, kind, name, &of), definition }))
+    let history_from = book.history_from(&of);
+    Ok(json(&Whole { document: row(&app, &book, kind, name, &of), definition, history_from }))
 }
 
 /// Gives a document in place of the one of that name, or a new one.

@@ -202,6 +202,9 @@ pub(super) struct EventRow<'a> {
     properties: Option<&'a RawValue>,
     traits: Option<&'a RawValue>,
     context: Option<&'a RawValue>,
+    /// Only where it is so: the event is older than `retention`, and what of it no definition sees is gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    beyond_retention: bool,
 }
 
 /// An event as it came, read from the log: what it says is told as it was written, to the last digit.
@@ -224,6 +227,7 @@ pub(super) fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawVa
         properties: part("properties"),
         traits: part("traits"),
         context: part("context"),
+        beyond_retention: record::is_old(&record.payload),
     };
     to_raw_value(&row).ok()
 }

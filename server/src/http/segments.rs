@@ -46,7 +46,7 @@ struct SegmentWhole<'a> {
     #[serde(flatten)]
     row: SegmentRow<'a>,
     definition: Option<&'a RawValue>,
-    /// Nothing is dropped, so every segment knows all of the past.
+    /// Since when it knows the past, ms; null: from its beginning.
     history_from: Option<i64>,
 }
 
@@ -62,10 +62,11 @@ pub(super) async fn segment(
     let segment = segment_named(&app, &book, &name)?;
     let version = book.version("segments", &name);
     let row = SegmentRow { name: &name, size: size(&totals, &Total::Members(segment)), version };
-    let definition = book.document(&format!("segments/{name}")).0;
+    let document = format!("segments/{name}");
+    let (definition, history_from) = (book.document(&document).0, book.history_from(&document));
     let definition = definition.map(|json| raw_json(json.to_owned()));
     let definition = definition.as_deref();
-    Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from: None } }))
+    Ok(json(&At { as_of: as_of.into(), row: SegmentWhole { row, definition, history_from } }))
 }
 
 pub(super) fn segment_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Problem> {

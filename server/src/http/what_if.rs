@@ -121,7 +121,8 @@ pub(super) async fn try_out(
     let mut number =
         trying.map_err(|_| Problem::busy("something else is being tried here; try again when it is done"))?;
     *number += 1;
-    let definitions = tried.iter().map(|book| Arc::clone(&book.plan.definitions)).collect();
+    let seeing = |book: &&Book| (Arc::clone(&book.plan.definitions), book.plan.horizons.clone());
+    let definitions = tried.iter().map(seeing).collect();
     let asks_more = tried.iter().any(|book| book.plan.vocabulary.wants_more_than(&holds.plan.vocabulary));
     let reread = if asks_more { Some(read_again(app, query, holds, tried).await?) } else { None };
     let (_forgets, began) = (Forgets(app.hub.clone(), *number), Instant::now());
@@ -150,6 +151,12 @@ pub(super) async fn try_out(
         });
         return Ok((as_of, outcomes, cost));
     }
+}
+
+/// Definitions that are tried see what they would if they were given now.
+fn settled(app: &App, mut tried: Book) -> Book {
+    tried.settle(app.hub.clock());
+    tried
 }
 
 /// What the books tried name of events that is not kept of them, as of the last step that closed.
@@ -221,7 +228,7 @@ pub(super) async fn preview(
     let of = format!("segments.{name}");
     let inside = |path: &str| Some(format!("definition{}", path.strip_prefix(&of)?));
     let tried = book.with(&of.replacen('.', "/", 1), Some(definition));
-    let tried = tried.map_err(|faults| wrong(text, faults, inside))?;
+    let tried = settled(&app, tried.map_err(|faults| wrong(text, faults, inside))?);
     let (as_of, outcomes, cost) = try_out(&app, &query, &book, &[&tried], Trial::default()).await?;
     let mut segments = outcomes.into_iter().next().unwrap_or_default().segments;
     let shift = segments.remove(name.as_str()).unwrap_or_default().into();
@@ -306,6 +313,7 @@ pub(super) async fn diff(
         }
         _ => Err(Problem::bad_request("give either `definitions`, or `kind`, `name` and `definition`")),
     }?;
+    let tried = settled(&app, tried);
     let trial = Trial { span: span(from, to)?, ..Trial::default() };
     let (as_of, outcomes, cost) = try_out(&app, &query, &book, &[&tried], trial).await?;
     let Outcome { segments, campaigns, .. } = outcomes.into_iter().next().unwrap_or_default();
@@ -413,11 +421,11 @@ pub(super) async fn dry_run(
     let there = |json: Box<RawValue>| Some(json).filter(|json| json.get() != "null");
     let named: Given = named.map(|(name, json)| (format!("campaigns/{name}"), there(json))).collect();
     let base = book.with_all(named).map_err(|faults| wrong(text, faults, |path| Some(path.to_owned())))?;
-    let mut tried = vec![(None, base)];
+    let mut tried = vec![(None, settled(&app, base))];
     for (name, overrides) in variants {
         let inside = |path: &str| Some(format!("variants.{name}.{path}"));
         let variant = tried[0].1.with_all(documents(overrides)?).map_err(|faults| wrong(text, faults, inside))?;
-        tried.push((Some(name), variant));
+        tried.push((Some(name), settled(&app, variant)));
     }
     let trial = Trial {
         span,

@@ -104,6 +104,24 @@ fn what_is_appended_is_read_again() {
 }
 
 #[test]
+fn only_segments_from_a_position_up_to_a_stamp_are_rewritten() {
+    let mut log = open(&SimDisk::new(1)).expect("the disk works").log;
+    assert_eq!(log.last_began().expect("the disk works"), None);
+    for stamp in [10, 20, 30] {
+        log.append(log.last_time() + 2, &[(9, stamp, vec![b'x'; 5])]).expect("the disk works");
+        assert_eq!(log.last_began().expect("the disk works"), Some(stamp));
+        log.roll().expect("the disk works");
+    }
+    let gone = |_: u64, _: usize, record: &Record<'_>| (record.kind == 9).then(|| (8, Vec::new()));
+    for (from, until, next, kinds) in
+        [(2, 20, 3, [9, 8, 9]), (0, 29, 3, [8, 8, 9]), (3, 29, 3, [8, 8, 9]), (3, 30, 4, [8, 8, 8])]
+    {
+        assert_eq!(log.handle().rewrite(from, until, &gone).expect("the disk works"), next);
+        assert_eq!(all(&log).expect("it is whole").iter().map(|of| of.kind).collect::<Vec<_>>(), kinds);
+    }
+}
+
+#[test]
 fn the_machines_disk_keeps_a_log_for_one_process() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
     let dir = home.path().join("some/where");

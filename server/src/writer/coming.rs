@@ -52,6 +52,7 @@ impl Writer {
         let (book, before) = (Arc::new(book), self.latest());
         let vocabulary = Arc::clone(&book.plan.vocabulary);
         self.decoder = Decoder::new(Arc::clone(&vocabulary));
+        self.retaining.again = Millis::MIN;
         self.step.terms = book.terms();
         self.shared.lock().coming = Some((Arc::clone(&book), position));
         let waits_for = self.others.as_ref().map_or(1, |others| others.processes);

@@ -18,12 +18,13 @@ use dataflows::time::Millis;
 use ecow::EcoString;
 use tokio::sync::oneshot;
 
+use super::retaining::Retaining;
 use super::{Backing, Durable, Writer};
 use crate::cluster::{LEADER, Letter};
 use crate::door::Incoming;
 use crate::erasing::Job;
 use crate::hub::{self, AsOf, News, Shared, Work};
-use crate::record::{self, DeadLetter, Dispatch, Erase, Left};
+use crate::record::{self, DeadLetter, Dispatch, Erase, Left, Pinned};
 use crate::stream::{Came, Standing, feed, seal};
 
 /// An erasure, as far as it is known here.
@@ -147,6 +148,7 @@ impl Writer {
                         Backing::Stream(_) => self.erased_in_stream(at),
                     }
                 }
+                News::Retained(next) => self.retaining = Retaining { next, is_under_way: false, ..self.retaining },
                 News::Erased(erasure, events) => {
                     self.bar(&erasure);
                     let at = erasure.position;
@@ -244,7 +246,8 @@ impl Writer {
             return Some((record::DESTROYED, Left::Erased.encode()));
         }
         let struck = strike::call(record::decode_event(payload)?.3, &gone).ok().flatten()?;
-        Some((record::EVENT, record::encode_struck(kind, prepared.entry, timestamp, message_id, &struck)))
+        let pinned = Pinned { entry: prepared.entry, is_old: false };
+        Some((record::EVENT, record::encode_pinned(kind, pinned, timestamp, message_id, &struck)))
     }
 
     /// Calls of a message as they are to be kept, if any of them is not as it came.

@@ -276,7 +276,8 @@ impl Writer {
                 let kept = await_it(streamed, &id, Awaited::Erased(reply));
                 streamed.feed.publish(message, kept);
             }
-            Work::Define(book, reply) => {
+            Work::Define(mut book, reply) => {
+                book.settle(clock);
                 let message = feed::own(record::DEFINITIONS, id, &book.defined());
                 streamed.feed.publish(message, move |kept| {
                     let Some(sequence) = kept else { return };

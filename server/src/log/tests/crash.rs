@@ -153,7 +153,7 @@ fn anew(record: &OwnedRecord) -> OwnedRecord {
 fn rewrite(disk: &SimDisk) -> Result<(), LogError> {
     let mut log = open(disk)?.log;
     log.roll()?;
-    log.handle().rewrite(&destroyed)
+    log.handle().rewrite(0, i64::MAX, &destroyed).map(drop)
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn whoever_reads_while_segments_are_rewritten_reads_on() {
     let mut reader = log.reader();
     for number in 0..world.told.len() {
         if number == world.told.len() / 2 {
-            log.handle().rewrite(&destroyed).expect("nothing befalls it");
+            log.handle().rewrite(0, i64::MAX, &destroyed).expect("nothing befalls it");
         }
         let (record, _) = reader.next().expect("it is whole").expect("there is one");
         assert_eq!(record.position, world.told[number].position);
