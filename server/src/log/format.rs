@@ -21,7 +21,7 @@ use crc32c::{crc32c, crc32c_append};
 pub(super) const SEGMENT_HEADER: usize = 40;
 pub(super) const GROUP_HEADER: usize = 29;
 /// The format that this program writes and reads.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 const RECORD_HEADER: usize = 25;
 const MAGIC: [u8; 8] = *b"THALWEG\n";

@@ -284,7 +284,7 @@ fn what_is_not_this_log_is_refused() {
     let segment = Segment { version: format::VERSION + 1, id: ID, first: 3 };
     disk.put(&strange, &segment.encode());
     let error = count(&disk).expect_err("nobody knows what it says").to_string();
-    assert!(error.contains("is in format 4 of the log"), "{error}");
+    assert!(error.contains("is in format 5 of the log"), "{error}");
     assert_eq!(disk.bytes(&strange), segment.encode());
 }
 
