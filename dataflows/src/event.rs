@@ -4,6 +4,8 @@
 //! dataflow keeps: its ids, its place in time, and only those values that some definition names. The body stays in the
 //! log. Nothing here knows why an event matters.
 
+mod consent;
+
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -13,6 +15,8 @@ use ecow::EcoString;
 use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
+
+pub use consent::{Consent, ConsentSource};
 
 use crate::agent::Agents;
 use crate::json::{Fault, Next, Reader, fingerprint_of, fingerprint_of_number};
@@ -134,40 +138,6 @@ impl From<Fault> for Rejection {
         Rejection::new(Reason::Invalid, format!("not JSON that can be read: {fault}"))
     }
 }
-
-/// An answer to whether something may be done with what is known of a person.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Consent {
-    /// What may be done.
-    pub purpose: EcoString,
-    /// Whether it may.
-    pub granted: bool,
-    /// Where the call says so.
-    pub source: ConsentSource,
-}
-
-/// Whose fields tell of consent. Where a call has several for one purpose, the first of these counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ConsentSource {
-    /// `context.consent.categoryPreferences`
-    Segment,
-    /// `context.consentManagement`
-    RudderStack,
-    /// `ad_storage` and the like, in `context.consent` or `consent`.
-    Google,
-}
-
-/// The purposes of Google's consent mode.
-const GOOGLE_PURPOSES: [&str; 7] = [
-    "ad_storage",
-    "ad_user_data",
-    "ad_personalization",
-    "analytics_storage",
-    "functionality_storage",
-    "personalization_storage",
-    "security_storage",
-];
 
 /// Where and on what an activity took place, and what was told with a call: consent and traits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -396,7 +366,7 @@ impl<'a> Call<'a> {
             }
             "consent" => {
                 self.consent.clear();
-                read_consent(reader, &mut self.consent)?;
+                consent::read(reader, &mut self.consent)?;
                 self.consent.retain(|consent| consent.source == ConsentSource::Google);
             }
             _ => drop(reader.skip()?),
@@ -438,12 +408,8 @@ impl<'a> Call<'a> {
         if let (Kind::Identify, true, Some(text)) = (self.kind, self.traits.is_empty(), self.traits_in_context) {
             self.written[3] = Reader::new(text).members(&mut self.traits)?;
         }
-        let consent = &mut self.surroundings.consent;
-        consent.append(&mut self.consent);
-        // Of what one source says twice, the last: it was put first.
-        consent.reverse();
-        consent.sort_by(|a, b| (&a.purpose, a.source).cmp(&(&b.purpose, b.source)));
-        consent.dedup_by(|next, first| next.purpose == first.purpose);
+        self.surroundings.consent.append(&mut self.consent);
+        consent::settle(&mut self.surroundings.consent);
         self.content = self.fingerprint();
         self.timestamp = self.timestamp.or(self.original);
         Ok(())
@@ -716,8 +682,8 @@ fn read_context<'a>(
             "device" => members(reader, &["type"], |_, device| context.device = Some(device))?,
             "os" => members(reader, &["name"], |_, os| context.os = Some(os))?,
             "campaign" => members(reader, &["name", "source", "medium"], |which, part| campaign[which] = Some(part))?,
-            "consent" => read_consent(reader, &mut context.consent)?,
-            "consentManagement" => read_consent_management(reader, &mut context.consent)?,
+            "consent" => consent::read(reader, &mut context.consent)?,
+            "consentManagement" => consent::read_management(reader, &mut context.consent)?,
             "traits" => {
                 let is_object = reader.peek()? == Next::Object;
                 *traits = Some(reader.skip()?).filter(|_| is_object);
@@ -756,88 +722,9 @@ fn members(reader: &mut Reader<'_>, keys: &[&str], mut found: impl FnMut(usize, 
     })
 }
 
-/// Segment's `categoryPreferences`, and the purposes of Google's consent mode beside them.
-fn read_consent(reader: &mut Reader<'_>, consent: &mut Vec<Consent>) -> Result<(), Fault> {
-    if reader.peek()? != Next::Object {
-        return reader.skip().map(|_| ());
-    }
-    reader.object(|reader, key| match reader.peek()? {
-        Next::Object if key == "categoryPreferences" => reader.object(|reader, purpose| {
-            if reader.peek()? == Next::Bool {
-                let (granted, source) = (reader.bool()?, ConsentSource::Segment);
-                consent.push(Consent { purpose: purpose.into(), granted, source });
-                return Ok(());
-            }
-            reader.skip().map(|_| ())
-        }),
-        Next::Text if GOOGLE_PURPOSES.contains(&&*key) => {
-            let answer = reader.text()?;
-            let granted = answer.eq_ignore_ascii_case("granted");
-            if granted || answer.eq_ignore_ascii_case("denied") {
-                consent.push(Consent { purpose: key.into(), granted, source: ConsentSource::Google });
-            }
-            Ok(())
-        }
-        _ => reader.skip().map(|_| ()),
-    })
-}
-
-/// RudderStack's lists of what is allowed and what is denied. What stands in both is denied.
-fn read_consent_management(reader: &mut Reader<'_>, consent: &mut Vec<Consent>) -> Result<(), Fault> {
-    if reader.peek()? != Next::Object {
-        return reader.skip().map(|_| ());
-    }
-    let (mut allowed, mut denied) = (Vec::new(), Vec::new());
-    reader.object(|reader, key| {
-        let (into, granted) = match &*key {
-            "allowedConsentIds" => (&mut allowed, true),
-            "deniedConsentIds" => (&mut denied, false),
-            _ => return reader.skip().map(|_| ()),
-        };
-        if reader.peek()? != Next::List {
-            return reader.skip().map(|_| ());
-        }
-        reader.list(|reader| {
-            let source = ConsentSource::RudderStack;
-            into.extend(text(reader)?.map(|purpose| Consent { purpose: purpose.into(), granted, source }));
-            Ok(())
-        })
-    })?;
-    consent.append(&mut allowed);
-    consent.append(&mut denied);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn consent_is_told_by_several_and_the_first_of_them_counts() {
-        let read = |members: &str| {
-            let text = format!(r#"{{"type":"page","userId":"ada",{members}}}"#);
-            let consent = Call::parse(&text, None).expect("a call").surroundings.consent;
-            let told = consent.iter().map(|of| format!("{}:{}:{:?}", of.purpose, of.granted, of.source));
-            told.collect::<Vec<_>>().join(" ")
-        };
-        let segment =
-            r#""consent":{"categoryPreferences":{"ads":true,"b":1,"ads":false},"ad_storage":"GRANTED","x":"denied"}"#;
-        assert_eq!(read(&format!(r#""context":{{{segment}}}"#)), "ad_storage:true:Google ads:false:Segment");
-        let rudder = r#""consentManagement":{"deniedConsentIds":["b"],"allowedConsentIds":["a","b",7,"ads"]}"#;
-        assert_eq!(
-            read(&format!(r#""context":{{{rudder},{segment}}}"#)),
-            "a:true:RudderStack ad_storage:true:Google ads:false:Segment b:false:RudderStack"
-        );
-        let google = r#""consent":{"ad_user_data":"denied","ad_storage":"Denied","categoryPreferences":{"a":true}}"#;
-        assert_eq!(
-            read(&format!(r#"{google},"context":{{{segment}}}"#)),
-            "ad_storage:false:Google ad_user_data:false:Google ads:false:Segment"
-        );
-        assert_eq!(
-            read(r#""consent":["ads"],"context":{"consent":"all","consentManagement":{"allowedConsentIds":7}}"#),
-            ""
-        );
-    }
 
     #[test]
     fn an_event_fits_a_line_of_cache() {

@@ -120,18 +120,7 @@ impl Run {
         let plan = Arc::new(Plan::new(parse(definitions)));
         let terms = Terms { lateness, ..Terms::of(&plan.definitions) };
         let start = |(process, connections): (usize, Vec<Option<UnixStream>>)| {
-            let (told, closed) = channel();
-            let config = Config { workers, plan: Arc::clone(&plan), acceptance, secret: SECRET };
-            let heard = move |response| match response {
-                Response::Closed(step) => drop(told.send(step)),
-                Response::Letter(from, letter) => panic!("{from} wrote {letter:?}"),
-            };
-            let lost = Box::new(|peer| panic!("the connection to {peer} is lost"));
-            let engine = match connections.len() {
-                1 => Engine::start(config, heard),
-                _ => Engine::start_among(config, Peers { process, connections, lost }, heard),
-            };
-            (engine, closed)
+            engine(Config { workers, plan: Arc::clone(&plan), acceptance, secret: SECRET }, process, connections)
         };
         let (engines, closed) = connections(processes).into_iter().enumerate().map(start).unzip();
         Run {
@@ -522,6 +511,21 @@ impl Drop for Run {
             }
         });
     }
+}
+
+/// The engine of one of several processes, and the steps that it tells of.
+pub fn engine(config: Config, process: usize, connections: Vec<Option<UnixStream>>) -> (Engine, Receiver<Closed>) {
+    let (told, closed) = channel();
+    let heard = move |response| match response {
+        Response::Closed(step) => drop(told.send(step)),
+        Response::Letter(from, letter) => panic!("{from} wrote {letter:?}"),
+    };
+    let lost = Box::new(|peer| panic!("the connection to {peer} is lost"));
+    let engine = match connections.len() {
+        1 => Engine::start(config, heard),
+        _ => Engine::start_among(config, Peers { process, connections, lost }, heard),
+    };
+    (engine, closed)
 }
 
 /// The connections that each of several processes has to the others.
