@@ -350,8 +350,11 @@ impl<'a> Call<'a> {
                 };
             }
             "context" => {
-                self.surroundings = Context::default();
-                (self.agent, self.traits_in_context) = (None, None);
+                // The last of a repeated key stands.
+                if self.context.is_some() {
+                    self.surroundings = Context::default();
+                    (self.agent, self.traits_in_context) = (None, None);
+                }
                 let start = reader.clone();
                 return match reader.peek()? {
                     Next::Null => reader.null().map(|()| None),
@@ -533,7 +536,7 @@ impl Decoder {
         let name = if is_activity { self.vocabulary.name(&call.event) } else { NameId::NONE };
         self.values.clear();
         for (key, value) in &call.properties {
-            extract_member(&mut Reader::new(value), key, self.vocabulary.property_wants(name), 0, &mut self.values)?;
+            extract_member(value, key, self.vocabulary.property_wants(name), 0, &mut self.values)?;
         }
         if let (Some(text), wants @ [_, ..]) = (call.context, self.vocabulary.context_wants(name)) {
             extract(&mut Reader::new(text), wants, 0, &mut self.values)?;
@@ -616,33 +619,35 @@ fn page(call: &Call<'_>) -> Result<Option<EcoString>, Fault> {
     Ok(in_context.or_else(|| call.name.as_deref().map(EcoString::from)))
 }
 
+/// Reads the values that are wanted of an object's members.
 fn extract(
     reader: &mut Reader<'_>,
     wants: &[Want],
     depth: usize,
     values: &mut Vec<(Slot, Value)>,
 ) -> Result<(), Fault> {
-    reader.object(|reader, key| extract_member(reader, &key, wants, depth, values))
+    reader.object(|reader, key| extract_member(reader.skip()?, &key, wants, depth, values))
 }
 
+/// The same of one member, whose value's text has been checked.
 fn extract_member(
-    reader: &mut Reader<'_>,
+    text: &str,
     key: &str,
     wants: &[Want],
     depth: usize,
     values: &mut Vec<(Slot, Value)>,
 ) -> Result<(), Fault> {
     for (path, slot) in wants.iter().filter(|(path, _)| path.get(depth).is_some_and(|wanted| wanted == key)) {
-        let mut at = reader.clone();
+        let mut reader = Reader::new(text);
         if path.len() == depth + 1 {
-            let value = value(&mut at)?;
+            let value = value(&mut reader)?;
             values.retain(|(other, _)| other != slot);
             values.push((*slot, value));
-        } else if at.peek()? == Next::Object {
-            extract(&mut at, &[(path.clone(), *slot)], depth + 1, values)?;
+        } else if reader.peek()? == Next::Object {
+            extract(&mut reader, &[(path.clone(), *slot)], depth + 1, values)?;
         }
     }
-    reader.skip().map(|_| ())
+    Ok(())
 }
 
 /// A value as rules see it: lists keep their scalars, an object is only known to be there.

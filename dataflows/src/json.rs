@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 
 use foldhash::quality::FixedState;
+use wide::u8x16;
 
 /// Deeper nesting is a mistake or an attack; readers below recurse.
 pub const DEPTH_MAX: usize = 100;
@@ -126,50 +127,40 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self) -> Result<Cow<'a, str>, Fault> {
         self.expect(b'"', "a string was expected")?;
         let start = self.at;
-        let bytes = self.text.as_bytes();
-        // Most are short; what is longer goes on in strides.
-        for _ in 0..2 {
-            let Some(chunk) = bytes[self.at..].first_chunk() else { break };
-            let plain = plain_bytes(*chunk);
-            self.at += plain;
-            if plain < 8 {
-                break;
-            }
-        }
-        match bytes.get(self.at) {
+        self.at = self.plain_end();
+        match self.byte() {
             Some(b'"') => {
                 self.at += 1;
                 Ok(Cow::Borrowed(&self.text[start..self.at - 1]))
             }
-            _ => self.text_to_its_end(start),
+            Some(b'\\') => self.text_with_escapes(start).map(Cow::Owned),
+            Some(_) => Err(self.fault("a control character inside a string")),
+            None => Err(self.fault("the text ends inside a string")),
         }
     }
 
-    /// The rest of a string that is long, or near the end of the text, or has something else than plain bytes in it.
-    fn text_to_its_end(&mut self, start: usize) -> Result<Cow<'a, str>, Fault> {
+    /// Where the next quote, backslash or control character stands; at the end of the text, if there is none.
+    #[inline]
+    fn plain_end(&self) -> usize {
         let bytes = self.text.as_bytes();
-        loop {
-            while bytes[self.at..].first_chunk().is_some_and(|stride: &[u8; 32]| all_plain(stride)) {
-                self.at += 32;
+        let mut at = self.at;
+        while let Some(chunk) = bytes[at..].first_chunk() {
+            let hits = hits(*chunk);
+            if hits != 0 {
+                return at + hits.trailing_zeros() as usize;
             }
-            while let Some(chunk) = bytes[self.at..].first_chunk() {
-                let plain = plain_bytes(*chunk);
-                self.at += plain;
-                if plain < 8 {
-                    break;
-                }
-            }
-            match self.byte() {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(Cow::Borrowed(&self.text[start..self.at - 1]));
-                }
-                Some(b'\\') => return self.text_with_escapes(start).map(Cow::Owned),
-                Some(0..=0x1f) => return Err(self.fault("a control character inside a string")),
-                Some(_) => self.at += 1,
-                None => return Err(self.fault("the text ends inside a string")),
-            }
+            at += CHUNK;
         }
+        let hits = match bytes.last_chunk() {
+            // What comes before is looked at again, and does not count.
+            Some(last) => hits(*last) >> (at + CHUNK - bytes.len()),
+            None => {
+                let mut last = [b'"'; CHUNK];
+                last[..bytes.len() - at].copy_from_slice(&bytes[at..]);
+                hits(last)
+            }
+        };
+        bytes.len().min(at + hits.trailing_zeros() as usize)
     }
 
     /// Reads a number and gives its text.
@@ -459,7 +450,9 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     fn space(&mut self) {
+        // Mostly there is none.
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.byte() {
             self.at += 1;
         }
@@ -474,23 +467,15 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How many of eight bytes of a string come before a quote, a backslash or a control character: all eight are looked at
-/// together, a borrow out of each byte telling of a hit (only the first hit is sure, and no other is asked for).
-fn plain_bytes(chunk: [u8; 8]) -> usize {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
-    let bytes = u64::from_le_bytes(chunk);
-    let same = |byte: u8| (bytes ^ (ONES * u64::from(byte))).wrapping_sub(ONES);
-    let hits = (same(b'"') | same(b'\\') | bytes.wrapping_sub(ONES * 0x20)) & !bytes & HIGH;
-    hits.trailing_zeros() as usize / 8
-}
+/// Bytes of a string that are looked at together.
+const CHUNK: usize = 16;
 
-/// The same of a whole stride, in a form that the compiler makes wide instructions of.
-fn all_plain(stride: &[u8; 32]) -> bool {
-    stride
-        .iter()
-        .fold(0, |hits, byte| hits | u8::from(*byte == b'"') | u8::from(*byte == b'\\') | u8::from(*byte < 0x20))
-        == 0
+/// Which of these bytes are quotes, backslashes or control characters: a bit for each, the lowest for the first.
+#[inline]
+fn hits(chunk: [u8; CHUNK]) -> u32 {
+    let bytes = u8x16::new(chunk);
+    let is_control = bytes.min(u8x16::splat(0x1f)).simd_eq(bytes);
+    (bytes.simd_eq(u8x16::splat(b'"')) | bytes.simd_eq(u8x16::splat(b'\\')) | is_control).to_bitmask()
 }
 
 /// A fingerprint only tells two calls of one sender apart that bear the same message id, so nobody gains by a clash: a
@@ -632,6 +617,25 @@ mod tests {
         }
         let mut reader = Reader::new(r#""a\u00e9\ud83d\ude00\n""#);
         assert_eq!(reader.text().unwrap(), "aé😀\n");
+    }
+
+    #[test]
+    fn a_string_ends_where_its_quote_stands_however_long_it_is() {
+        for length in 0..50 {
+            for after in ["", " ", "                    "] {
+                let plain = "é".repeat(length / 2) + &"x".repeat(length % 2);
+                assert_eq!(Reader::new(&format!("\"{plain}\"{after}")).text(), Ok(Cow::Borrowed(&*plain)));
+                let end = |what| Err(Fault { at: 1 + plain.len(), what });
+                let control = format!("\"{plain}\u{1f}{after}");
+                assert_eq!(Reader::new(&control).text(), end("a control character inside a string"));
+                let cut = format!("{after}\"{plain}");
+                let at = cut.len();
+                let cut = Reader { text: &cut, at: after.len(), depth: 0 }.text();
+                assert_eq!(cut, Err(Fault { at, what: "the text ends inside a string" }));
+                let escaped = format!("\"{plain}\\n\"{after}");
+                assert_eq!(Reader::new(&escaped).text().unwrap(), format!("{plain}\n"));
+            }
+        }
     }
 
     #[test]
