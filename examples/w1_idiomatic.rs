@@ -17,21 +17,19 @@ type Time = u64;
 /// A user's click: timestamp, number, event, attribution key, value. They sort in event order.
 type Past = (i64, u32, Event, u16, i64);
 type Clicks<'s> = VecCollection<'s, Time, (u32, Past)>;
-type Step = (Time, Vec<Click>);
 type Facts<'s> = VecCollection<'s, Time, Fact>;
 
 fn facts<'s>(arrivals: Clicks<'s>) -> Facts<'s> {
-    // a resend equals its original, so that distinct records are distinct (user, number)
-    let clicks = arrivals.distinct();
+    let clicks = arrivals.distinct(); // a resend equals its original: distinct records are distinct (user, number)
     sessions(clicks.clone()).concatenate([segments(clicks.clone()), journey(clicks.clone()), credit(clicks)])
 }
 
 fn sessions<'s>(clicks: Clicks<'s>) -> Facts<'s> {
     let facts = clicks.reduce(|_, history, facts| {
         for session in history.chunk_by(|(a, _), (b, _)| b.0 - a.0 <= GAP) {
-            let events = (Fact::SessionEvents, session.len() as isize);
             let length = session[session.len() - 1].0.0 - session[0].0.0;
-            facts.extend([(Fact::Sessions, 1), events, (Fact::SessionMs, length as isize)]);
+            facts.extend([(Fact::Sessions, 1), (Fact::SessionEvents, session.len() as isize)]);
+            facts.push((Fact::SessionMs, length as isize));
         }
     });
     facts.map(|(_, fact)| fact)
@@ -104,7 +102,7 @@ fn credit<'s>(clicks: Clicks<'s>) -> Facts<'s> {
 }
 
 /// The facts of all steps, as changes of multiplicity with their times.
-fn run(steps: Vec<Step>, workers: usize) -> Vec<(Fact, Time, isize)> {
+fn run(steps: Vec<(Time, Vec<Click>)>, workers: usize) -> Vec<(Fact, Time, isize)> {
     let facts = Arc::new(Mutex::new(Vec::new()));
     let output = facts.clone();
     let run = move |worker: &mut Worker| dataflow(worker, &steps, output.clone());
@@ -112,7 +110,7 @@ fn run(steps: Vec<Step>, workers: usize) -> Vec<(Fact, Time, isize)> {
     std::mem::take(&mut facts.lock().expect("no worker panics"))
 }
 
-fn dataflow(worker: &mut Worker, steps: &[Step], output: Arc<Mutex<Vec<(Fact, Time, isize)>>>) {
+fn dataflow(worker: &mut Worker, steps: &[(Time, Vec<Click>)], output: Arc<Mutex<Vec<(Fact, Time, isize)>>>) {
     let mut input = InputSession::new();
     worker.dataflow(|scope| {
         let facts = facts(input.to_collection(scope)).consolidate();
@@ -147,7 +145,6 @@ fn check(arrival: Arrival, workers: usize) {
 
 #[cfg_attr(test, test)]
 fn main() {
-    for (arrival, workers) in [(Arrival::Disordered, 1), (Arrival::Disordered, 2), (Arrival::Shuffled, 2)] {
-        check(arrival, workers);
-    }
+    let runs = [(Arrival::Disordered, 1), (Arrival::Disordered, 2), (Arrival::Shuffled, 2)];
+    runs.into_iter().for_each(|(arrival, workers)| check(arrival, workers));
 }
