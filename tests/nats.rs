@@ -231,6 +231,40 @@ fn the_broker_may_be_killed_again_and_again() {
     killed(End::Broker, 10);
 }
 
+#[test]
+fn one_broker_of_three_may_be_killed_at_a_time() {
+    let mut random = Random::new(11);
+    let definitions = histories::definitions(&mut random);
+    let lines = uncorrected(&mut random, 3);
+    let (mut brokers, home) = (Broker::three(), Home::new(&definitions));
+    let flags = ["--nats-replicas", "3", "--clock", "events"];
+    // It may come before they have agreed on who leads.
+    let server = start(&home, &brokers[0], &flags);
+    let (sent_last, before) = lines.split_last().expect("lines");
+    for (turn, some) in before.chunks(before.len().div_ceil(3)).enumerate() {
+        brokers[turn].kill();
+        let mut rest = some;
+        // What is refused meanwhile is sent again.
+        until(Duration::from_secs(60), "two are enough", || {
+            rest = &rest[send_on(&server, rest)..];
+            rest.is_empty().then_some(())
+        });
+        brokers[turn].restart();
+    }
+    let last = send(&server, sent_last);
+    // What was sent again is told again, where it is a conflict.
+    let known = |mut answers: Answers| {
+        answers.remove("dead-letters").expect("they are asked for");
+        unstamped(answers)
+    };
+    let expected = known(expected(&definitions, &lines));
+    assert_same(&known(answers(&server, &last)), &expected, "alive");
+    server.kill();
+    // Another than the one that it began with will do.
+    let server = start(&home, &brokers[1], &flags);
+    assert_same(&known(answers(&server, &last)), &expected, "after a restart");
+}
+
 /// Kills one end again and again while a history is sent. What was acknowledged is in the stream, and only what was
 /// sent; answers are those of a replay of the stream; each message that leaves has left once.
 fn killed(end: End, seed: u64) {

@@ -298,12 +298,23 @@ impl Stream {
         let mut publishing = jetstream.clone();
         publishing.set_timeout(PUBLISH_PATIENCE);
         let replicas = options.nats_replicas.map(u64::from);
-        let found: Info = match ask(&jetstream, "STREAM.INFO", STREAM, &()).await {
-            Ok(info) => info,
-            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND && known.is_none() => {
-                ask(&jetstream, "STREAM.CREATE", STREAM, &config::wanted(replicas.unwrap_or(1))).await?
+        let began = Instant::now();
+        let found: Info = loop {
+            let mut asked = ask(&jetstream, "STREAM.INFO", STREAM, &()).await;
+            if let (Err(refusal), None) = (&asked, known)
+                && refusal.code() == Some(ErrorCode::STREAM_NOT_FOUND)
+            {
+                let wanted = config::wanted(replicas.unwrap_or(1));
+                asked = ask(&jetstream, "STREAM.CREATE", STREAM, &wanted).await;
             }
-            Err(error) => return Err(error.into()),
+            match asked {
+                Ok(info) => break info,
+                Err(refusal) if refusal.may_pass() && began.elapsed() < START_PATIENCE => {
+                    tracing::warn!(error = %StreamError::from(refusal), "NATS has no stream for us yet; trying again");
+                    tokio::time::sleep(backoff(6)).await;
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
         };
         let has = found.config.get("num_replicas").and_then(Value::as_u64).unwrap_or(1);
         let replicas = replicas.unwrap_or(has);
@@ -517,6 +528,26 @@ enum Refusal {
     Api(jetstream::Error),
     /// Nobody says anything.
     Request(jetstream::context::RequestError),
+}
+
+impl Refusal {
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Refusal::Api(error) => Some(error.error_code()),
+            Refusal::Request(_) => None,
+        }
+    }
+
+    /// Whether it is what servers of a cluster say, or do not say, that have yet to agree on who leads.
+    fn may_pass(&self) -> bool {
+        match self {
+            Refusal::Api(error) => matches!(
+                error.error_code(),
+                ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NO_PEERS
+            ),
+            Refusal::Request(error) => error.kind() == jetstream::context::RequestErrorKind::TimedOut,
+        }
+    }
 }
 
 impl From<Refusal> for StreamError {

@@ -40,6 +40,16 @@ impl Broker {
         Broker::at(tempfile::tempdir().expect("a directory"), config)
     }
 
+    /// Three servers of one cluster.
+    pub(crate) fn three() -> [Broker; 3] {
+        let ports = [(); 3].map(|()| free_port());
+        let routes = ports.map(|port| format!("nats://127.0.0.1:{port}")).join(", ");
+        [0, 1, 2].map(|number| {
+            let cluster = format!("name: three, listen: '127.0.0.1:{}', routes: [ {routes} ]", ports[number]);
+            Broker::with(&format!("server_name: n{number}\njetstream {{ store_dir: STORE }}\ncluster {{ {cluster} }}"))
+        })
+    }
+
     /// A server whose store is a file system of its own, of so many bytes, that nobody else sees.
     pub(crate) fn on_disk_of(bytes: usize) -> Broker {
         let home = tempfile::tempdir().expect("a directory");
