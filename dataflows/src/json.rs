@@ -261,16 +261,19 @@ impl<'a> Reader<'a> {
 
     fn skip_text_roughly(&mut self) -> Result<(), Fault> {
         self.at += 1;
-        while let Some(length) = memchr::memchr2(b'"', b'\\', &self.text.as_bytes()[self.at..]) {
-            self.at += length + 1;
-            if self.text.as_bytes()[self.at - 1] == b'"' {
-                return Ok(());
+        loop {
+            self.at = self.plain_end();
+            match self.byte() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                // What is escaped is one character; it may be longer than a byte, and none of its bytes is a quote.
+                Some(b'\\') => self.at = (self.at + 2).min(self.text.len()),
+                Some(_) => self.at += 1,
+                None => return Err(self.fault("the text ends inside a string")),
             }
-            // What is escaped is one character; it may be longer than a byte, and none of its bytes is a quote.
-            self.at = (self.at + 1).min(self.text.len());
         }
-        self.at = self.text.len();
-        Err(self.fault("the text ends inside a string"))
     }
 
     /// Passes over the next value and gives a fingerprint of what it *means*: the order of members and the spelling of

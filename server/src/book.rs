@@ -42,6 +42,8 @@ pub struct Book {
     given: Given,
     text: String,
     documents: BTreeMap<Name, String>,
+    /// What each of the documents speaks of.
+    named: BTreeMap<Name, Vec<Name>>,
     versions: BTreeMap<Name, Version>,
     sight: Sight,
     /// Until the clock is known at which it comes: the definitions that are new, and how long things were kept before.
@@ -92,7 +94,8 @@ impl Book {
         let templates = Arc::new(Templates::new(&plan.definitions));
         let sight = Sight { retention: plan.definitions.retention, ..Sight::default() };
         let (plan, unsettled) = (Arc::new(plan), None);
-        Book { file, given, text, documents, versions, sight, unsettled, position: None, plan, templates }
+        let named = documents.iter().map(|(name, json)| (name.clone(), named_in(json))).collect();
+        Book { file, given, text, documents, named, versions, sight, unsettled, position: None, plan, templates }
     }
 
     /// The same where it comes after documents that saw this much: what stands goes on to, and what is new sees what is
@@ -234,9 +237,9 @@ impl Book {
     fn with_read(&self, name: &str) -> BTreeSet<Name> {
         let (mut found, mut open) = (BTreeSet::new(), vec![name.to_owned()]);
         while let Some(name) = open.pop() {
-            let json = self.documents.get(&name).and_then(|json| serde_json::from_str(json).ok());
+            let named = self.named.get(&name);
             if found.insert(name) {
-                json.iter().for_each(|json| named_in("", json, &mut open));
+                open.extend(named.into_iter().flatten().cloned());
             }
         }
         found
@@ -244,12 +247,8 @@ impl Book {
 
     /// Documents that speak of another.
     pub fn referrers(&self, name: &str) -> Vec<&Name> {
-        let speaks = |json: &String| {
-            let mut named = Vec::new();
-            serde_json::from_str(json).iter().for_each(|json| named_in("", json, &mut named));
-            named.iter().any(|other| other == name)
-        };
-        self.documents.iter().filter(|(other, json)| *other != name && speaks(json)).map(|(other, _)| other).collect()
+        let others = self.named.iter().filter(|(other, _)| *other != name);
+        others.filter(|(_, named)| named.iter().any(|named| named == name)).map(|(other, _)| other).collect()
     }
 }
 
@@ -285,8 +284,14 @@ fn carried(
     (carried, new)
 }
 
-/// The documents that a value under a key speaks of.
-fn named_in(key: &str, value: &Value, found: &mut Vec<Name>) {
+/// The documents that a document speaks of.
+fn named_in(json: &str) -> Vec<Name> {
+    let mut named = Vec::new();
+    serde_json::from_str(json).iter().for_each(|json| gather("", json, &mut named));
+    named
+}
+
+fn gather(key: &str, value: &Value, found: &mut Vec<Name>) {
     match value {
         Value::String(text) => {
             let kind = match key {
@@ -302,8 +307,8 @@ fn named_in(key: &str, value: &Value, found: &mut Vec<Name>) {
                 format!("traits/{}", &rest[..end])
             }));
         }
-        Value::Array(items) => items.iter().for_each(|item| named_in(key, item, found)),
-        Value::Object(map) => map.iter().for_each(|(key, value)| named_in(key, value, found)),
+        Value::Array(items) => items.iter().for_each(|item| gather(key, item, found)),
+        Value::Object(map) => map.iter().for_each(|(key, value)| gather(key, value, found)),
         _ => {}
     }
 }
