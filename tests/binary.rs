@@ -574,6 +574,10 @@ fn a_retry_of_what_was_accepted_is_right_however_late() {
     other["messageId"] = json!("new");
     let answer = server.write("/v1/page", &other);
     assert_eq!((&answer["accepted"], &answer["rejected"][0]["reason"]), (&json!(0), &json!("too_late")));
+    assert_eq!(answer["rejected"][0]["messageId"], "new");
+    // An id that the door made is none of the call's.
+    other["messageId"] = Value::Null;
+    assert_eq!(server.write("/v1/page", &other)["rejected"][0]["messageId"], Value::Null);
 }
 
 #[test]
@@ -1287,6 +1291,24 @@ fn a_template_knows_the_type_of_a_call_from_its_path() {
     assert_eq!(until(Duration::from_secs(5), "the pop-up is sent", body), "a page");
 }
 
+#[test]
+fn a_template_takes_null_for_absent() {
+    let speaks = "{{ event.properties.size }}{{ profile.computed.last }}{{ session.channel }}{{ recommend }}{{ data }}";
+    let home = Home::new(
+        &json!({"version": 1, "channels": {"popup": {"deliver": "sse"}},
+            "traits": {"last": {"last": "properties.none", "of": "page_view"}},
+            "campaigns": {"null": {"when": {"event": "page_view"}, "channel": "popup",
+                "template": format!("a{speaks}b {{{{ event.properties.size | default('large') }}}}")}}})
+        .to_string(),
+    );
+    let server = home.start(&[]);
+    let mut visit = visit("ada");
+    visit["properties"] = json!({"size": null});
+    server.write("/v1/page", &visit);
+    let body = || server.read("/v1/profiles/ada/intents")["items"][0]["body"].as_str().map(str::to_owned);
+    assert_eq!(until(Duration::from_secs(5), "the pop-up is sent", body), "ab large");
+}
+
 // Refusals at the start.
 
 /// It ended with a sentence about what is wrong; gives the sentence.
@@ -1548,6 +1570,41 @@ fn a_replay_that_cannot_be_done_says_why() {
     assert_eq!((&report["read"], &report["profiles"], &report["as_of"]["clock"]), (&json!(0), &json!(0), &json!(0)));
 }
 
+#[test]
+fn ids_that_are_integers_are_so_in_the_control_lines_of_a_file_too() {
+    let home = Home::new(SHOP);
+    let page = |ids: &str, number: i64| {
+        format!(r#"{{"type":"page","messageId":"m{number}","timestamp":{},{ids}}}"#, START + number)
+    };
+    let lines = [
+        page(r#""userId":7,"anonymousId":8"#, 1),
+        page(r#""userId":7"#, 2),
+        page(r#""userId":9"#, 3),
+        r#"{"type":"retract","id":7,"messageId":"m2"}"#.into(),
+        r#"{"type":"unlink","a":8,"b":7}"#.into(),
+        r#"{"type":"erase","id":9}"#.into(),
+        page(r#""anonymousId":8"#, 4),
+    ];
+    home.write("integers.ndjson", lines.join("\n"));
+    let args = ["replay", "integers.ndjson", "--definitions", "thalweg.yaml", "--report", "json"];
+    let ended = home.run(&[&args[..], &["--lateness", "unlimited"]].concat());
+    assert!(ended.status.success(), "{ended:?}");
+    let report: Value = serde_json::from_str(&ended.stdout).expect("the report is one JSON object");
+    let found = (&report["rejected"]["invalid"], &report["profiles"], &report["sessions"]["events"]);
+    assert_eq!(found, (&json!(0), &json!(2), &json!(2)), "{report}");
+}
+
+#[test]
+fn every_flag_is_a_variable_of_the_environment_too() {
+    let home = Home::new(SHOP);
+    for command in ["serve", "demo", "replay", "dry-run"] {
+        let help = home.run(&[command, "--help"]).stdout;
+        let flags = help.lines().filter(|line| line.trim_start().starts_with("--")).count();
+        let variables = help.lines().filter(|line| line.contains("[env: THALWEG_")).count();
+        assert!(flags > 0 && flags == variables, "{help}");
+    }
+}
+
 // Requests that make no sense.
 
 /// A server with one profile.
@@ -1609,6 +1666,13 @@ fn parameters_that_make_no_sense_are_refused_everywhere() {
         for query in ["limit=0", "limit=1001", "limit=x", "limit=1&limit=1", "cursor=a&cursor=b", "cursor=x"] {
             is_problem(&server.get(&format!("{path}?{query}")), 400, "bad_request");
         }
+    }
+    for path in ["/v1/clock", "/v1/events:retract", "/v1/identities:unlink", "/v1/channels:resend"] {
+        for query in wrong {
+            is_problem(&server.post(&format!("{path}?{query}"), "{}"), 400, "bad_request");
+        }
+        let answer = server.post(&format!("{path}?foo=1"), "{}").json();
+        assert!(answer["detail"].as_str().is_some_and(|detail| detail.contains("`foo`")), "{path}: {answer}");
     }
     for query in ["model=magic", "by=weather", "model=linear&model=linear", "conversion=none", "from=x", "to=20260101"]
     {

@@ -418,6 +418,19 @@ fn a_disk_that_is_full_refuses_and_goes_on() {
 }
 
 #[test]
+fn an_event_without_a_time_is_dated_by_the_clock_of_events() {
+    let (broker, home) = (Broker::start(), Home::new("version: 1\n"));
+    let server = start(&home, &broker, &["--clock", "events"]);
+    let mut outside = Outside::new(&broker);
+    server.write("/v1/track", &json!({"userId": "ada", "event": "x", "messageId": "m1", "timestamp": START}));
+    outside.publish(r#"{"type":"track","userId":"ada","event":"x","messageId":"m2"}"#);
+    let events = || server.read("/v1/profiles/ada/events")["items"].as_array().cloned().unwrap_or_default();
+    let events = until(PATIENCE, "both are there", || Some(events()).filter(|events| events.len() == 2));
+    let at = |event: &Value| event["timestamp"].as_i64();
+    assert_eq!(events.iter().map(at).collect::<Vec<_>>(), [Some(START); 2], "{events:?}");
+}
+
+#[test]
 fn what_is_not_taken_is_told_once() {
     let (broker, home) = (Broker::start(), Home::new("version: 1\n"));
     let server = start(&home, &broker, &["--clock", "events"]);

@@ -182,6 +182,33 @@ journeys: { shop: { start: out, states: { out: { transitions: [ { event: purchas
     assert_eq!(server.said().matches("its reader was too slow").count(), VIEWS.len());
 }
 
+/// Whoever begins to follow while something is being sent gets each intent once.
+#[test]
+fn who_comes_while_something_is_sent_sees_it_once() {
+    let home = Home::new(
+        "version: 1
+campaigns: { hello: { when: { event: hello }, channel: popup, template: Hello } }
+channels: { popup: { deliver: sse } }
+",
+    );
+    let server = home.start(&["--clock", "events"]);
+    for number in 1..=20 {
+        let body = json!({"messageId": format!("m{number}"), "userId": "ada", "event": "hello",
+            "timestamp": START + number});
+        server.write("/v1/track", &body);
+        let subscription = server.subscribe("view=intents");
+        let mut held = Held::default();
+        let is_sent = |message: &Message| {
+            let sent =
+                |(diff, row): &(i64, &Value)| *diff == 1 && row["at"] == START + number && row["status"] == "sent";
+            message.changes().iter().any(sent)
+        };
+        while !is_sent(&held.note(subscription.next(PATIENCE).expect("it is told"))) {}
+        held.rows.retain(|_, sum| *sum != 0);
+        assert_eq!(held.rows.len() as i64, number, "{:?}", held.rows);
+    }
+}
+
 #[test]
 fn one_person_is_followed_by_any_id() {
     let home = Home::new(

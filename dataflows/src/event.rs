@@ -445,16 +445,20 @@ fn text<'a>(reader: &mut Reader<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
     if reader.peek()? == Next::Text { reader.text().map(Some) } else { reader.skip().map(|_| None) }
 }
 
+/// A number that can be an id: one that is written as an integer.
+pub(crate) fn integer(number: &str) -> Option<&str> {
+    Some(number).filter(|number| !number.contains(['.', 'e', 'E']))
+}
+
 fn id(reader: &mut Reader<'_>, key: &str, into: &mut Option<EcoString>) -> Result<Option<Rejection>, Fault> {
     *into = match reader.peek()? {
         Next::Null => reader.null().map(|()| None)?,
         Next::Text => Some(EcoString::from(reader.text()?)).filter(|id| !id.is_empty()),
         Next::Number => {
-            let number = reader.number()?;
-            if number.contains(['.', 'e', 'E']) {
+            let Some(integer) = integer(reader.number()?) else {
                 return Ok(Some(Rejection::new(Reason::NoId, format!("`{key}` is neither a string nor an integer"))));
-            }
-            Some(number.into())
+            };
+            Some(integer.into())
         }
         _ => {
             reader.skip()?;

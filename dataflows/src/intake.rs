@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::admission;
-use crate::event::{Call, Decoder, Event, Link, Reason, Rejection};
+use crate::event::{Call, Decoder, Event, Link, Reason, Rejection, integer};
 use crate::identity::Erasure;
 use crate::json::{Next, Reader};
 use crate::protocol::Record;
@@ -103,6 +103,7 @@ fn control(line: &str, position: u64, secret: &[u8; 16]) -> Result<Option<Record
             ("type", Next::Text) => kind = Some(reader.text()?),
             ("to", Next::Number) => to = reader.number()?.parse().ok(),
             (_, Next::Text) if place.is_some() => texts[place.unwrap_or(0)] = Some(reader.text()?.into()),
+            ("id" | "a" | "b", Next::Number) => texts[place.unwrap_or(0)] = integer(reader.number()?).map(Into::into),
             _ => {
                 reader.skip()?;
             }

@@ -114,9 +114,9 @@ struct Input {
     /// Worker threads.
     #[arg(long, env = "THALWEG_WORKERS", default_value_t = 1, value_parser = workers)]
     workers: usize,
-    /// How late an event may be, such as 30d; without it any time.
-    #[arg(long, env = "THALWEG_LATENESS", value_parser = duration)]
-    lateness: Option<Millis>,
+    /// How late an event may be, such as 30d.
+    #[arg(long, env = "THALWEG_LATENESS", default_value = "unlimited", value_parser = lateness)]
+    lateness: Lateness,
 }
 
 #[derive(Debug, Args)]
@@ -124,13 +124,13 @@ struct ReplayArgs {
     #[command(flatten)]
     input: Input,
     /// Prints the report in this form.
-    #[arg(long, value_enum)]
+    #[arg(long, env = "THALWEG_REPORT", value_enum)]
     report: Option<ReportForm>,
     /// Writes the rows of each view to files in this directory.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "THALWEG_DUMP", value_name = "DIR")]
     dump: Option<PathBuf>,
     /// Afterwards answers over HTTP at this address, until it is stopped.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, env = "THALWEG_SERVE", value_name = "ADDR")]
     serve: Option<SocketAddr>,
     #[command(flatten)]
     among: Among,
@@ -141,16 +141,16 @@ struct DryRunArgs {
     #[command(flatten)]
     input: Input,
     /// Intents from this instant on: a UTC date, RFC 3339, or ms.
-    #[arg(long, value_parser = instant)]
+    #[arg(long, env = "THALWEG_FROM", value_parser = instant)]
     from: Option<Millis>,
     /// And before this one.
-    #[arg(long, value_parser = instant)]
+    #[arg(long, env = "THALWEG_TO", value_parser = instant)]
     to: Option<Millis>,
     /// Other definitions to try beside these: a name and a file. May be given several times.
-    #[arg(long = "variant", value_name = "NAME=FILE", value_parser = variant)]
+    #[arg(long = "variant", env = "THALWEG_VARIANT", value_name = "NAME=FILE", value_parser = variant)]
     variants: Vec<(String, PathBuf)>,
     /// Prints the report in this form.
-    #[arg(long, value_enum)]
+    #[arg(long, env = "THALWEG_REPORT", value_enum)]
     report: Option<ReportForm>,
 }
 
@@ -179,8 +179,15 @@ fn workers(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|workers| (1..=64).contains(workers)).ok_or("an integer from 1 to 64".into())
 }
 
-fn duration(text: &str) -> Result<Millis, String> {
-    parse_duration(text).ok_or("an integer and one of ms, s, m, h, d, such as 30d".into())
+/// A span, or none: any time.
+type Lateness = Option<Millis>;
+
+fn lateness(text: &str) -> Result<Lateness, String> {
+    if text == "unlimited" {
+        return Ok(None);
+    }
+    let wrong = "an integer and one of ms, s, m, h, d, such as 30d, or unlimited";
+    parse_duration(text).map(Some).ok_or(wrong.into())
 }
 
 fn instant(text: &str) -> Result<Millis, String> {

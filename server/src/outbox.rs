@@ -52,6 +52,8 @@ const BUSY: Duration = Duration::from_millis(10);
 pub struct Outbox {
     state: Arc<Mutex<State>>,
     changes: broadcast::Sender<Arc<Change>>,
+    /// Held while what changed is not yet told: whoever begins to follow would else see it, and then hear of it again.
+    turn: Arc<tokio::sync::Mutex<()>>,
     outlets: Arc<RwLock<BTreeMap<String, Arc<Outlet>>>>,
     notices: mpsc::UnboundedSender<Notice>,
     hub: Hub,
@@ -98,6 +100,7 @@ impl Outbox {
         let outbox = Outbox {
             state: Arc::new(Mutex::new(state)),
             changes: broadcast::channel(CHANGES_MAX).0,
+            turn: Arc::default(),
             outlets: Arc::default(),
             notices,
             hub,
@@ -188,21 +191,24 @@ impl Outbox {
             self.start(orders).await;
         }
         loop {
-            let (as_of, changed) = tokio::select! {
-                told = told.recv() => match told.inspect(|told| self.hear(told, &mut book)) {
-                    Some(Told::Closed(closed)) if self.leads => (closed.as_of, self.follow(closed).await),
-                    Some(Told::Closed(closed)) => {
-                        let mut changed = self.lock().forget(closed.erased);
-                        changed.extend(self.note(closed.as_of, closed.intents).0);
-                        (closed.as_of, changed)
-                    }
-                    Some(Told::Dispatched(dispatched)) => self.mirror(dispatched),
-                    None => return,
-                },
+            let (_turn, (as_of, changed)) = tokio::select! {
+                told = told.recv() => {
+                    let turn = self.turn.lock().await;
+                    (turn, match told.inspect(|told| self.hear(told, &mut book)) {
+                        Some(Told::Closed(closed)) if self.leads => (closed.as_of, self.follow(closed).await),
+                        Some(Told::Closed(closed)) => {
+                            let mut changed = self.lock().forget(closed.erased);
+                            changed.extend(self.note(closed.as_of, closed.intents).0);
+                            (closed.as_of, changed)
+                        }
+                        Some(Told::Dispatched(dispatched)) => self.mirror(dispatched),
+                        None => return,
+                    })
+                }
                 Some(first) = notices.recv() => {
                     let more = std::iter::from_fn(|| notices.try_recv().ok()).take(NOTICES_MAX - 1);
                     let noticed = std::iter::once(first).chain(more).collect();
-                    self.heed(noticed).await
+                    (self.turn.lock().await, self.heed(noticed).await)
                 }
             };
             let entries = consolidate(changed);

@@ -63,6 +63,18 @@ fn environment() -> Environment<'static> {
     environment
 }
 
+/// A value as templates see it: null is absent.
+fn told(json: serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::UNDEFINED,
+        serde_json::Value::Array(items) => items.into_iter().map(told).collect(),
+        serde_json::Value::Object(members) => {
+            Value::from_pairs(members.into_iter().map(|(key, member)| (key, told(member))))
+        }
+        scalar => Value::from(Serde(scalar)),
+    }
+}
+
 impl Templates {
     /// Compiles all templates of definitions without [`faults`].
     pub fn new(definitions: &Definitions) -> Templates {
@@ -70,7 +82,7 @@ impl Templates {
         for (name, campaign) in &definitions.campaigns {
             if let Some(json) = &campaign.data {
                 let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-                data.insert(name.clone(), Value::from(Serde(json)));
+                data.insert(name.clone(), told(json));
             }
             if let Some(template) = &campaign.template {
                 let compiled = environment.add_template_owned(name.clone(), template.clone());
@@ -124,11 +136,11 @@ impl Templates {
         let session = profile.get("session").cloned();
         let event = event.and_then(Past::of).map(|past| past.body);
         let values = context! {
-            data => self.data.get(row.campaign.as_str()),
-            event => event.map(Serde),
-            session => session.map(Serde),
-            recommend => recommended.map(<[String]>::to_vec),
-            profile => Serde(profile),
+            data => self.data.get(row.campaign.as_str()).cloned().unwrap_or(Value::UNDEFINED),
+            event => told(event.into()),
+            session => told(session.into()),
+            recommend => recommended.map_or(Value::UNDEFINED, |items| items.iter().cloned().collect()),
+            profile => told(profile),
         };
         // Nothing that a template may say can fail but what is too much of it.
         Some(template.render(values).unwrap_or_else(|error| format!("(the template failed: {error})")))

@@ -59,8 +59,10 @@ fn build() -> Result<PathBuf, String> {
 /// A command that reads nothing from the surroundings of the test.
 fn command() -> Command {
     let mut command = Command::new(binary());
-    for name in ["DEFINITIONS", "DATA", "WORKERS", "LISTEN", "CLOCK", "LATENESS", "HOSTS", "PROCESS"] {
-        command.env_remove(format!("THALWEG_{name}"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("THALWEG_")) {
+            command.env_remove(name);
+        }
     }
     command.env_remove("RUST_LOG").stdin(Stdio::null());
     command

@@ -433,7 +433,7 @@ impl Run {
             let page = Page { before: before.take(), limit };
             self.close([Question::History { id: id.into(), view, page }], |_, part| {
                 if let Answer::History(Rows::Events(rows), next) = part {
-                    all.extend(rows.into_iter().map(|(_, position)| position.to_string()));
+                    all.extend(rows.into_iter().map(|(.., position)| position.to_string()));
                     before = next;
                 } else if let Answer::History(rows, next) = part {
                     all.extend(server::rows::lines(&rows, &plan.definitions));

@@ -365,7 +365,8 @@ impl Profiles {
                 let public = public_of(slot?);
                 // Those of the future too.
                 let events = slot?.history.entries().iter().rev();
-                let events = Rows::Events(events.map(|event| (public.clone(), event.position)).collect());
+                let event = |event: &Event| (public.clone(), event.timestamp, event.position);
+                let events = Rows::Events(events.map(event).collect());
                 let rows = View::HISTORIES.map(|view| match view {
                     View::Events => events.clone(),
                     view => one.page(view, &all).0,

@@ -79,8 +79,8 @@ pub struct Key {
 pub enum Rows {
     /// Profiles.
     Profiles(Vec<ProfileRow>),
-    /// Log positions of events.
-    Events(Vec<(EcoString, u64)>),
+    /// Whose events, when they happened, and their log positions.
+    Events(Vec<(EcoString, Millis, u64)>),
     /// Sessions.
     Sessions(Vec<SessionRow>),
     /// Touches.
@@ -427,7 +427,8 @@ impl Asked<'_> {
         match view {
             View::Events => {
                 let public = self.public();
-                Rows::Events(places.map(|place| (public.clone(), self.past[place].position)).collect())
+                let event = |place: usize| (public.clone(), self.past[place].timestamp, self.past[place].position);
+                Rows::Events(places.map(event).collect())
             }
             View::Sessions => {
                 let sessions = places.filter_map(|place| self.state.session(place));

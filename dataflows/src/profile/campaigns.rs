@@ -253,9 +253,10 @@ fn end_of_quiet(at: Millis, from: u16, to: u16, zone: &TimeZone) -> Option<Milli
         return None;
     }
     let day = if minute < to { local.date() } else { local.date().tomorrow().ok()? };
-    let end = day.at((to / 60) as i8, (to % 60) as i8, 0, 0);
+    let end = zone.to_ambiguous_timestamp(day.at((to / 60) as i8, (to % 60) as i8, 0, 0));
     // An end that a clock change leaves out is the later instant, one that comes twice the first after.
-    Some(end.to_zoned(zone.clone()).ok()?.timestamp().as_millisecond())
+    let first = end.compatible().ok()?.as_millisecond();
+    if first > at { Some(first) } else { Some(end.later().ok()?.as_millisecond()) }
 }
 
 impl Plan {
@@ -287,6 +288,11 @@ mod tests {
         // The end falls into the hour that the change to summer time leaves out: the later instant.
         let spring = end_of_quiet(at("2026-03-29T00:30:00Z"), 60, 150, &zone("Europe/Berlin").unwrap());
         assert_eq!(spring, Some(at("2026-03-29T01:30:00Z")));
+        // It comes twice where winter time begins: the first, and in the hour that is had again the second.
+        let autumn = |text: &str| end_of_quiet(at(text), 22 * 60, 150, &zone("Europe/Berlin").unwrap());
+        assert_eq!(autumn("2026-10-25T00:15:00Z"), Some(at("2026-10-25T00:30:00Z")));
+        assert_eq!(autumn("2026-10-25T00:30:00Z"), None);
+        assert_eq!(autumn("2026-10-25T01:15:00Z"), Some(at("2026-10-25T01:30:00Z")));
         assert!(zone("Nowhere/Land").is_none() && zone("é").is_none());
     }
 }

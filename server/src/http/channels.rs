@@ -160,9 +160,9 @@ struct Resent {
 }
 
 /// Has what is parked sent again.
-#[utoipa::path(post, path = "/v1/channels:resend", tag = "channels", request_body = inline(Wanted),
-    responses((status = 200, description = "Durable", body = Resent), UnknownOrNeedsLog))]
-pub(super) async fn resend(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
+#[utoipa::path(post, path = "/v1/channels:resend", tag = "channels", params(Asked<query::Nothing>),
+    request_body = inline(Wanted), responses((status = 200, description = "Durable", body = Resent), UnknownOrNeedsLog))]
+pub(super) async fn resend(State(app): State<App>, _: Asked<query::Nothing>, body: Bytes) -> Result<Response, Problem> {
     app.log()?;
     let Wanted { channel, id } = read_body(&body, r#"{"channel": …}, with "id" for one intent alone"#)?;
     known(&app.hub.book(), &channel)?;

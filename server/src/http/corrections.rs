@@ -83,10 +83,14 @@ const TOGETHER: usize = 256;
 /// Takes back one event, or all that a condition selects.
 ///
 /// Everything is at once as if they had never been, but that they are still known: the same sent again is a duplicate.
-#[utoipa::path(post, path = "/v1/events:retract", tag = "corrections", request_body = inline(ToRetract),
-    responses((status = 200, description = "They are taken back, or would be", body = Retracted),
+#[utoipa::path(post, path = "/v1/events:retract", tag = "corrections", params(Asked<query::Nothing>),
+    request_body = inline(ToRetract), responses((status = 200, description = "They are taken back, or would be", body = Retracted),
         UnknownOrNeedsLog))]
-pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn retract(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Nothing>,
+    body: Bytes,
+) -> Result<Response, Problem> {
     app.log()?;
     let form = r#"{"id": …, "messageId": …}, or {"where": …} with "preview": true to see what it means"#;
     let wanted: ToRetract = read_body(&body, form)?;
@@ -96,7 +100,7 @@ pub(super) async fn retract(State(app): State<App>, body: Bytes) -> Result<Respo
         }
         ToRetract { id: None, message_id: None, r#where: Some(condition), preview } => {
             if preview {
-                foreseen(&app, &condition).await
+                foreseen(&app, &query, &condition).await
             } else {
                 all(&app, &condition).await
             }
@@ -149,9 +153,9 @@ fn certain(mut selected: Vec<Selected>, standing: &BTreeSet<u64>) -> Result<Vec<
     )))
 }
 
-async fn foreseen(app: &App, condition: &str) -> Result<Response, Problem> {
+async fn foreseen(app: &App, query: &Query, condition: &str) -> Result<Response, Problem> {
     let selected = select(app, condition).await?;
-    let (as_of, stand, profiles, figures) = foresee(app, &Query::default(), &selected).await?;
+    let (as_of, stand, profiles, figures) = foresee(app, query, &selected).await?;
     let selected = certain(selected, &stand)?;
     let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| RetractedRow {
         id: own.clone(),
@@ -207,13 +211,17 @@ struct Struck {
 /// Strikes the edge between two ids, now and for later events.
 ///
 /// The events stay, each with its own id.
-#[utoipa::path(post, path = "/v1/identities:unlink", tag = "corrections", request_body = inline(Edge),
-    responses((status = 200, description = "It is struck", body = Struck), UnknownOrNeedsLog))]
-pub(super) async fn unlink(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
+#[utoipa::path(post, path = "/v1/identities:unlink", tag = "corrections", params(Asked<query::Nothing>),
+    request_body = inline(Edge), responses((status = 200, description = "It is struck", body = Struck), UnknownOrNeedsLog))]
+pub(super) async fn unlink(
+    State(app): State<App>,
+    Asked { query, .. }: Asked<query::Nothing>,
+    body: Bytes,
+) -> Result<Response, Problem> {
     app.log()?;
     let Edge { a, b } = read_body(&body, r#"{"a": …, "b": …}, two ids"#)?;
     let [a, b] = [a, b].map(|id| EcoString::from(app.id(&id)));
-    let linked = app.hub.ask(Question::Linked(a.clone(), b.clone())).await?;
+    let linked = ask(&app, &query, Question::Linked(a.clone(), b.clone())).await?;
     if !linked.parts.iter().any(|part| matches!(part, Answer::Linked(true))) {
         let detail = format!("no edge joins {a:?} and {b:?}; `linked_by` of a profile lists its edges");
         return Err(Problem::not_found(detail));

@@ -156,10 +156,11 @@ pub(super) async fn export(
         let lines = |rows: &Rows| rows::lines(rows, &book.plan.definitions).into_iter().map(raw_json).collect();
         match &rows {
             Rows::Events(events) => {
-                let places: Vec<u64> = events.iter().map(|(_, place)| *place).collect();
+                let places: Vec<u64> = events.iter().map(|(.., place)| *place).collect();
                 let records = log.get(&places).await;
                 let rows = events.iter().zip(records);
-                export.events = rows.filter_map(|((profile, _), record)| event_row(profile, &record?)).collect();
+                export.events =
+                    rows.filter_map(|((profile, at, _), record)| event_row(profile, *at, &record?)).collect();
             }
             Rows::Sessions(_) => export.sessions = lines(&rows),
             Rows::Touches(_) => export.touchpoints = lines(&rows),

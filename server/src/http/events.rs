@@ -24,6 +24,7 @@ use utoipa::ToSchema;
 
 use super::browsers::{admits, foreign};
 use super::described::{BatchForm, CallForm, KeyInQuery, UnknownOrNeedsLog, Untaken};
+use super::query::{self, Asked};
 use super::{App, TOO_LARGE, WIRE_BYTES_MAX, json};
 use crate::door::{Arrived, Calls, Door, Incoming, Stamp, Unreadable, unpack};
 use crate::hub::{ClockMode, NotTaken, Receipt, Work};
@@ -108,7 +109,8 @@ async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Respon
     for (index, call) in calls.into_iter().enumerate() {
         match call {
             Arrived::Good(incoming) => {
-                places.push((index, incoming.prepared.event.message_id.clone()));
+                let message_id = incoming.prepared.event.message_id.clone();
+                places.push((index, Some(message_id).filter(|id| !id.starts_with(fresh_ids()))));
                 good.push(*incoming);
             }
             Arrived::Bad { rejection, message_id, body } => {
@@ -128,13 +130,13 @@ async fn take(app: App, room: Room, uri: Uri, request: Request) -> Result<Respon
         match verdict {
             Verdict::TooLate => rejected.push(Rejected {
                 index,
-                message_id: Some(message_id),
+                message_id,
                 reason: Reason::TooLate.name(),
                 detail: "the event is earlier than the lateness allows".into(),
             }),
             Verdict::Erased => rejected.push(Rejected {
                 index,
-                message_id: Some(message_id),
+                message_id,
                 reason: Reason::Erased.name(),
                 detail: "its person was erased, and it is dated before that, or nothing more is taken of them".into(),
             }),
@@ -247,9 +249,13 @@ impl Room {
 /// A message id for a call that has none: unique in this process, and over processes by the time it started.
 fn fresh_id() -> EcoString {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    static STARTED: std::sync::OnceLock<u128> = std::sync::OnceLock::new();
-    let started = STARTED.get_or_init(crate::clock::nanos);
-    eco_format!("http:{started:x}:{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    eco_format!("{}{}", fresh_ids(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What the message ids begin with that this process made: to whoever sent a call it has none.
+fn fresh_ids() -> &'static str {
+    static STARTED: std::sync::OnceLock<EcoString> = std::sync::OnceLock::new();
+    STARTED.get_or_init(|| eco_format!("http:{:x}:", crate::clock::nanos()))
 }
 
 /// The key is the user name of Basic authorization, or stands in the body or in the query; a page may use it from the
@@ -295,9 +301,9 @@ struct Clock {
 }
 
 /// Moves the clock, where events do.
-#[utoipa::path(post, path = "/v1/clock", tag = "events", request_body = inline(Clock),
+#[utoipa::path(post, path = "/v1/clock", tag = "events", params(Asked<query::Nothing>), request_body = inline(Clock),
     responses((status = 200, description = "Durable", body = Moved), UnknownOrNeedsLog))]
-pub(super) async fn clock(State(app): State<App>, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn clock(State(app): State<App>, _: Asked<query::Nothing>, body: Bytes) -> Result<Response, Problem> {
     app.log()?;
     if app.clock != ClockMode::Events {
         return Err(Problem::not_found("the clock moves with the wall; start with --clock events to move it yourself"));

@@ -108,10 +108,10 @@ async fn history(app: App, id: String, query: Query, view: View) -> Result<Respo
     let (rows, next) = found.ok_or_else(|| nobody(&id, None))?;
     let items = match &rows {
         Rows::Events(events) => {
-            let places: Vec<u64> = events.iter().map(|(_, place)| *place).collect();
+            let places: Vec<u64> = events.iter().map(|(.., place)| *place).collect();
             let records = app.log()?.get(&places).await;
             let rows = events.iter().zip(records);
-            rows.filter_map(|((profile, _), record)| event_row(profile, &record?)).collect()
+            rows.filter_map(|((profile, at, _), record)| event_row(profile, *at, &record?)).collect()
         }
         rows => rows::lines(rows, &book.plan.definitions).into_iter().map(raw_json).collect::<Vec<_>>(),
     };
@@ -207,9 +207,10 @@ pub(super) struct EventRow<'a> {
     beyond_retention: bool,
 }
 
-/// An event as it came, read from the log: what it says is told as it was written, to the last digit.
-pub(super) fn event_row(profile: &str, record: &OwnedRecord) -> Option<Box<RawValue>> {
-    let (kind, timestamp, message_id, body) = record::decode_event(&record.payload)?;
+/// An event as it came, read from the log: what it says is told as it was written, to the last digit. When it happened
+/// the engine knows: of a call without a time the message of a stream does not say it.
+pub(super) fn event_row(profile: &str, timestamp: i64, record: &OwnedRecord) -> Option<Box<RawValue>> {
+    let (kind, _, message_id, body) = record::decode_event(&record.payload)?;
     let body: BTreeMap<String, &RawValue> = serde_json::from_str(body).ok()?;
     let part = |key: &str| body.get(key).copied();
     let row = EventRow {

@@ -337,7 +337,7 @@ async fn dropped(send: &mpsc::Sender<Result<Event, Infallible>>) {
 /// Sends the intents and then their changes, until the reader goes or cannot keep up.
 async fn follow(app: App, filter: Filter, send: mpsc::Sender<Result<Event, Infallible>>) {
     let view = "intents";
-    let (as_of, number, entries, mut changes) = app.outbox.subscribe();
+    let (as_of, number, entries, mut changes) = app.outbox.subscribe().await;
     let mut rows = Vec::new();
     for entry in entries {
         if admits(&app, &filter, &entry).await {

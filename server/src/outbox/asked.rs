@@ -84,7 +84,8 @@ impl Outbox {
     }
 
     /// All entries now, as of when and after how many changes; and all changes after that.
-    pub fn subscribe(&self) -> (AsOf, u64, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
+    pub async fn subscribe(&self) -> (AsOf, u64, Vec<Entry>, broadcast::Receiver<Arc<Change>>) {
+        let _turn = self.turn.lock().await;
         let state = self.lock();
         (state.as_of, state.changes, state.entries.values().cloned().collect(), self.changes.subscribe())
     }

@@ -169,7 +169,7 @@ impl Outbox {
             Answer::History(Rows::Events(events), _) => Some(events),
             _ => None,
         })?;
-        let places: Vec<u64> = events.into_iter().map(|(_, place)| place).collect();
+        let places: Vec<u64> = events.into_iter().map(|(.., place)| place).collect();
         Some((profile, records.get(&places).await.into_iter().flatten().collect()))
     }
 
