@@ -1811,7 +1811,8 @@ fn sessions_and_credit_are_told_by_date() {
         };
         let all = json!({"model": "linear", "by": "channel",
             "rows": [row("mail", None, "0.5", "5"), row("search", None, "0.5", "5"), row("(direct)", None, "1", "2.5")],
-            "total": total("2", "12.5"), "basis": basis(2, 1, 2, 4), "fallback": []});
+            "total": total("2", "12.5"), "basis": basis(2, 1, 2, 4), "fallback": [],
+            "history_from": null});
         assert_eq!(credit("model=linear"), all);
         assert_eq!(credit("model=linear&conversion=purchase&from=2026-01-01&to=2027-01-01"), all);
         let first = credit("model=first_touch&by=campaign&from=2026-01-02&to=2026-01-03");

@@ -13,7 +13,7 @@ use dataflows::profile::answers::View;
 use dataflows::profile::sums::{Credited, Sought, Span};
 use dataflows::total::Total;
 use ecow::EcoString;
-use histories::{Random, changed, definitions, history_of, horizons, merging};
+use histories::{Random, changed, definitions, history_of, horizons, merging, waiting};
 use oracle::{Dump, Oracle};
 use run::totals::{billionths, totals};
 use run::{Run, Totals, VIEWS};
@@ -291,6 +291,18 @@ fn large_people_are_merged_and_parted_while_definitions_change() {
         held += hold((seed, Clock::of(seed)), random, definitions, steps, changes, among);
     }
     assert!(held > 30, "definitions came to hold only {held} times");
+}
+
+/// A link that waits for the clock to reach it is corrected like any other.
+#[test]
+fn links_that_wait_are_corrected_before_their_time_comes() {
+    for seed in 0..12 {
+        let mut random = Random::new(2_000 + seed);
+        let definitions = definitions(&mut random);
+        let lines = waiting(&mut random);
+        let steps = steps(&mut random, lines);
+        hold((seed, Clock::Wall), random, definitions, steps, Vec::new(), (1, 1 + seed as usize % 2));
+    }
 }
 
 #[test]

@@ -218,6 +218,11 @@ fn old_bodies_go_and_no_answer_of_what_stands_changes() {
     let refused = retract(&server, wanted(&format!(r#"properties.note == "{OLD}""#)));
     assert_eq!(refused.status, 409);
     assert!(refused.text().contains("retention"), "{}", refused.text());
+    // Nor is anything taken back: what would be selected beside it stands as before.
+    let some = format!(r#"properties.note == "{OLD}" || properties.note == "{NEW}""#);
+    let refused = retract(&server, json!({"where": some}));
+    assert_eq!((refused.status, refused.text().contains("retention")), (409, true), "{}", refused.text());
+    assert_same(&server, &twin);
     for condition in
         [r#"event == "purchase" && properties.value == 5"#, r#"event == "refund" && properties.note == "x""#]
     {
@@ -263,6 +268,7 @@ fn what_is_defined_later_sees_what_is_later() {
             assert_eq!(server.read(&path)["history_from"], at(4.0), "the clock, less ten days");
         }
     }
+    assert_eq!(history_from(&server, &["segments/red", "journeys/again"]), [at(4.0); 2]);
     // An oracle that is told nothing of what is older.
     let mut oracle = Oracle::new(&new.to_string());
     let all = first_day().into_iter().chain(later()).filter(|call| call["timestamp"].as_i64() > Some(at(4.0)));
@@ -289,6 +295,19 @@ fn what_is_defined_later_sees_what_is_later() {
         server.kill();
         server = home.start(&EVENTS);
     }
+    // Every answer says since when what it rests on knows the past; of conversions, that of the rules asked for.
+    let late = json!({"when": {"event": "page_view"}, "audience": "recent", "channel": "popup", "template": "x"});
+    let rules = json!([{"name": "purchase", "event": "purchase", "id": "properties.order", "value": "properties.value",
+        "refund": {"event": "refund", "id": "properties.order"}}, {"name": "look", "event": "looked"}]);
+    for (path, document) in [("campaigns/late", late), ("conversions/all", rules)] {
+        let path = format!("/v1/definitions/{path}?wait=30s");
+        let given = server.ask("PUT", &path, &[], document.to_string().as_bytes());
+        assert_eq!(given.status, 200, "{}", given.text());
+    }
+    let all = ["campaigns/hello", "journeys/shop", "attribution?conversion=purchase"];
+    assert_eq!(history_from(&server, &all), [Value::Null, Value::Null, Value::Null]);
+    let all = ["campaigns/late", "attribution", "attribution?conversion=look"];
+    assert_eq!(history_from(&server, &all), [at(4.0); 3]);
     // What the file changes begins with the clock at which the log stood.
     server.kill();
     let file = DEFINITIONS.replace("buyers: { performed: purchase }", "buyers: { performed: purchase, times: 1 }");
@@ -297,6 +316,10 @@ fn what_is_defined_later_sees_what_is_later() {
     assert_eq!(server.read("/v1/segments/buyers")["history_from"], at(4.0), "what ten days have dropped stays dropped");
     assert_eq!(size(&server, "buyers"), 1);
     assert_eq!(server.read("/v1/segments/recent")["history_from"], at(4.0));
+}
+
+fn history_from(server: &Server, of: &[&str]) -> Vec<Value> {
+    of.iter().map(|path| server.read(&format!("/v1/{path}"))["history_from"].clone()).collect()
 }
 
 fn size(server: &Server, segment: &str) -> i64 {

@@ -4,7 +4,7 @@
 //! is, since each record bears its place. The clock is that of the events; nothing is sent to anyone.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use dataflows::engine::{Acceptance, Config, Engine, Peers};
-use dataflows::event::{Decoder, Reason, Rejection};
+use dataflows::event::{Decoder, Event, Reason, Rejection};
 use dataflows::identity::Erasure;
 use dataflows::intake::prepare;
 use dataflows::number::print_billionths;
@@ -22,8 +22,10 @@ use dataflows::plan::Plan;
 use dataflows::profile::answers::View;
 use dataflows::profile::trial::{Outcome, Trial};
 use dataflows::protocol::{Answer, Question, Record, Response, Step, Terms};
+use dataflows::strike;
 use dataflows::time::Millis;
 use dataflows::total::Total;
+use ecow::EcoString;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -150,12 +152,13 @@ pub fn replay(replay: &Replay, team: Option<Team>) -> Result<Option<(Report, Run
     let share = others.as_ref().map_or((LEADER, 1), |others| (others.process, others.processes));
     let terms = Terms { lateness: replay.lateness, ..Terms::of(&replay.plan.definitions) };
     let step = Step { terms, ..Step::first() };
-    let mut run = Run { engine, others, step, answers, share: Share::default() };
+    let mut run = Run { engine, others, step, answers, share: Share::default(), erases: false };
     let decoders = decoders(replay, share);
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{spinner} {pos} events, {per_sec}").expect("a fixed template"));
     bar.enable_steady_tick(Duration::from_millis(200));
-    let read = run.read(&decoders, &bar).and_then(|()| run.gather(share.1 - 1));
+    let read = run.read(&decoders, &bar).and_then(|()| run.read_again(replay, share));
+    let read = read.and_then(|()| run.gather(share.1 - 1));
     bar.finish_and_clear();
     if let Err(why) = read {
         // A step that others do not close would be waited for.
@@ -197,11 +200,8 @@ fn decoders(replay: &Replay, share: (usize, usize)) -> Vec<Receiver<Result<Block
                 changed.notify_all();
                 let block = match read {
                     Ok((number, Some(process))) => {
-                        // A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
-                        let text = std::str::from_utf8(&buffer).map(Cow::Borrowed);
-                        let text = text.unwrap_or_else(|_| String::from_utf8_lossy(&buffer));
-                        let lines = text.lines().filter(|line| !line.trim_start().is_empty());
-                        Ok(Block::new(number, (process, process == share.0), lines, &mut decoder))
+                        let (text, is_own) = (text(&buffer), process == share.0);
+                        Ok(Block::new(number, (process, is_own), lines(&text), &mut decoder))
                     }
                     // How many there were is the last thing to say.
                     Ok((number, None)) => Ok(Block { number, ..Block::default() }),
@@ -217,6 +217,31 @@ fn decoders(replay: &Replay, share: (usize, usize)) -> Vec<Receiver<Result<Block
         blocks
     };
     (0..count).map(start).collect()
+}
+
+/// A block's text. A line that is not UTF-8 is that line's fault: what cannot be read of it makes it no JSON.
+fn text(buffer: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(buffer).map_or_else(|_| String::from_utf8_lossy(buffer), Cow::Borrowed)
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim_start().is_empty())
+}
+
+/// By id, where somebody who had it was erased, and up to when later calls are struck too.
+type Gone = HashMap<EcoString, Vec<(u64, Millis)>>;
+
+/// What the line of a place says without those who were erased, if it names any.
+fn without(line: &str, position: u64, decoder: &mut Decoder, gone: &Gone) -> Option<Event> {
+    // Most name nobody.
+    strike::call(line, &|id| gone.contains_key(id)).ok().flatten()?;
+    let Ok(Record::Event(whole)) = prepare(line, position, decoder, &SECRET) else { return None };
+    let Event { timestamp, message_id, .. } = whole.event;
+    let is_meant = |(before, until): &(u64, Millis)| position < *before || timestamp <= *until;
+    let struck = strike::call(line, &|id| gone.get(id).is_some_and(|of| of.iter().any(is_meant))).ok().flatten()?;
+    let Ok(Record::Event(rest)) = prepare(&struck, position, decoder, &SECRET) else { return None };
+    // One that has no message id is known by what the line was.
+    Some(Event { message_id, ..rest.event })
 }
 
 impl Block {
@@ -341,6 +366,7 @@ struct Said {
     accepted: u64,
     verdicts: BTreeMap<&'static str, u64>,
     letters: VecDeque<Letter>,
+    erased: Vec<Erasure>,
 }
 
 impl Answers {
@@ -359,6 +385,7 @@ impl Answers {
         for (_, verdict) in closed.verdicts {
             *said.verdicts.entry(verdict.name()).or_default() += 1;
         }
+        said.erased.extend(closed.erased.into_iter().map(|(erasure, _)| erasure));
         said.parts.extend(closed.answers.into_iter().map(|(_, part)| part));
         self.changed.notify_all();
     }
@@ -383,6 +410,8 @@ pub struct Run {
     step: Step,
     answers: Arc<Answers>,
     share: Share,
+    /// Whether any line erases somebody.
+    erases: bool,
 }
 
 impl Run {
@@ -421,6 +450,7 @@ impl Run {
         }
         self.share.read += events;
         self.share.invalid += invalid;
+        self.erases |= !erasures.is_empty();
         for erasure in erasures {
             let before = before(&mut records, erasure.position);
             self.step.records.extend(before);
@@ -428,6 +458,38 @@ impl Run {
         }
         self.step.records.append(&mut records);
         self.step.position = position.max(self.step.position);
+        Ok(())
+    }
+
+    /// Reads again what others said of those who were erased. The engine, which has no bodies, has struck it from what it
+    /// keeps; in its place something else may tell a page, a channel, a device.
+    fn read_again(&mut self, replay: &Replay, share: (usize, usize)) -> Result<(), String> {
+        if !self.erases {
+            return Ok(());
+        }
+        // All processes do: then each has heard of all.
+        self.close(0)?;
+        let mut gone = Gone::new();
+        let erased = std::mem::take(&mut self.answers.said.lock().expect("nobody panics while holding it").erased);
+        for Erasure { position, until, ids } in erased {
+            ids.into_iter().for_each(|id| gone.entry(id).or_default().push((position, until)));
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        if let Some(file) = replay.files.iter().find(|file| !file.is_file()) {
+            let file = file.display();
+            eprintln!("thalweg: {file} cannot be read again: nothing is read in place of what named who was erased");
+            return Ok(());
+        }
+        let (mut source, mut buffer) = (Source::new(replay.files.clone(), share), Vec::new());
+        let mut decoder = Decoder::new(Arc::clone(&replay.plan.vocabulary));
+        while let (number, Some(process)) = source.block(&mut buffer)? {
+            for (index, line) in lines(&text(&buffer)).enumerate().filter(|_| process == share.0) {
+                let event = without(line, place(number + 1, process, index), &mut decoder, &gone);
+                event.into_iter().for_each(|event| self.step.record(Record::Reread(event)));
+            }
+        }
         Ok(())
     }
 

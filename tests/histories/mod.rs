@@ -193,6 +193,40 @@ pub fn merging(random: &mut Random) -> Vec<String> {
     lines
 }
 
+/// Links dated ahead which, before their time comes, are taken back, struck, or lose whom they name, in between events of
+/// those whom they would join; then their time comes.
+pub fn waiting(random: &mut Random) -> Vec<String> {
+    let (mut lines, mut now) = (Vec::new(), START);
+    for message in (0..120).step_by(10) {
+        let place = random.below(5) as usize;
+        let [a, b] = [IDS[place], IDS[(place + 1 + random.below(4) as usize) % 5]];
+        let event = |random: &mut Random, message, timestamp| {
+            let mut call = call(random, &[a, b], message, timestamp);
+            call.anonymous = call.anonymous.filter(|_| call.user.is_none());
+            call.previous = None;
+            call.line()
+        };
+        lines.push(event(random, message, now));
+        let ahead = now + 1_000 * (20 + random.below(80) as i64);
+        let mut link = call(random, &[a], message + 1, ahead);
+        (link.kind, link.rest) = ("track", track("view", random));
+        (link.user, link.anonymous, link.previous) = (Some(a), Some(b), None);
+        if random.chance(50) {
+            (link.kind, link.anonymous, link.previous) = ("alias", None, Some(b));
+        }
+        lines.push(link.line());
+        lines.extend(random.chance(50).then(|| event(random, message + 2, now)));
+        lines.push(match random.below(6) {
+            0..=2 => retract(a, message + 1),
+            3 | 4 => format!(r#"{{"type":"unlink","a":"{b}","b":"{a}"}}"#),
+            _ => format!(r#"{{"type":"erase","id":"{b}"}}"#),
+        });
+        now = ahead + 1_000 * random.below(60) as i64;
+        lines.extend((3..6).map(|place| event(random, message + place, now)));
+    }
+    lines
+}
+
 fn retract(id: &str, message: u64) -> String {
     format!(r#"{{"type":"retract","id":"{id}","messageId":"m{message}"}}"#)
 }

@@ -34,6 +34,14 @@ struct CampaignRow {
     conversions: u64,
 }
 
+#[derive(Serialize, ToSchema)]
+struct CampaignWhole {
+    #[serde(flatten)]
+    row: CampaignRow,
+    /// Since when it, and what it reads, knows the past, ms; null: from its beginning.
+    history_from: Option<i64>,
+}
+
 /// How many intents a campaign has, by what became of them.
 pub(super) fn by_status(app: &App, name: &EcoString, totals: &BTreeMap<Total, i128>) -> BTreeMap<EcoString, i64> {
     let mut by_status = BTreeMap::new();
@@ -108,7 +116,7 @@ fn campaign_named(app: &App, book: &Book, name: &str) -> Result<EcoString, Probl
 
 /// A campaign, and what became of its intents.
 #[utoipa::path(get, path = "/v1/campaigns/{name}", tag = "campaigns", params(ByName, Asked<query::Nothing>),
-    responses((status = 200, description = "What is true", body = At<CampaignRow>), Unknown))]
+    responses((status = 200, description = "What is true", body = At<CampaignWhole>), Unknown))]
 pub(super) async fn campaign(
     State(app): State<App>,
     Path(name): Path<String>,
@@ -116,7 +124,9 @@ pub(super) async fn campaign(
 ) -> Result<Response, Problem> {
     let (as_of, book, conversions, totals) = campaigns_asked(&app, &query).await?;
     let name = campaign_named(&app, &book, &name)?;
-    Ok(json(&At { as_of: as_of.into(), row: campaign_row(&app, &book, &name, &conversions, &totals) }))
+    let history_from = book.history_from(&format!("campaigns/{name}"));
+    let row = CampaignWhole { row: campaign_row(&app, &book, &name, &conversions, &totals), history_from };
+    Ok(json(&At { as_of: as_of.into(), row }))
 }
 
 /// All intents of a campaign, newest first.

@@ -155,6 +155,9 @@ fn certain(mut selected: Vec<Selected>, standing: &BTreeSet<u64>) -> Result<Vec<
 
 async fn foreseen(app: &App, query: &Query, condition: &str) -> Result<Response, Problem> {
     let selected = select(app, condition).await?;
+    // What cannot be told is refused before everyone is folded for it.
+    let (_, stand) = standing(app, &selected).await?;
+    let selected = certain(selected, &stand)?;
     let (as_of, stand, profiles, figures) = foresee(app, query, &selected).await?;
     let selected = certain(selected, &stand)?;
     let row = |Selected { own, message_id, timestamp, event, .. }: &Selected| RetractedRow {

@@ -93,6 +93,8 @@ struct JourneyWhole {
     #[serde(flatten)]
     row: JourneyRow,
     next_deadlines: Vec<DueRow>,
+    /// Since when it, and what it reads, knows the past, ms; null: from its beginning.
+    history_from: Option<i64>,
 }
 
 /// A journey: where people stand, what moved them, and the next deadlines.
@@ -108,10 +110,8 @@ pub(super) async fn journey(
     let number = journey_named(&app, &book, &name)?;
     all.truncate(DEADLINES);
     let next_deadlines = all.into_iter().map(DueRow::from).collect();
-    Ok(json(&At {
-        as_of: as_of.into(),
-        row: JourneyWhole { row: journey_row(&book, number, &counted), next_deadlines },
-    }))
+    let (row, history_from) = (journey_row(&book, number, &counted), book.history_from(&format!("journeys/{name}")));
+    Ok(json(&At { as_of: as_of.into(), row: JourneyWhole { row, next_deadlines, history_from } }))
 }
 
 /// A journey's deadlines to come, the next first.

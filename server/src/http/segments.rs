@@ -46,7 +46,7 @@ struct SegmentWhole<'a> {
     #[serde(flatten)]
     row: SegmentRow<'a>,
     definition: Option<&'a RawValue>,
-    /// Since when it knows the past, ms; null: from its beginning.
+    /// Since when it, and what it reads, knows the past, ms; null: from its beginning.
     history_from: Option<i64>,
 }
 

@@ -30,6 +30,8 @@ struct Credit<'a> {
     /// Keys with too few conversions for their model; the rule models need no number of them.
     #[schema(value_type = Vec<String>)]
     fallback: [(); 0],
+    /// Since when the rules of touchpoints, and of these conversions, know the past, ms; null: from its beginning.
+    history_from: Option<i64>,
 }
 #[derive(Serialize, ToSchema)]
 struct CreditRow {
@@ -73,8 +75,8 @@ pub(super) async fn attribution(
     if conversion.as_ref().is_some_and(|name| book.plan.conversions.iter().all(|rule| rule.name != *name)) {
         return Err(Problem::bad_request("the definitions have no conversion of this name"));
     }
-    let sought = Sought { model: *model, conversion, span: query.span()? };
-    let Answered { as_of, parts, .. } = ask(&app, &query, Question::Credit(sought)).await?;
+    let sought = Sought { model: *model, conversion: conversion.clone(), span: query.span()? };
+    let Answered { as_of, book, parts, .. } = ask(&app, &query, Question::Credit(sought)).await?;
     let mut found = Credited::default();
     for part in parts {
         if let Answer::Credit(part) = part {
@@ -96,9 +98,13 @@ pub(super) async fn attribution(
         value: print_billionths(value),
     });
     let total = Sum { conversions: print_billionths(whole.0), value: print_billionths(whole.1) };
+    let is_sought = |name: &EcoString| conversion.as_ref().is_none_or(|conversion| conversion == name);
+    let rules = book.plan.conversions.iter().enumerate().filter(|(_, rule)| is_sought(&rule.name));
+    let rules = rules.map(|(place, _)| format!("conversions/{place}"));
+    let history_from = rules.filter_map(|rule| book.history_from(&rule)).max().max(book.history_from("touchpoints"));
     let Credited { conversions, with_touch, null_paths, touches, .. } = found;
     let basis = Basis { conversions, with_touch, null_paths, touches };
-    let row = Credit { model: model.name(), by, rows: rows.collect(), total, basis, fallback: [] };
+    let row = Credit { model: model.name(), by, rows: rows.collect(), total, basis, fallback: [], history_from };
     Ok(json(&At { as_of: as_of.into(), row }))
 }
 

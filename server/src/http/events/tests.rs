@@ -100,9 +100,17 @@ impl DiskFile for StillFile {
 
 type Writer = std::thread::JoinHandle<Result<(), String>>;
 
+fn log(dir: &Path, still: &Still) -> Log {
+    Log::open_on(Arc::new(StillDisk(still.clone())), dir, 1 << 26, [7; 16]).expect("a log").log
+}
+
 /// All doors, on a log on such a disk, the writer's thread, and what is told of steps.
 fn doors(dir: &Path, still: &Still) -> (axum::Router, Writer, mpsc::UnboundedReceiver<Told>) {
-    let log = Log::open_on(Arc::new(StillDisk(still.clone())), dir, 1 << 26, [7; 16]).expect("a log").log;
+    doors_on(log(dir, still), Arc::default())
+}
+
+/// The same on a log that is open, and with what is held while something is tried.
+fn doors_on(log: Log, trying: Arc<tokio::sync::Mutex<u64>>) -> (axum::Router, Writer, mpsc::UnboundedReceiver<Told>) {
     let (reader, secret) = (log.handle(), log.id());
     let (told, closed) = mpsc::unbounded_channel();
     let book = Book::open("version: 1", None).expect("it is right");
@@ -123,7 +131,7 @@ fn doors(dir: &Path, still: &Still) -> (axum::Router, Writer, mpsc::UnboundedRec
             now,
             secret,
             defining: Arc::default(),
-            trying: Arc::default(),
+            trying,
             stopping,
         }),
         writer,
@@ -141,7 +149,11 @@ fn batch(number: usize) -> String {
 }
 
 fn send(doors: &axum::Router, body: String) -> JoinHandle<Response> {
-    let request = axum::http::Request::post("/v1/batch").header("content-length", body.len()).body(Body::from(body));
+    post(doors, "/v1/batch", body)
+}
+
+fn post(doors: &axum::Router, path: &str, body: String) -> JoinHandle<Response> {
+    let request = axum::http::Request::post(path).header("content-length", body.len()).body(Body::from(body));
     let answer = doors.clone().oneshot(request.expect("a request"));
     tokio::spawn(async move { answer.await.into_response() })
 }
@@ -253,4 +265,70 @@ async fn nothing_is_told_before_it_is_durable() {
             assert_eq!(told(&mut closed, before), 0, "nothing was told");
         }
     }
+}
+
+/// The status of an answer, when to come again, and the end of its problem's type.
+async fn refused(answer: JoinHandle<Response>) -> (u16, Option<String>, String) {
+    let answer = tokio::time::timeout(Duration::from_secs(3), answer).await.expect("it is not waited for");
+    let answer = answer.expect("no panic");
+    let again = answer.headers().get(header::RETRY_AFTER).map(|again| again.to_str().expect("a number").to_owned());
+    let status = answer.status().as_u16();
+    let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.expect("a body");
+    let told: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    let kind = told["type"].as_str().and_then(|kind| kind.rsplit('/').next()).unwrap_or_default();
+    (status, again, kind.to_owned())
+}
+
+/// While one is tried, which takes as long as its steps do, another is told to come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_thing_is_tried_at_a_time() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let still = Still::default();
+    let (doors, writer, _told) = doors(dir.path(), &still);
+    still.set(Syncs::Stand);
+    let taken = send(&doors, batch(1));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let preview = |wait: &str| {
+        let body = r#"{"definition": {"visitor": "known"}}"#.to_owned();
+        post(&doors, &format!("/v1/segments:preview?wait={wait}"), body)
+    };
+    let first = preview("30s");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let expected = (503, Some("1".to_owned()), "busy".to_owned());
+    assert_eq!(refused(preview("10ms")).await, expected);
+    assert!(!first.is_finished());
+    // Who can wait has their turn.
+    let second = preview("30s");
+    still.set(Syncs::Go);
+    for answer in [taken, first, second, preview("30s")] {
+        assert_eq!(answer.await.expect("no panic").status(), StatusCode::OK);
+    }
+    drop(doors);
+    writer.join().expect("no panic").expect("the disk works");
+}
+
+/// Whether a preview of what is taken back can be told is known before everyone would be folded for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_told_is_refused_before_it_is_tried() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut log = log(dir.path(), &Still::default());
+    let pinned = record::Pinned { entry: 7, is_old: true };
+    let body = r#"{"event":"x","userId":"ada","properties":{}}"#;
+    let (at, kind) = (crate::clock::now(), dataflows::event::Kind::Track);
+    let old = record::encode_pinned(kind, pinned, at, "m", body);
+    log.append(2, &[(record::EVENT, at, old)]).expect("the disk works");
+    let trying = Arc::new(tokio::sync::Mutex::new(0));
+    let (doors, writer, _told) = doors_on(log, Arc::clone(&trying));
+    let held = trying.lock().await;
+    let preview =
+        |condition: &str| post(&doors, "/v1/events:retract", format!(r#"{{"where": "{condition}", "preview": true}}"#));
+    assert_eq!(refused(preview("properties.gone == 1")).await, (409, None, "conflict".to_owned()));
+    // What can be told is tried, and waits for that.
+    let tried = preview(r#"event == \"x\""#);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!tried.is_finished());
+    drop(held);
+    assert_eq!(tried.await.expect("no panic").status(), StatusCode::OK);
+    drop(doors);
+    writer.join().expect("no panic").expect("the disk works");
 }
