@@ -461,7 +461,7 @@ impl Run {
         Ok(())
     }
 
-    /// Reads again what others said of those who were erased. The engine, which has no bodies, has struck it from what it
+    /// Reads again what others said of those who were erased. The engine, which has no bodies, struck it from what it
     /// keeps; in its place something else may tell a page, a channel, a device.
     fn read_again(&mut self, replay: &Replay, share: (usize, usize)) -> Result<(), String> {
         if !self.erases {

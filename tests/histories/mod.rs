@@ -193,8 +193,8 @@ pub fn merging(random: &mut Random) -> Vec<String> {
     lines
 }
 
-/// Links dated ahead which, before their time comes, are taken back, struck, or lose whom they name, in between events of
-/// those whom they would join; then their time comes.
+/// Links dated ahead which, before their time comes, are taken back, struck, or lose whom they name, in between events
+/// of those whom they would join; then their time comes.
 pub fn waiting(random: &mut Random) -> Vec<String> {
     let (mut lines, mut now) = (Vec::new(), START);
     for message in (0..120).step_by(10) {
