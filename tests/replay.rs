@@ -338,6 +338,23 @@ fn purchases_in_any_order() {
     }
 }
 
+/// Real ones, of a file that may not stand here: a line each, `{event_id, user_id, ts, quantity, value}`.
+#[test]
+#[ignore = "THALWEG_PURCHASES has to name a file of real purchases"]
+fn real_purchases_in_any_order() {
+    let file = std::env::var("THALWEG_PURCHASES").expect("THALWEG_PURCHASES names a file of purchases");
+    let text = std::fs::read_to_string(file).expect("it can be read");
+    let call = |line: &str| {
+        let bought: Value = serde_json::from_str(line).expect("JSON");
+        let properties = json!({"quantity": bought["quantity"], "value": bought["value"]});
+        json!({"type": "track", "event": "purchase", "messageId": bought["event_id"], "userId": bought["user_id"],
+            "timestamp": bought["ts"], "properties": properties})
+    };
+    let lines: Vec<String> = text.lines().map(|line| call(line).to_string()).collect();
+    assert!(!lines.is_empty());
+    purchases_equal_the_oracle(&lines, &mut Random::new(7));
+}
+
 // A server that is killed again and again, and its log as a file.
 
 /// How often it is killed.
