@@ -150,8 +150,8 @@ fn certain(mut selected: Vec<Selected>, standing: &BTreeSet<u64>) -> Result<Vec<
     let Some(Selected { own, message_id, .. }) = selected.iter().find(|of| !of.is_sure) else { return Ok(selected) };
     Err(Problem::conflict(format!(
         "of events that are older than `retention` only what definitions see is left, and whether `where` selects that \
-         of {own:?} with message id {message_id:?} is not known any more; narrow it down by `event` and `type`, or take \
-         single events back by `id` and `messageId`"
+         of {own:?} with message id {message_id:?} is not known any more; narrow it down by `event` and `type`, or \
+         take single events back by `id` and `messageId`"
     )))
 }
 
