@@ -637,6 +637,10 @@ mod tests {
                 assert_eq!(cut, Err(Fault { at, what: "the text ends inside a string" }));
                 let escaped = format!("\"{plain}\\n\"{after}");
                 assert_eq!(Reader::new(&escaped).text().unwrap(), format!("{plain}\n"));
+                // Roughly: neither an escape that is none nor a control character ends it.
+                let wrong = format!("\"{plain}\\\"\\é\u{1f}\"");
+                assert_eq!(Reader::new(&(wrong.clone() + after)).skip_roughly(), Ok(&*wrong));
+                assert!(Reader::new(&format!("\"{plain}\\")).skip_roughly().is_err());
             }
         }
     }

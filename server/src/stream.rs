@@ -301,9 +301,8 @@ impl Stream {
         let began = Instant::now();
         let found: Info = loop {
             let mut asked = ask(&jetstream, "STREAM.INFO", STREAM, &()).await;
-            if let (Err(refusal), None) = (&asked, known)
-                && refusal.code() == Some(ErrorCode::STREAM_NOT_FOUND)
-            {
+            let is_missing = asked.as_ref().is_err_and(|refusal| refusal.is(ErrorCode::STREAM_NOT_FOUND));
+            if is_missing && known.is_none() {
                 let wanted = config::wanted(replicas.unwrap_or(1));
                 asked = ask(&jetstream, "STREAM.CREATE", STREAM, &wanted).await;
             }
@@ -471,12 +470,12 @@ impl Stream {
             ask(&self.jetstream, "STREAM.MSG.DELETE", stream, &json!({"seq": sequence})).await;
         match gone {
             Ok(_) => Ok(true),
-            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::SEQUENCE_NOT_FOUND => Ok(false),
-            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::STREAM_MESSAGE_DELETE_FAILED => {
+            Err(refusal) if refusal.is(ErrorCode::SEQUENCE_NOT_FOUND) => Ok(false),
+            Err(refusal) if refusal.is(ErrorCode::STREAM_MESSAGE_DELETE_FAILED) => {
                 let found = ask::<Value>(&self.jetstream, "STREAM.MSG.GET", stream, &json!({"seq": sequence})).await;
                 match found {
-                    Err(Refusal::Api(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(false),
-                    _ => Err(Refusal::Api(error).into()),
+                    Err(other) if other.is(ErrorCode::NO_MESSAGE_FOUND) => Ok(false),
+                    _ => Err(refusal.into()),
                 }
             }
             Err(error) => Err(error.into()),
@@ -489,7 +488,7 @@ impl Stream {
         let wanted = config::wanted_triggers(self.replicas);
         match ask::<Info>(&self.jetstream, "STREAM.CREATE", TRIGGER_STREAM, &wanted).await {
             Ok(_) => Ok(()),
-            Err(Refusal::Api(error)) if taken.contains(&error.error_code()) => Ok(()),
+            Err(refusal) if taken.into_iter().any(|code| refusal.is(code)) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -531,20 +530,16 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn code(&self) -> Option<ErrorCode> {
-        match self {
-            Refusal::Api(error) => Some(error.error_code()),
-            Refusal::Request(_) => None,
-        }
+    /// Whether JetStream says this.
+    fn is(&self, code: ErrorCode) -> bool {
+        matches!(self, Refusal::Api(error) if error.error_code() == code)
     }
 
     /// Whether it is what servers of a cluster say, or do not say, that have yet to agree on who leads.
     fn may_pass(&self) -> bool {
+        let leaderless = [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER, ErrorCode::CLUSTER_NO_PEERS];
         match self {
-            Refusal::Api(error) => matches!(
-                error.error_code(),
-                ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NO_PEERS
-            ),
+            Refusal::Api(_) => leaderless.into_iter().any(|code| self.is(code)),
             Refusal::Request(error) => error.kind() == jetstream::context::RequestErrorKind::TimedOut,
         }
     }

@@ -22,7 +22,7 @@ use tokio_stream::StreamExt;
 
 use super::config::{CALLS, DEAD_LETTERS, LOG, REST, STREAM, TRIGGER_STREAM};
 use super::feed::{self, hold};
-use super::{Entry, Info, Next, NotKept, Refusal, Rest, Returned, Standing, Stream, StreamError, ask};
+use super::{Entry, Info, Next, NotKept, Rest, Returned, Standing, Stream, StreamError, ask};
 use crate::cluster::LEADER;
 use crate::erasing::{Job, is_of, is_of_them};
 use crate::hub::ClockMode;
@@ -283,7 +283,7 @@ impl Erasing {
         let jetstream = &self.stream.jetstream;
         match ask::<Info>(jetstream, "STREAM.INFO", TRIGGER_STREAM, &()).await {
             Ok(_) => {}
-            Err(Refusal::Api(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => return Ok(()),
+            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
         let config = pull::Config {
